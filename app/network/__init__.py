@@ -1,0 +1,10 @@
+"""The network: HRNetV2 backbone, FCN head and OCR head, as pure modules that know no files.
+
+hrnet.py      image -> four feature maps of 1/4 .. 1/32 resolution, concatenated at 1/4
+ocr.py        features -> coarse logits (FCN head) -> object-contextual logits (OCR head)
+hrnet_ocr.py  the whole, and the folding of batch norm for inference
+"""
+
+from app.network.hrnet_ocr import HrnetOcr, HrnetOcrLogits, fold_batch_norm
+
+__all__ = ["HrnetOcr", "HrnetOcrLogits", "fold_batch_norm"]

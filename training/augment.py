@@ -1,0 +1,88 @@
+"""Random changes of geometry and intensity, for a whole batch on the training device. No flips: the liver is right."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from app.intensity import network_input
+from training.cache import IGNORE
+
+ROTATION_DEG = 20.0
+SCALE = (0.7, 1.4)
+ELASTIC_SHARE, ELASTIC_KNOTS, ELASTIC_PIXELS = 0.5, 6, 7.0
+GAMMA = (0.7, 1.45)
+SHIFT = 0.10  # of the input range, 40 HU in a window of 400
+CONTRAST = (0.75, 1.3)
+NOISE_SHARE, NOISE = 0.5, 0.08
+BLUR_SHARE = 0.2
+
+
+def _uniform(n: int, low: float, high: float, device: torch.device) -> Tensor:
+    return torch.empty(n, device=device).uniform_(low, high)
+
+
+def _chosen(n: int, share: float, device: torch.device) -> Tensor:
+    return (torch.rand(n, device=device) < share).float()
+
+
+def crop_fields(sizes: Tensor, canvas: tuple[int, int], crop: int) -> Tensor:
+    """Sampling fields for `grid_sample`: random crops, rotated, scaled and bent; (N, crop, crop, 2) in -1..1.
+
+    Args:
+        sizes: (N, 2) height and width of the slices, which lie in the middle of the canvas.
+        canvas: height and width of the canvas.
+        crop: side of the crops, pixels.
+    """
+    n, device = len(sizes), sizes.device
+    angle = _uniform(n, -ROTATION_DEG, ROTATION_DEG, device).deg2rad()
+    scale = torch.exp(_uniform(n, *torch.tensor(SCALE).log().tolist(), device))
+    axis = torch.arange(crop, device=device) - (crop - 1) / 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    cos, sin = (f(angle)[:, None, None] / scale[:, None, None] for f in (torch.cos, torch.sin))
+    knots = torch.randn(n, 2, ELASTIC_KNOTS, ELASTIC_KNOTS, device=device) * ELASTIC_PIXELS / 2
+    bend = functional.interpolate(knots, size=(crop, crop), mode="bicubic", align_corners=True)
+    bend = bend * _chosen(n, ELASTIC_SHARE, device)[:, None, None, None]
+    # The crop's centre moves over the slice as far as the crop stays on it, and a little when it is larger.
+    fields = []
+    for i, (side, along) in enumerate(((canvas[1], cos * x - sin * y), (canvas[0], sin * x + cos * y))):
+        room = (0.5 * (sizes[:, 1 - i] - crop / scale)).clamp_min(16.0)
+        centre = room * _uniform(n, -1, 1, device)
+        fields.append((along + bend[:, i] + centre[:, None, None]) * 2 / side)
+    return torch.stack(fields, dim=3)
+
+
+def geometry(images: Tensor, labels: Tensor, sizes: Tensor, crop: int) -> tuple[Tensor, Tensor]:
+    """Random crops: images (N, C, H, W) uint8 -> (N, C, crop, crop) float32, labels (N, H, W) -> int64."""
+    fields = crop_fields(sizes, (images.shape[2], images.shape[3]), crop)
+    warped = functional.grid_sample(images.float(), fields, mode="bilinear", align_corners=False)
+    # grid_sample pads with zeros, so the label travels as 255 - label: outside becomes "not annotated".
+    inverse = (IGNORE - labels[:, None].float()).contiguous()
+    marks = IGNORE - functional.grid_sample(inverse, fields, mode="nearest", align_corners=False)
+    return warped, marks[:, 0].round().long()
+
+
+def intensity(images: Tensor) -> Tensor:
+    """Random contrast phase, window, noise and sharpness of network inputs (N, C, H, W) in 0..1, the same for all C."""
+    n, device = len(images), images.device
+
+    def each(low: float, high: float) -> Tensor:
+        return _uniform(n, low, high, device)[:, None, None, None]
+
+    air = images <= 0
+    changed = images.clamp_min(0) ** each(*GAMMA)
+    changed = (changed - 0.5) * each(*CONTRAST) + 0.5 + each(-SHIFT, SHIFT)
+    blurred = functional.avg_pool2d(changed, 3, stride=1, padding=1, count_include_pad=False)
+    blur = _chosen(n, BLUR_SHARE, device)[:, None, None, None] * each(0.3, 1)
+    changed = changed + blur * (blurred - changed)
+    changed = changed.masked_fill(air, 0)  # what the window clipped stays clipped
+    sigma = each(0, NOISE) * _chosen(n, NOISE_SHARE, device)[:, None, None, None]
+    return (changed + sigma * torch.randn_like(changed)).clamp_(0, 1)
+
+
+@torch.no_grad()
+def augment(images: Tensor, labels: Tensor, sizes: Tensor, crop: int) -> tuple[Tensor, Tensor]:
+    """Canvas batch (uint8) -> augmented network input (N, C, crop, crop) in 0..1 and labels (N, crop, crop) int64."""
+    warped, marks = geometry(images, labels, sizes, crop)
+    return intensity(network_input(warped)), marks

@@ -1,0 +1,150 @@
+"""A folder of scans in FLARE / nnU-Net layout -> a cache of slices on the network's grid, as memory-mapped uint8."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+from tqdm import tqdm
+
+from app.intensity import window
+from app.organs import Organ
+from app.scan import Scan, open_scan
+from app.slices import network_grid, to_grid
+from training.recipes import Recipe
+
+IGNORE = 255  # label of voxels that nobody annotated
+CACHE_VERSION = 1  # raise when what is stored changes
+
+
+class DataError(Exception):
+    """The training data cannot be used; the message names the file and what to do."""
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """One case: images and labels (Z, H, W) uint8, memory-mapped, cropped in plane to the body."""
+
+    name: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    spacing_z_mm: float
+
+
+def find_pairs(folder: pathlib.Path) -> list[tuple[str, pathlib.Path, pathlib.Path]]:
+    """Every (case, image, label) of a folder with imagesTr/X_0000.nii.gz and labelsTr/X.nii.gz."""
+    images = sorted((folder / "imagesTr").glob("*_0000.nii.gz"))
+    if not images:
+        raise DataError(f"{folder}: no imagesTr/*_0000.nii.gz; expected the FLARE / nnU-Net layout")
+    cases = [(p.name.removesuffix("_0000.nii.gz"), p) for p in images]
+    pairs = [(name, image, folder / "labelsTr" / f"{name}.nii.gz") for name, image in cases]
+    for name, _, label in pairs:
+        if not label.exists():
+            raise DataError(f"{label}: no label for case {name}; add it or remove the image")
+    return pairs
+
+
+def load_cases(folders: Sequence[pathlib.Path], cache_dir: pathlib.Path, recipe: Recipe) -> list[CachedCase]:
+    """Cache every case of the folders that is not cached yet, in parallel, and open them all, in order of name."""
+    pairs = [pair for folder in folders for pair in find_pairs(folder)]
+    names = [name for name, _, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise DataError(f"case {twice[0]} is in more than one data folder; rename one")
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        store = partial(_cached, cache_dir=cache_dir, recipe=recipe)
+        entries = list(tqdm(pool.map(store, pairs), "caching", len(pairs), disable=None))
+    return sorted((_open(entry) for entry in entries), key=lambda case: case.name)
+
+
+def _cached(pair: tuple[str, pathlib.Path, pathlib.Path], cache_dir: pathlib.Path, recipe: Recipe) -> pathlib.Path:
+    """The folder that holds a case, written first where it is missing; its name is a hash of all it depends on."""
+    name, image, label = pair
+    digest = hashlib.sha256(repr((CACHE_VERSION, recipe.spacing_mm, recipe.window_hu)).encode())
+    for path in (image, label):
+        digest.update(path.read_bytes())
+    entry = cache_dir / f"{name}-{digest.hexdigest()[:16]}"
+    if entry.exists():
+        return entry
+    torch.set_num_threads(1)  # the cases run in parallel
+    images, labels, spacing_z_mm = prepare(image, label, recipe)
+    partial_entry = cache_dir / f".{entry.name}.{os.getpid()}"
+    partial_entry.mkdir()
+    np.save(partial_entry / "images.npy", images)
+    np.save(partial_entry / "labels.npy", labels)
+    (partial_entry / "case.json").write_text(json.dumps({"name": name, "spacing_z_mm": spacing_z_mm}))
+    try:
+        partial_entry.rename(entry)
+    except OSError:  # another process was first
+        shutil.rmtree(partial_entry)
+    return entry
+
+
+def _open(entry: pathlib.Path) -> CachedCase:
+    about = json.loads((entry / "case.json").read_text())
+    images, labels = (np.load(entry / f"{kind}.npy", mmap_mode="r") for kind in ("images", "labels"))
+    return CachedCase(about["name"], images, labels, about["spacing_z_mm"])
+
+
+def prepare(
+    image: pathlib.Path, label: pathlib.Path, recipe: Recipe
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], float]:
+    """Read a case and bring it to the network's grid, as inference does, then crop it to the body.
+
+    Returns:
+        Images and labels (Z, H, W) uint8 and the distance of slices in mm.
+    """
+    scan = open_scan(image)
+    depth, height, width = scan.shape_zyx
+    spacing_z, *spacing_yx = scan.spacing_zyx_mm
+    marks = read_labels(label, scan)
+    grid = network_grid((height, width), spacing_yx, recipe.spacing_mm)
+    images = np.empty((depth, *grid), np.uint8)
+    labels = np.empty((depth, *grid), np.uint8)
+    classes = torch.tensor([*Organ, IGNORE], dtype=torch.uint8)
+    for z, hounsfield in scan.slices():
+        windowed = window(torch.from_numpy(hounsfield).float()[None, None], *recipe.window_hu)
+        images[z] = to_grid(windowed, grid).round_().clamp_(0, 255)[0, 0].byte().numpy()
+        shares = (torch.from_numpy(marks[z])[None] == classes[:, None, None]).float()[None]
+        # A grid pixel takes the label that covers most of it.
+        labels[z] = classes[functional.interpolate(shares, grid, mode="bilinear", antialias=True)[0].argmax(0)].numpy()
+    body = (images > 0).mean(axis=0) > 0.02
+    box = tuple(slice(max(0, np.flatnonzero(line)[0] - 8), np.flatnonzero(line)[-1] + 9) for line in _lines(body))
+    return images[:, box[0], box[1]].copy(), labels[:, box[0], box[1]].copy(), spacing_z
+
+
+def read_labels(path: pathlib.Path, scan: Scan) -> NDArray[np.uint8]:
+    """The label volume of a scan, (Z, Y, X) uint8 with values 0..4 and 255.
+
+    Raises:
+        DataError: its grid is not the scan's, or it holds another value.
+    """
+    labels = open_scan(path)
+    if labels.shape != scan.shape or not np.allclose(labels.affine, scan.affine, atol=1e-2):
+        raise DataError(f"{path}: shape or affine differ from {scan.path}; resample the label onto the image")
+    volume = np.empty(scan.shape_zyx, np.uint8)
+    for z, plane in labels.slices():
+        bad = np.setdiff1d(plane, [*Organ, IGNORE])
+        if bad.size:
+            raise DataError(f"{path}: label {bad[0]} is none of 0..4 and 255")
+        volume[z] = plane
+    return volume
+
+
+def _lines(body: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which rows and columns of the body's shadow are taken; all where there is no body."""
+    if not body.any():
+        return np.ones(body.shape[0], bool), np.ones(body.shape[1], bool)
+    return body.any(axis=1), body.any(axis=0)

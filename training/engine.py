@@ -1,0 +1,204 @@
+"""The training loop: batches -> loss -> weights and their moving average, checkpointed, resumable, bounded in time."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from app.intensity import network_input
+from app.network import HrnetOcr
+from app.organs import Organ
+from app.slices import to_scan
+from training.augment import augment
+from training.cache import IGNORE, CachedCase
+from training.losses import segmentation_loss
+from training.recipes import Recipe
+from training.sampling import SliceSampler, neighbour_step
+
+SAVE_SECONDS = 300.0
+LOG_STEPS = 20
+
+
+class TrainingError(Exception):
+    """Training cannot go on; the message says why and what to do."""
+
+
+@dataclass
+class Progress:
+    """How far a run is: steps done and seconds spent, over all its processes."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+
+def build_network(recipe: Recipe) -> HrnetOcr:
+    """The recipe's network, He-initialised."""
+    return HrnetOcr(recipe.width, ocr_channels=recipe.ocr_channels, key_channels=recipe.key_channels)
+
+
+def share_done(progress: Progress, recipe: Recipe, seconds: float | None) -> float:
+    """0 at the start, 1 when the steps, or the seconds where they are given, are used up."""
+    return progress.step / recipe.steps if seconds is None else progress.seconds / seconds
+
+
+def learning_rate(progress: Progress, recipe: Recipe, seconds: float | None) -> float:
+    """Linear warm-up, then half a cosine to zero."""
+    warm = min(1.0, (progress.step + 1) / recipe.warmup_steps)
+    decay = 0.5 * (1 + math.cos(math.pi * min(1.0, share_done(progress, recipe, seconds))))
+    return recipe.learning_rate * warm * decay
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for convolutions, none for biases and batch norm."""
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    free = [p for p in network.parameters() if p.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+@torch.no_grad()
+def grid_dice(network: nn.Module, cases: Sequence[CachedCase], recipe: Recipe, every: int = 3) -> dict[Organ, float]:
+    """DSC per organ on every n-th cached slice, mean over cases: a cheap look during training, not a score to quote."""
+    network.eval()
+    device = next(network.parameters()).device
+    scores: dict[Organ, list[float]] = {organ: [] for organ in Organ if organ != Organ.BACKGROUND}
+    for case in cases:
+        step = neighbour_step(case.spacing_z_mm, recipe.neighbour_mm)
+        last = len(case.images) - 1
+        found = []
+        for z in range(0, last + 1, every):
+            rows = np.clip([z - step, z, z + step], 0, last)
+            image = network_input(torch.from_numpy(np.array(case.images[rows]))[None].float().to(device))
+            pad = [-side % 32 for side in image.shape[2:]]
+            padded = nn.functional.pad(image, (0, pad[1], 0, pad[0]))
+            logits = to_scan(network(padded).refined.float(), padded.shape[2:])
+            found.append(logits.argmax(1)[0, : image.shape[2], : image.shape[3]].byte().cpu().numpy())
+        truth, labels = np.array(case.labels[::every]), np.stack(found)
+        labels[truth == IGNORE] = IGNORE
+        for organ, values in scores.items():
+            if (truth == organ).any():
+                overlap = np.sum((truth == organ) & (labels == organ))
+                values.append(2 * overlap / (np.sum(truth == organ) + np.sum(labels == organ)))
+    return {organ: float(np.mean(values)) for organ, values in scores.items() if values}
+
+
+class Run:
+    """One training run in one folder: `last.pt` to resume from, `log.csv` of losses and scores."""
+
+    def __init__(self, folder: pathlib.Path, recipe: Recipe, device: torch.device) -> None:
+        self.folder, self.recipe, self.device = folder, recipe, device
+        torch.manual_seed(recipe.seed)
+        self.network = build_network(recipe).to(device, memory_format=torch.channels_last)
+        average = get_ema_multi_avg_fn(recipe.ema_decay)
+        self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+        groups = parameter_groups(self.network, recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, recipe.learning_rate)
+        self.progress = Progress()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def checkpoint(self) -> pathlib.Path:
+        return self.folder / "last.pt"
+
+    def save(self) -> None:
+        """Write the checkpoint under a temporary name, then rename it."""
+        state = {
+            "recipe": asdict(self.recipe),
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+            "rng": torch.get_rng_state(),
+        }
+        partial = self.folder / f".last.{os.getpid()}.partial"
+        torch.save(state, partial)
+        partial.replace(self.checkpoint)
+
+    def resume(self) -> None:
+        """Go on where the checkpoint stands, if there is one."""
+        if not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+        torch.set_rng_state(state["rng"])
+
+    def log(self, **row: object) -> None:
+        """Print a line and append it to log.csv."""
+        print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+        path = self.folder / "log.csv"
+        is_new = not path.exists()
+        with path.open("a", newline="") as stream:
+            writer = csv.writer(stream)
+            if is_new:
+                writer.writerow(["step", "minutes", "lr", "loss", "images_s", *(o.name.lower() for o in list(Organ)[1:])])
+            writer.writerow(row.values())
+
+    def step(self, sampler: SliceSampler) -> float:
+        """One optimisation step; returns the loss."""
+        images, labels, sizes = (part.to(self.device) for part in sampler.batch())
+        inputs, marks = augment(images, labels, sizes, self.recipe.crop)
+        self.network.train()
+        # On the CPU float32 trains faster than bfloat16 at these narrow widths (measured).
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits = self.network(inputs.contiguous(memory_format=torch.channels_last))
+        loss = segmentation_loss(logits, marks, self.recipe.dice_weight, self.recipe.coarse_weight)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        self.optimizer.step()
+        self.average.update_parameters(self.network)
+        return loss.item()
+
+    def train(
+        self, sampler: SliceSampler, held_out: Sequence[CachedCase], seconds: float | None, check_seconds: float
+    ) -> None:
+        """Train until the recipe's steps, or `seconds`, are used up; check on the held-out cases now and then.
+
+        Raises:
+            TrainingError: the loss is no longer a number.
+        """
+        saved = checked = time.monotonic()
+        losses: list[float] = []
+        since = self.progress.seconds
+        while share_done(self.progress, self.recipe, seconds) < 1:
+            begin = time.monotonic()
+            rate = learning_rate(self.progress, self.recipe, seconds)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            losses.append(self.step(sampler))
+            if not math.isfinite(losses[-1]):
+                raise TrainingError(f"loss is {losses[-1]} at step {self.progress.step}; lower the learning rate")
+            now = time.monotonic()
+            self.progress.step += 1
+            self.progress.seconds += now - begin
+            done = share_done(self.progress, self.recipe, seconds) >= 1
+            look = bool(held_out) and (done or now - checked > check_seconds)
+            if look or self.progress.step % LOG_STEPS == 0:
+                scores = grid_dice(self.average, held_out, self.recipe) if look else {}
+                speed = self.recipe.batch * len(losses) / (self.progress.seconds - since)
+                self.log(
+                    step=self.progress.step,
+                    minutes=round(self.progress.seconds / 60, 2),
+                    lr=round(rate, 6),
+                    loss=round(float(np.mean(losses)), 4),
+                    images_s=round(speed, 2),
+                    **{organ.name.lower(): round(score, 4) for organ, score in scores.items()},
+                )
+                losses, since = [], self.progress.seconds
+                checked = time.monotonic() if look else checked
+            if done or now - saved > SAVE_SECONDS:
+                self.save()
+                saved = now

@@ -1,0 +1,48 @@
+"""What a training run is made of; one module per recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what is learnt, except the data and the time given to it.
+
+    Attributes:
+        width: backbone width.
+        ocr_channels: width of the OCR head.
+        key_channels: width of its attention.
+        spacing_mm: in-plane spacing of the network's grid; None keeps the scan's.
+        neighbour_mm: distance of the slices in the outer two input channels; None repeats the slice.
+        window_hu: Hounsfield window mapped to the input range.
+        crop: side of the training crop, pixels of the grid.
+        batch: crops a step.
+        steps: optimisation steps.
+        warmup_steps: steps of linear warm-up.
+        learning_rate: peak learning rate (AdamW, cosine decay to zero).
+        weight_decay: AdamW's, on convolution weights.
+        dice_weight: weight of the soft Dice loss beside focal loss.
+        coarse_weight: weight of the FCN head's loss (0.4 in the paper).
+        ema_decay: decay of the exponential moving average of the weights.
+        organ_share: share of crops drawn from slices that hold a chosen organ.
+        seed: seeds weights, sampling and augmentation.
+    """
+
+    width: int
+    ocr_channels: int
+    key_channels: int
+    spacing_mm: float | None
+    neighbour_mm: float | None
+    window_hu: tuple[float, float] = (-125.0, 275.0)
+    crop: int = 192
+    batch: int = 8
+    steps: int = 3000
+    warmup_steps: int = 100
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    dice_weight: float = 1.0
+    coarse_weight: float = 0.4
+    ema_decay: float = 0.998
+    organ_share: float = 0.67
+    seed: int = 0

@@ -1,0 +1,79 @@
+"""Which slices a batch is made of, and their way onto one canvas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.organs import Organ
+from training.cache import IGNORE, CachedCase
+from training.recipes import Recipe
+
+PANCREAS_ODDS = 2.0  # the pancreas is the hardest and smallest: drawn twice as often as another organ
+REPEAT_SHARE = 0.05  # crops whose three channels are the same slice, as a scan of one slice has
+JITTER_SHARE = 0.25  # crops whose neighbours are one slice nearer or farther
+
+
+def neighbour_step(spacing_z_mm: float, neighbour_mm: float | None) -> int:
+    """How many slices away the neighbours in the outer channels are; 0 repeats the slice."""
+    return 0 if neighbour_mm is None else max(1, round(neighbour_mm / spacing_z_mm))
+
+
+class SliceSampler:
+    """Endless random batches of full slices, centred on a canvas that holds the largest of them.
+
+    Args:
+        cases: the training cases.
+        weights: how often each is drawn, relative to the others.
+        recipe: batch size, neighbours, share of organ slices.
+        seed: of the sequence.
+    """
+
+    def __init__(self, cases: Sequence[CachedCase], weights: Sequence[float], recipe: Recipe, seed: int) -> None:
+        self.cases, self.recipe = cases, recipe
+        self.odds = np.array(weights) / np.sum(weights)
+        self.rng = np.random.default_rng(seed)
+        self.canvas = tuple(max(case.images.shape[axis] for case in cases) for axis in (1, 2))
+        organs = [organ for organ in Organ if organ != Organ.BACKGROUND]
+        self.organ_slices = [
+            {organ: rows for organ in organs if (rows := np.flatnonzero((case.labels == organ).any((1, 2)))).size}
+            for case in cases
+        ]
+
+    def draw(self) -> tuple[int, int]:
+        """One (case, slice): any slice, or one with a chosen organ."""
+        index = int(self.rng.choice(len(self.cases), p=self.odds))
+        with_organ = self.organ_slices[index]
+        if with_organ and self.rng.random() < self.recipe.organ_share:
+            odds = np.array([PANCREAS_ODDS if organ == Organ.PANCREAS else 1.0 for organ in with_organ])
+            rows = list(with_organ.values())[self.rng.choice(len(odds), p=odds / odds.sum())]
+            return index, int(self.rng.choice(rows))
+        return index, int(self.rng.integers(len(self.cases[index].images)))
+
+    def batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (N, 3, H, W) and labels (N, H, W) uint8 on the canvas, and the slices' sizes (N, 2).
+
+        Around a slice the image is air and the label 255.
+        """
+        n = self.recipe.batch
+        images = torch.zeros((n, 3, *self.canvas), dtype=torch.uint8)
+        labels = torch.full((n, *self.canvas), IGNORE, dtype=torch.uint8)
+        sizes = torch.empty((n, 2))
+        for i in range(n):
+            index, z = self.draw()
+            case = self.cases[index]
+            top, left = ((a - b) // 2 for a, b in zip(self.canvas, case.images.shape[1:], strict=True))
+            place = (slice(top, top + case.images.shape[1]), slice(left, left + case.images.shape[2]))
+            step = neighbour_step(case.spacing_z_mm, self.recipe.neighbour_mm)
+            if step and self.rng.random() < JITTER_SHARE:
+                step = max(1, step + int(self.rng.choice((-1, 1))))
+            if self.rng.random() < REPEAT_SHARE:
+                step = 0
+            rows = np.clip([z - step, z, z + step], 0, len(case.images) - 1)
+            images[i][:, *place] = torch.from_numpy(case.images[rows])
+            labels[i][place] = torch.from_numpy(np.array(case.labels[z]))
+            sizes[i] = torch.tensor(case.images.shape[1:])
+        return images, labels, sizes
