@@ -1,12 +1,15 @@
-"""In-plane resampling of axial slices onto the network's grid, and back from its logits to the scan's grid."""
+"""Slices and their neighbours; their way onto the network's grid in plane, and back from its logits to the scan's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from torch import Tensor
 from torch.nn import functional
 
+Item = TypeVar("Item")
 GRID_STEP = 32  # the coarsest branch has 1/32 of the resolution
 
 
@@ -35,3 +38,36 @@ def to_grid(slices: Tensor, grid: Sequence[int]) -> Tensor:
 def to_scan(logits: Tensor, shape_yx: Sequence[int]) -> Tensor:
     """The inverse of `to_grid`: logits (N, K, h, w) at any resolution of the grid -> (N, K, H, W) on the scan's pixels."""
     return functional.interpolate(logits, size=tuple(shape_yx), mode="bilinear", align_corners=False)
+
+
+def neighbour_step(spacing_z_mm: float, neighbour_mm: float | None) -> int:
+    """How many slices away the slices in the outer channels are; 0 where all channels hold the same slice."""
+    return 0 if neighbour_mm is None else max(1, round(neighbour_mm / spacing_z_mm))
+
+
+def with_neighbours(slices: Iterable[tuple[int, Item]], step: int, depth: int) -> Iterator[tuple[int, tuple[Item, ...]]]:
+    """Yield (z, (slice z - step, slice z, slice z + step)); beyond either end the last slice stands in.
+
+    Holds 2 * step + 1 slices. Slices come in ascending or descending order of z and leave in the same.
+
+    Args:
+        slices: (z, slice), every z of 0..depth-1 once.
+        step: distance of the neighbours, in slices.
+        depth: number of slices.
+    """
+    held: dict[int, Item] = {}
+    waiting: deque[int] = deque()
+    behind = None
+    for z, one in slices:
+        if behind is None:
+            behind = -step if z == 0 else step
+        held[z] = one
+        waiting.append(z)
+        while waiting and all(row in held for row in _rows(waiting[0], step, depth)):
+            centre = waiting.popleft()
+            yield centre, tuple(held[row] for row in _rows(centre, step, depth))
+            held.pop(centre + behind, None)  # no later slice looks back that far
+
+
+def _rows(z: int, step: int, depth: int) -> tuple[int, int, int]:
+    return max(z - step, 0), z, min(z + step, depth - 1)

@@ -9,8 +9,10 @@ import sys
 import click
 import torch
 
+from app.checkpoint import WEIGHTS_DIR
 from training.cache import DataError, load_cases
 from training.engine import Run, TrainingError
+from training.export import export as write_model
 from training.sampling import SliceSampler
 
 
@@ -57,6 +59,18 @@ def train(
         run.train(sampler, held_out, minutes and minutes * 60, check_minutes * 60)
     except (DataError, TrainingError) as error:
         sys.exit(f"error: {error}")
+
+
+@main.command()
+@click.argument("run_dir", type=click.Path(path_type=pathlib.Path))
+@click.option("--name", required=True, help="Of the model: NAME.safetensors.")
+@click.option("--version", required=True, help="Of the weights.")
+@click.option("--trained-on", required=True, help="The training data, in words; travels with the weights.")
+@click.option("--to", "folder", type=click.Path(path_type=pathlib.Path), default=WEIGHTS_DIR, show_default="weights/")
+def export(run_dir: pathlib.Path, name: str, version: str, trained_on: str, folder: pathlib.Path) -> None:
+    """Turn the run in RUN_DIR into weights that the container uses."""
+    for path in write_model(run_dir, name, version, trained_on, folder):
+        click.echo(path)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import csv
 import math
 import os
 import pathlib
+import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,12 +21,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app.intensity import network_input
 from app.network import HrnetOcr
 from app.organs import Organ
-from app.slices import to_scan
+from app.slices import neighbour_step, to_scan
 from training.augment import augment
 from training.cache import IGNORE, CachedCase
 from training.losses import segmentation_loss
 from training.recipes import Recipe
-from training.sampling import SliceSampler, neighbour_step
+from training.sampling import SliceSampler
 
 SAVE_SECONDS = 300.0
 LOG_STEPS = 20
@@ -167,13 +169,17 @@ class Run:
     ) -> None:
         """Train until the recipe's steps, or `seconds`, are used up; check on the held-out cases now and then.
 
+        SIGTERM saves the checkpoint and ends the loop after the current step.
+
         Raises:
             TrainingError: the loss is no longer a number.
         """
+        ended = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: ended.set())
         saved = checked = time.monotonic()
         losses: list[float] = []
         since = self.progress.seconds
-        while share_done(self.progress, self.recipe, seconds) < 1:
+        while share_done(self.progress, self.recipe, seconds) < 1 and not ended.is_set():
             begin = time.monotonic()
             rate = learning_rate(self.progress, self.recipe, seconds)
             for group in self.optimizer.param_groups:
@@ -199,6 +205,6 @@ class Run:
                 )
                 losses, since = [], self.progress.seconds
                 checked = time.monotonic() if look else checked
-            if done or now - saved > SAVE_SECONDS:
+            if done or ended.is_set() or now - saved > SAVE_SECONDS:
                 self.save()
                 saved = now

@@ -9,17 +9,13 @@ import torch
 from torch import Tensor
 
 from app.organs import Organ
+from app.slices import neighbour_step
 from training.cache import IGNORE, CachedCase
 from training.recipes import Recipe
 
 PANCREAS_ODDS = 2.0  # the pancreas is the hardest and smallest: drawn twice as often as another organ
 REPEAT_SHARE = 0.05  # crops whose three channels are the same slice, as a scan of one slice has
 JITTER_SHARE = 0.25  # crops whose neighbours are one slice nearer or farther
-
-
-def neighbour_step(spacing_z_mm: float, neighbour_mm: float | None) -> int:
-    """How many slices away the neighbours in the outer channels are; 0 repeats the slice."""
-    return 0 if neighbour_mm is None else max(1, round(neighbour_mm / spacing_z_mm))
 
 
 class SliceSampler:

@@ -5,6 +5,8 @@ Source: Yuan et al., "Object-Contextual Representations for Semantic Segmentatio
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,9 @@ def gather_object_regions(features: Tensor, coarse_logits: Tensor) -> Tensor:
     """
     # float32: a softmax over H*W = 16384 pixels has a mean of 6e-5, which fp16 flushes towards zero.
     regions = coarse_logits.flatten(2).float().softmax(dim=2)
-    with torch.autocast(features.device.type, enabled=False):
+    device = features.device.type
+    autocasts = torch.amp.is_autocast_available(device)
+    with torch.autocast(device, enabled=False) if autocasts else contextlib.nullcontext():
         gathered = regions @ features.flatten(2).transpose(1, 2).float()  # float32 for the same reason
     return gathered.to(features.dtype)
 

@@ -1,0 +1,91 @@
+"""The command line: options, exit codes, logging, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pathlib
+import signal
+import sys
+from collections.abc import Iterator
+
+import click
+
+from app import __version__
+from app.run_log import seconds_since_process_start
+
+DONE, SOME_FAILED, USAGE = 0, 1, 2
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=pathlib.Path))
+@click.argument("output", metavar="OUTPUT", type=click.Path(path_type=pathlib.Path))
+@click.option("--model", help="Bundled model; default: paper where it is bundled and a GPU is there, else fast.")
+@click.option("--weights", type=click.Path(path_type=pathlib.Path), help="A weights file of your own instead.")
+@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Slices a batch; default: what free memory allows.")
+@click.option("--no-postprocess", is_flag=True, help="Keep every component, not only each organ's largest.")
+@click.option("--skip-existing", is_flag=True, help="Leave cases alone whose mask is already there.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more, with the traceback of an unexpected error.")
+@click.version_option(__version__, prog_name="app")
+def main(
+    source: pathlib.Path,
+    output: pathlib.Path,
+    model: str | None,
+    weights: pathlib.Path | None,
+    device: str,
+    batch_size: int | None,
+    no_postprocess: bool,
+    skip_existing: bool,
+    verbose: bool,
+) -> None:
+    """Segment liver, kidneys, spleen and pancreas in the CT scans of INPUT, a folder or a .nii.gz file.
+
+    Masks go to the folder OUTPUT under the scans' names without _0000, with one line each in run_log.jsonl.
+    Labels: 0 background, 1 liver, 2 kidneys, 3 spleen, 4 pancreas. Exit status: 0 all done, 1 some case failed, 2 usage.
+    """
+    _set_up_logging(verbose)
+    signal.signal(signal.SIGTERM, _terminate)
+    if model and weights:
+        raise click.UsageError("--model and --weights exclude each other")
+    from app import predict  # here, because it imports torch: usage errors and --help come at once
+
+    try:
+        cases = predict.find_cases(source, output)
+        predict.check_output(output)
+        name = weights or model or _default_model(device)
+        segmenter = predict.Segmenter.load(name, device, batch_size, postprocess=not no_postprocess)
+    except (predict.InputError, predict.CheckpointError, predict.SegmentError) as error:
+        logging.getLogger("app").error("%s", error)
+        sys.exit(USAGE)
+    run = predict.FolderRun(segmenter, output, skip_existing, seconds_since_process_start())
+    if sys.stderr.isatty():
+        run.progress = _progress_bar
+    sys.exit(SOME_FAILED if run.predict(cases) else DONE)
+
+
+def _default_model(device: str) -> str:
+    import torch
+
+    from app.checkpoint import bundled_models
+
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    return "paper" if on_gpu and "paper" in bundled_models() else "fast"
+
+
+def _set_up_logging(verbose: bool) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger("app").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _terminate(number: int, _frame: object) -> None:
+    """SIGTERM unwinds like Ctrl-C, so that no partial file stays behind."""
+    sys.exit(128 + number)
+
+
+@contextlib.contextmanager
+def _progress_bar(label: str, slices: int) -> Iterator[object]:
+    with click.progressbar(length=slices, label=label, file=sys.stderr) as bar:
+        yield bar.update
