@@ -1,7 +1,7 @@
 """Multi-organ segmentation of abdominal CT: liver, kidneys, spleen and pancreas, by HRNet + OCR, slice by slice.
 
-    from app import Segmenter
-    mask = Segmenter.load("fast").segment("scan.nii.gz")
+from app import Segmenter
+mask = Segmenter.load("fast").segment("scan.nii.gz")
 """
 
 from typing import TYPE_CHECKING

@@ -6,7 +6,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -206,7 +206,7 @@ def save_checkpoint(config: ModelConfig, state: Mapping[str, Tensor], folder: pa
 
 
 # mmsegmentation's names -> ours, applied in this order until one matches the whole name's start.
-_MMSEGMENTATION = (
+_MMSEGMENTATION: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (r"backbone\.(conv|bn)([12])\.", lambda m: f"backbone.stem.{int(m[2]) - 1}.{_part(m[1])}."),
     (
         r"backbone\.layer1\.(\d)\.(conv|bn)([123])\.",
@@ -246,7 +246,7 @@ _MMSEGMENTATION = (
 
 
 def _part(name: str) -> str:
-    """conv and 0 are a ConvNorm's convolution, bn and 1 its batch norm."""
+    """Conv and 0 are a ConvNorm's convolution, bn and 1 its batch norm."""
     return "conv" if name in ("conv", "0") else "norm"
 
 

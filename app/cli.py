@@ -7,7 +7,7 @@ import logging
 import pathlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import click
 
@@ -42,20 +42,24 @@ def main(
     """Segment liver, kidneys, spleen and pancreas in the CT scans of INPUT, a folder or a .nii.gz file.
 
     Masks go to the folder OUTPUT under the scans' names without _0000, with one line each in run_log.jsonl.
-    Labels: 0 background, 1 liver, 2 kidneys, 3 spleen, 4 pancreas. Exit status: 0 all done, 1 some case failed, 2 usage.
+    Labels: 0 background, 1 liver, 2 kidneys, 3 spleen, 4 pancreas.
+
+    Exit status: 0 all done, 1 some case failed, 2 usage.
     """
     _set_up_logging(verbose)
     signal.signal(signal.SIGTERM, _terminate)
     if model and weights:
         raise click.UsageError("--model and --weights exclude each other")
     from app import predict  # here, because it imports torch: usage errors and --help come at once
+    from app.checkpoint import CheckpointError
+    from app.segment import SegmentError
 
     try:
         cases = predict.find_cases(source, output)
         predict.check_output(output)
         name = weights or model or _default_model(device)
         segmenter = predict.Segmenter.load(name, device, batch_size, postprocess=not no_postprocess)
-    except (predict.InputError, predict.CheckpointError, predict.SegmentError) as error:
+    except (predict.InputError, CheckpointError, SegmentError) as error:
         logging.getLogger("app").error("%s", error)
         sys.exit(USAGE)
     run = predict.FolderRun(segmenter, output, skip_existing, seconds_since_process_start())
@@ -86,6 +90,6 @@ def _terminate(number: int, _frame: object) -> None:
 
 
 @contextlib.contextmanager
-def _progress_bar(label: str, slices: int) -> Iterator[object]:
+def _progress_bar(label: str, slices: int) -> Iterator[Callable[[int], None]]:
     with click.progressbar(length=slices, label=label, file=sys.stderr) as bar:
         yield bar.update

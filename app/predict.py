@@ -18,10 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from app import __version__, run_log
-from app.checkpoint import CheckpointError, find_model, load_checkpoint
+from app.checkpoint import find_model, load_checkpoint
 from app.components import keep_largest, organ_voxels
 from app.gpu_memory import MIB, MemorySampler, nvml_reader, peak_flare2021
-from app.organs import Organ
 from app.scan import Scan, ScanError, mask_name, open_scan, orient, write_mask
 from app.segment import Findings, Model, SegmentError, place, segment_slices
 
@@ -65,7 +64,9 @@ def choose_device(wanted: str) -> torch.device:
     """
     usable = wanted != "cpu" and torch.cuda.is_available()
     if wanted == "cuda" and not usable:
-        raise InputError("--device cuda: no usable NVIDIA GPU; start the container with --gpus all, or use --device cpu")
+        raise InputError(
+            "--device cuda: no usable NVIDIA GPU; start the container with --gpus all, or use --device cpu"
+        )
     if wanted == "auto" and not usable:
         log.warning("no usable NVIDIA GPU (start a container with --gpus all to use one): running on the CPU")
     return torch.device("cuda" if usable else "cpu")
@@ -161,7 +162,8 @@ def find_cases(source: pathlib.Path, output: pathlib.Path) -> list[Case]:
     names = Counter(case.mask_path for case in cases)
     return [
         replace(
-            case, problem=f"{case.scan_path}: another scan would get the same mask name {case.mask_path.name}; rename one"
+            case,
+            problem=f"{case.scan_path}: another scan would get the same mask name {case.mask_path.name}; rename one",
         )
         if names[case.mask_path] > 1
         else case
@@ -257,7 +259,7 @@ class FolderRun:
         begin = time.perf_counter()
         write_mask(result.mask, scan, case.mask_path)
         seconds = result.seconds | {"write": time.perf_counter() - begin}
-        voxel_ml = np.prod(scan.spacing_zyx_mm) / 1000
+        voxel_ml = float(np.prod(scan.spacing_zyx_mm)) / 1000
         volumes = {organ.name.lower(): round(n * voxel_ml, 2) for organ, n in organ_voxels(result.mask).items()}
         text = ", ".join(f"{organ} {ml:.0f} ml" for organ, ml in volumes.items())
         stages = ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items())
@@ -317,6 +319,3 @@ def _doubts(findings: Findings, volumes_ml: dict[str, float]) -> Iterator[str]:
     missing = [organ for organ, ml in volumes_ml.items() if ml == 0]
     if missing:
         yield f"no {', no '.join(missing)} found; check that this is an abdominal CT"
-
-
-__all__ = ["Case", "CheckpointError", "FolderRun", "InputError", "Organ", "Segmentation", "Segmenter"]

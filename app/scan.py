@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import os
 import pathlib
 import queue
 import secrets
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
 import nibabel as nib
 import numpy as np
 from isal import igzip, isal_zlib
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
@@ -30,12 +30,12 @@ Item = TypeVar("Item")
 Header = Any  # nibabel is not typed: Nifti1Header or Nifti2Header
 
 CHUNK_BYTES = 8 << 20  # read and compressed at a time
-CHUNKS_AHEAD = 8  # decoded ahead of the network, 64 MB
+READ_AHEAD_BYTES = 64 << 20  # decoded ahead of the network
 MAX_DEFLATE_RATIO = 1032  # zlib's technical details: no deflate stream expands further
 AIR_HU = -1024  # stands for NaN
 GZIP_MAGIC = b"\x1f\x8b"
 UNIT_MM = {"meter": 1000.0, "micron": 0.001}  # every other unit code, unknown included, is read as millimetres
-READ_ERRORS = (OSError, EOFError, gzip.BadGzipFile, isal_zlib.error)
+READ_ERRORS: tuple[type[Exception], ...] = (OSError, EOFError, MemoryError, gzip.BadGzipFile, isal_zlib.error)  # type: ignore[assignment]
 
 
 class ScanError(Exception):
@@ -75,29 +75,29 @@ class Scan:
         """Whether the file holds one axial slice after the other, so that the volume never has to be in memory."""
         return int(self.turn[2, 0]) == 2
 
-    def slices(self) -> Iterator[tuple[int, NDArray[np.int16]]]:
-        """Start decoding, and yield (z, slice) with slice (Y, X) int16 HU, contiguous, in the file's order.
+    def slices(self) -> ReadAhead[tuple[int, NDArray[np.int16]]]:
+        """Start decoding, and iterate over (z, slice) with slice (Y, X) int16 HU, contiguous, in the file's order.
 
         Raises:
             ScanError: while iterating, when the file is truncated or corrupt.
         """
-        return read_ahead(self._decode(), CHUNKS_AHEAD)
+        _, rows, columns = self.shape_zyx
+        return ReadAhead(self._decode(), depth=max(2, READ_AHEAD_BYTES // (2 * rows * columns)))
 
-    def _decode(self) -> Iterator[list[tuple[int, NDArray[np.int16]]]]:
+    def _decode(self) -> Generator[tuple[int, NDArray[np.int16]], None, None]:
         dtype = self.header.get_data_dtype()
         plane_bytes = self.shape[0] * self.shape[1] * dtype.itemsize
         planes = max(1, CHUNK_BYTES // plane_bytes) if self.streams else self.shape[2]
+        ascending = not self.streams or self.turn[2, 1] == 1
         with _reading(self.path), open_bytes(self.path) as stream:
             _read_exactly(stream, self.header.get_data_offset())
             for start in range(0, self.shape[2], planes):
                 count = min(planes, self.shape[2] - start)
                 raw = np.frombuffer(_read_exactly(stream, count * plane_bytes), dtype)
                 stack = orient(raw.reshape((*self.shape[:2], count), order="F"), self.turn)
-                first = start if self.turn[2, 1] == 1 else self.shape[2] - start - count
-                first = first if self.streams else 0
-                for low in range(0, len(stack), 16) if not self.streams else [0]:
-                    block = stack[low : low + 16] if not self.streams else stack
-                    yield [(first + low + i, self._hounsfield(one)) for i, one in enumerate(block)]
+                lowest = start if ascending else self.shape[2] - start - count
+                for i in range(len(stack)) if ascending else reversed(range(len(stack))):
+                    yield lowest + i, self._hounsfield(stack[i])
             stream.read(1)  # at the end of the data gzip's checksum is compared
 
     def _hounsfield(self, stored: NDArray[Any]) -> NDArray[np.int16]:
@@ -131,12 +131,17 @@ def restore(oriented: NDArray[Any], turn: NDArray[np.int64]) -> NDArray[Any]:
     return stored[tuple(slice(None, None, int(direction)) for direction in turn[:, 1])]
 
 
-def open_bytes(path: pathlib.Path) -> BinaryIO:
+@contextlib.contextmanager
+def open_bytes(path: pathlib.Path) -> Iterator[BinaryIO]:
     """Open a file for reading, decompressing it if its first bytes say gzip, whatever its name says."""
-    stream = path.open("rb")
-    magic = stream.read(2)
-    stream.seek(0)
-    return igzip.IGzipFile(fileobj=stream, mode="rb") if magic == GZIP_MAGIC else stream  # type: ignore[return-value]
+    with path.open("rb") as raw:
+        compressed = raw.read(2) == GZIP_MAGIC
+        raw.seek(0)
+        if compressed:
+            with igzip.IGzipFile(fileobj=raw, mode="rb") as stream:
+                yield stream
+        else:
+            yield raw
 
 
 def _read_exactly(stream: BinaryIO, size: int) -> bytearray:
@@ -159,7 +164,7 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
         raise ScanError(f"{path}: cannot be opened ({error.strerror}); check that it exists and may be read") from error
     except EOFError as error:
         raise ScanError(f"{path}: the file ends too early (truncated); copy or export it again") from error
-    except (*READ_ERRORS, MemoryError) as error:
+    except READ_ERRORS as error:
         raise ScanError(f"{path}: cannot be decoded ({error}); copy or export it again") from error
 
 
@@ -177,7 +182,7 @@ def open_scan(path: pathlib.Path) -> Scan:
     _check_length(path, header, shape)
     turn = ornt_transform(io_orientation(affine), axcodes2ornt("LPS")).astype(np.int64)
     unit_mm = UNIT_MM.get(header.get_xyzt_units()[0], 1.0)
-    spacing = nib.affines.voxel_sizes(affine) * unit_mm
+    spacing = voxel_sizes(affine) * unit_mm
     z, y, x = (float(spacing[axis]) for axis in _stored_axes_zyx(turn))
     return Scan(path, header, shape, affine, turn, (z, y, x), warnings)
 
@@ -214,10 +219,12 @@ def _check_values(path: pathlib.Path, header: Header) -> None:
     try:
         dtype = header.get_data_dtype()
         header.get_slope_inter()
+    except KeyError as error:
+        raise ScanError(f"{path}: unknown voxel type {error}; export it as int16 HU") from error
     except HeaderDataError as error:
         raise ScanError(f"{path}: unusable header ({error}); export it again") from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        name = header._data_type_codes.label[int(header["datatype"])]
+        name = nib.nifti1.data_type_codes.label[int(header["datatype"])]
         raise ScanError(f"{path}: expected a CT of int8..float64, got voxels of type {name}; export it as int16 HU")
 
 
@@ -232,7 +239,9 @@ def _checked_affine(path: pathlib.Path, header: Header) -> tuple[NDArray[np.floa
         raise ScanError(f"{path}: unusable affine ({error}); repair the header's qform") from error
     norms = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * norms.prod() or not norms.all():
-        raise ScanError(f"{path}: singular affine {affine[:3, :3].round(3).tolist()}; repair the header's sform or qform")
+        raise ScanError(
+            f"{path}: singular affine {affine[:3, :3].round(3).tolist()}; repair the header's sform or qform"
+        )
     warnings = []
     if int(header["sform_code"]) > 0 and qform is not None and not np.allclose(qform, affine, atol=1e-2):
         warnings.append("sform and qform disagree; the sform was used")
@@ -253,41 +262,47 @@ def _check_length(path: pathlib.Path, header: Header, shape: tuple[int, int, int
         )
 
 
-def read_ahead(chunks: Iterable[list[Item]], depth: int) -> Iterator[Item]:
-    """Yield the items of `chunks`, which a thread started now computes up to `depth` chunks ahead.
+class ReadAhead(Iterator[Item]):
+    """Iterates over `items`, which a thread computes up to `depth` items ahead, from now on.
 
-    An exception in the thread is raised here, after the items before it. Closing the iterator ends the thread.
+    An exception in the thread is raised by the iteration, after the items before it. `close` ends the thread.
     """
-    ready: queue.Queue[list[Item] | BaseException | None] = queue.Queue(depth)
-    stop = threading.Event()
 
-    def put(entry: list[Item] | BaseException | None) -> bool:
-        while not stop.is_set():
+    def __init__(self, items: Generator[Item, None, None], depth: int) -> None:
+        self._ready: queue.Queue[tuple[Item] | BaseException | None] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._produce, args=(items,), name="read-ahead", daemon=True)
+        self._thread.start()
+
+    def _produce(self, items: Generator[Item, None, None]) -> None:
+        try:
+            with contextlib.closing(items):
+                if all(self._put((item,)) for item in items):
+                    self._put(None)
+        except BaseException as error:  # it is raised in the consumer
+            self._put(error)
+
+    def _put(self, entry: tuple[Item] | BaseException | None) -> bool:
+        """Wait for room; False when nobody wants more."""
+        while not self._stop.is_set():
             with contextlib.suppress(queue.Full):
-                ready.put(entry, timeout=0.1)
+                self._ready.put(entry, timeout=0.1)
                 return True
         return False
 
-    def produce() -> None:
-        try:
-            if all(put(chunk) for chunk in chunks):
-                put(None)
-        except BaseException as error:  # it is raised in the consumer
-            put(error)
+    def __next__(self) -> Item:
+        entry = self._ready.get()
+        if isinstance(entry, tuple):
+            return entry[0]
+        self.close()
+        if entry is None:
+            raise StopIteration
+        raise entry
 
-    def consume() -> Iterator[Item]:
-        try:
-            while (entry := ready.get()) is not None:
-                if isinstance(entry, BaseException):
-                    raise entry
-                yield from entry
-        finally:
-            stop.set()
-            thread.join()
-
-    thread = threading.Thread(target=produce, name="read-ahead", daemon=True)
-    thread.start()
-    return consume()
+    def close(self) -> None:
+        """End the thread; what it read ahead is lost."""
+        self._stop.set()
+        self._thread.join()
 
 
 def mask_name(name: str) -> str:
@@ -316,7 +331,7 @@ def write_mask(mask: NDArray[np.uint8], scan: Scan, path: pathlib.Path) -> None:
     header["cal_min"] = header["cal_max"] = 0  # they are the CT's
     size = header.template_dtype.itemsize
     header["vox_offset"] = size + 4
-    voxels = memoryview(mask.reshape(-1, order="F"))
+    voxels = mask.reshape(-1, order="F").data
     partial = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
     try:
         try:
@@ -328,10 +343,13 @@ def write_mask(mask: NDArray[np.uint8], scan: Scan, path: pathlib.Path) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise ScanError(f"{path}: the mask cannot be written ({error.strerror}); check the folder and its disk") from error
+        raise ScanError(
+            f"{path}: the mask cannot be written ({error.strerror}); check the folder and its disk"
+        ) from error
 
 
 def _compressing(raw: BinaryIO, path: pathlib.Path) -> contextlib.AbstractContextManager[BinaryIO]:
     if path.suffix != ".gz":
         return contextlib.nullcontext(raw)
-    return igzip.IGzipFile("", "wb", 1, raw, mtime=0)  # type: ignore[return-value]
+    compressing: contextlib.AbstractContextManager[BinaryIO] = igzip.IGzipFile("", "wb", 1, raw, mtime=0)
+    return compressing

@@ -1,4 +1,4 @@
-"""The streaming loop: slices -> window and grid -> batches -> network -> labels, in memory that no scan's length changes."""
+"""The streaming loop: slices -> window and grid -> batches -> network -> labels, in constant memory."""
 
 from __future__ import annotations
 
@@ -192,11 +192,12 @@ def _label(model: Model, images: Tensor, shape_yx: Sequence[int], findings: Find
         torch.cuda.empty_cache()
     half = (len(images) + 1) // 2
     findings.batch_size = min(findings.batch_size, half)
-    return torch.cat([_label(model, part, shape_yx, findings) for part in images.split(half)])
+    return torch.cat([_label(model, part, shape_yx, findings) for part in torch.split(images, half)])
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     """PyTorch has a class for a full GPU only; for the CPU it raises a RuntimeError with one of these texts."""
     return isinstance(error, torch.OutOfMemoryError) or any(
-        text in str(error) for text in ("can't allocate memory", "could not create a memory", "CUBLAS_STATUS_ALLOC_FAILED")
+        text in str(error)
+        for text in ("can't allocate memory", "could not create a memory", "CUBLAS_STATUS_ALLOC_FAILED")
     )

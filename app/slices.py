@@ -36,7 +36,7 @@ def to_grid(slices: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def to_scan(logits: Tensor, shape_yx: Sequence[int]) -> Tensor:
-    """The inverse of `to_grid`: logits (N, K, h, w) at any resolution of the grid -> (N, K, H, W) on the scan's pixels."""
+    """The inverse of `to_grid`: logits (N, K, h, w), of any resolution -> (N, K, H, W) on the scan's pixels."""
     return functional.interpolate(logits, size=tuple(shape_yx), mode="bilinear", align_corners=False)
 
 
@@ -45,7 +45,9 @@ def neighbour_step(spacing_z_mm: float, neighbour_mm: float | None) -> int:
     return 0 if neighbour_mm is None else max(1, round(neighbour_mm / spacing_z_mm))
 
 
-def with_neighbours(slices: Iterable[tuple[int, Item]], step: int, depth: int) -> Iterator[tuple[int, tuple[Item, ...]]]:
+def with_neighbours(
+    slices: Iterable[tuple[int, Item]], step: int, depth: int
+) -> Iterator[tuple[int, tuple[Item, ...]]]:
     """Yield (z, (slice z - step, slice z, slice z + step)); beyond either end the last slice stands in.
 
     Holds 2 * step + 1 slices. Slices come in ascending or descending order of z and leave in the same.

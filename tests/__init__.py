@@ -1,0 +1,1 @@
+"""Tests, and the phantom that they and the demo share."""

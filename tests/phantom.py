@@ -1,9 +1,10 @@
 """A synthetic abdominal CT and its label, as NIfTI of any size, spacing and orientation.
 
-    python tests/phantom.py IMAGE.nii.gz [LABEL.nii.gz] [--shape 512 512 100] [--spacing 0.8 0.8 3] [--axes LPS] [--seed 0]
+    python tests/phantom.py IMAGE.nii.gz [LABEL.nii.gz] [--shape 512 512 100] [--spacing 0.8 0.8 3] [--axes LPS]
 
-It is a drawing, not anatomy: ellipsoids with the Hounsfield values of a portal venous scan, bent by a smooth random warp
-so that no two seeds look alike. It serves the demo, the smoke tests, the benchmarks and, as a small share, training.
+It is a drawing, not anatomy: ellipsoids with the Hounsfield values of a portal venous scan, bent by a smooth random
+warp so that no two seeds look alike. It serves the demo, the smoke tests, the benchmarks and, in a small
+share, training.
 """
 
 from __future__ import annotations
@@ -94,9 +95,7 @@ def make_phantom(
     jitter = rng.uniform(0.9, 1.1, (len(BLOBS), 3))
     moves = rng.uniform(-6, 6, (len(BLOBS), 3))
     levels = rng.normal(0, 6, len(BLOBS)) + rng.normal(0, 12) * np.array([b.label > 0 for b in BLOBS])
-    warp = Warp(
-        rng.normal(0, 0.025, (6, 3)).astype(np.float32), rng.uniform(0, 6.28, (6, 3)).astype(np.float32), 14.0
-    )
+    warp = Warp(rng.normal(0, 0.025, (6, 3)).astype(np.float32), rng.uniform(0, 6.28, (6, 3)).astype(np.float32), 14.0)
     noise_hu = rng.uniform(8, 22)
 
     image = np.empty(shape, np.int16, order="F")

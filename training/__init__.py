@@ -1,1 +1,1 @@
-"""Training: a folder of scans and labels -> cache -> augmented batches -> weights for `app`. Not shipped in the image."""
+"""Training: a folder of scans and labels -> cache -> augmented batches -> weights for `app`. Not shipped."""

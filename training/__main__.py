@@ -25,7 +25,9 @@ def main() -> None:
 @click.argument("recipe_name", metavar="RECIPE")
 @click.argument("run_dir", type=click.Path(path_type=pathlib.Path))
 @click.option("--data", "folders", multiple=True, required=True, type=click.Path(path_type=pathlib.Path))
-@click.option("--trust", multiple=True, metavar="PREFIX=WEIGHT", help="How often cases of that name are drawn (else 1).")
+@click.option(
+    "--trust", multiple=True, metavar="PREFIX=WEIGHT", help="How often cases of that name are drawn (else 1)."
+)
 @click.option("--hold-out", multiple=True, metavar="CASE", help="Never train on this case; check on it.")
 @click.option("--minutes", type=float, help="Train this long instead of the recipe's steps.")
 @click.option("--check-minutes", type=float, default=15.0, help="Between looks at the held-out cases.")

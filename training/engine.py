@@ -145,7 +145,9 @@ class Run:
         with path.open("a", newline="") as stream:
             writer = csv.writer(stream)
             if is_new:
-                writer.writerow(["step", "minutes", "lr", "loss", "images_s", *(o.name.lower() for o in list(Organ)[1:])])
+                writer.writerow(
+                    ["step", "minutes", "lr", "loss", "images_s", *(o.name.lower() for o in list(Organ)[1:])]
+                )
             writer.writerow(row.values())
 
     def step(self, sampler: SliceSampler) -> float:

@@ -11,7 +11,9 @@ from app.organs import Organ
 from training.recipes import Recipe
 
 
-def export(run_dir: pathlib.Path, name: str, version: str, training_data: str, folder: pathlib.Path) -> list[pathlib.Path]:
+def export(
+    run_dir: pathlib.Path, name: str, version: str, training_data: str, folder: pathlib.Path
+) -> list[pathlib.Path]:
     """Write the moving average of a run's weights as model `name` into a folder, and return its files.
 
     Args:

@@ -37,7 +37,7 @@ def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def segmentation_loss(logits: HrnetOcrLogits, labels: Tensor, dice_weight: float, coarse_weight: float) -> Tensor:
-    """Focal + Dice of the refined logits plus `coarse_weight` times that of the coarse ones, at the labels' resolution."""
+    """Focal + Dice of the refined logits plus `coarse_weight` times that of the coarse ones, at the labels' size."""
     total = torch.zeros((), device=labels.device)
     for head, weight in ((logits.refined, 1.0), (logits.coarse, coarse_weight)):
         # float32: sums over some 10^5 pixels do not fit 16 bits.

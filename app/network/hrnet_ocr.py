@@ -66,7 +66,8 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         if not isinstance(block, ConvNorm) or not isinstance(block.norm, nn.BatchNorm2d):
             continue
         conv, norm = block.conv, block.norm
-        assert norm.running_mean is not None and norm.running_var is not None  # BatchNorm2d's default
+        assert norm.running_mean is not None  # BatchNorm2d's default, as is the next
+        assert norm.running_var is not None
         # float32: the product of two fp16 roundings would cost a decimal digit.
         scale = norm.weight.float() / torch.sqrt(norm.running_var.float() + norm.eps)
         bias = norm.bias.float() - norm.running_mean.float() * scale

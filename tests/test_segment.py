@@ -1,0 +1,147 @@
+"""The streaming loop, with a network that thresholds instead of one that learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from app.checkpoint import Checkpoint
+from app.network import HrnetOcrLogits
+from app.segment import Model, SegmentError, best_dtype, choose_batch_size, place, segment_slices
+from tests.test_checkpoint import CONFIG
+from tests.test_network import randomise
+
+SPACING = (3.0, 1.0, 1.0)
+
+
+class ByBrightness(nn.Module):
+    """Labels 0..4 by the brightness of the middle channel; remembers the batches it saw."""
+
+    def __init__(self, largest_batch: int = 99) -> None:
+        super().__init__()
+        self.largest_batch = largest_batch
+        self.batches: list[int] = []
+
+    def forward(self, image: Tensor) -> HrnetOcrLogits:
+        if len(image) > self.largest_batch:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        self.batches.append(len(image))
+        levels = torch.arange(5)[None, :, None, None] / 4
+        logits = -((image[:, 1:2].float() - levels) ** 2)
+        return HrnetOcrLogits(logits, logits)
+
+
+def model(network: nn.Module) -> Model:
+    return Model(CONFIG, network, torch.device("cpu"), torch.float32)
+
+
+def scan(depth: int, seed: int = 0) -> NDArray[np.int16]:
+    """(Z, 64, 96) blocks of 16 pixels at the HU of the five levels."""
+    blocks = np.random.default_rng(seed).integers(0, 5, (depth, 4, 6)).repeat(16, 1).repeat(16, 2)
+    return (blocks * 100 - 125).astype(np.int16)
+
+
+def slices(volume: NDArray[np.int16], descending: bool = False) -> Iterator[tuple[int, NDArray[np.int16]]]:
+    order = range(len(volume))
+    return ((z, volume[z]) for z in (reversed(order) if descending else order))
+
+
+def test_labels_lie_where_the_brightness_is() -> None:
+    volume = scan(5)
+    labels = np.zeros(volume.shape, np.uint8)
+    done: list[int] = []
+    findings = segment_slices(model(ByBrightness()), slices(volume), SPACING, labels, on_slice=done.append)
+    truth = (volume + 125) // 100
+    middle = (slice(None), slice(8, None, 16), slice(8, None, 16))  # of the blocks: borders are resampled
+    np.testing.assert_array_equal(labels[middle], truth[middle])
+    assert sum(done) == findings.network_slices == 5
+    assert (findings.lowest_hu, findings.highest_hu) == (-125, 275)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("batch_size", [2, 3, 7, 20])
+def test_batch_size_and_order_change_no_label(batch_size: int, descending: bool) -> None:
+    network = randomise(CONFIG.build(), seed=5)
+    volume = scan(7)
+    volume[:] += np.random.default_rng(1).normal(0, 30, volume.shape).astype(np.int16)
+    one_by_one, labels = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.uint8)
+    segment_slices(model(network), slices(volume), SPACING, one_by_one, 1)
+    segment_slices(model(network), slices(volume, descending), SPACING, labels, batch_size)
+    assert len(np.unique(one_by_one)) > 1
+    assert np.mean(one_by_one != labels) < 1e-4  # sums may be taken in another order
+
+
+def test_slices_of_air_skip_the_network() -> None:
+    volume = scan(6)
+    volume[[0, 1, 5]] = -1000
+    volume[1, :20, :40] = 40  # 800 mm2: a table, no body
+    network = ByBrightness()
+    labels = np.zeros(volume.shape, np.uint8)
+    done: list[int] = []
+    findings = segment_slices(model(network), slices(volume), SPACING, labels, 4, done.append)
+    assert findings.network_slices == sum(network.batches) == 3
+    assert not labels[[0, 1, 5]].any()
+    assert labels[2:5].any(axis=(1, 2)).all()
+    assert sum(done) == 6
+
+
+def test_a_full_memory_halves_the_batch_and_loses_nothing() -> None:
+    volume = scan(16)
+    expected, labels = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.uint8)
+    segment_slices(model(ByBrightness()), slices(volume), SPACING, expected, 8)
+    network = ByBrightness(largest_batch=3)
+    findings = segment_slices(model(network), slices(volume), SPACING, labels, 8)
+    np.testing.assert_array_equal(labels, expected)
+    assert findings.batch_size == 2
+    assert network.batches == [2] * 8  # it does not try the larger batch again
+
+
+def test_no_memory_for_one_slice_is_one_clear_line() -> None:
+    line = r"cpu: not enough memory for a single slice of 64 x 96; free memory, or use --model fast or --device cpu"
+    volume = scan(2)
+    with pytest.raises(SegmentError, match=line):
+        segment_slices(model(ByBrightness(0)), slices(volume), SPACING, np.zeros(volume.shape, np.uint8))
+
+
+def test_another_runtime_error_is_not_taken_for_a_lack_of_memory() -> None:
+    class Broken(nn.Module):
+        def forward(self, image: Tensor) -> HrnetOcrLogits:
+            raise RuntimeError("shapes do not match")
+
+    volume = scan(2)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        segment_slices(model(Broken()), slices(volume), SPACING, np.zeros(volume.shape, np.uint8))
+
+
+def test_batch_size_follows_the_free_memory() -> None:
+    chosen = [choose_batch_size(model(ByBrightness()), (512, 512), free) for free in (0, 20 << 20, 1 << 40)]
+    assert chosen[0] == 1
+    assert chosen[-1] == 4
+    assert chosen == sorted(chosen)
+
+
+def test_precisions_of_the_cpu_agree() -> None:
+    checkpoint = Checkpoint(CONFIG, dict(randomise(CONFIG.build(), seed=6).state_dict()), {})
+    weights = {name: tensor for name, tensor in checkpoint.weights.items() if "num_batches" not in name}
+    volume = scan(3)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        placed = place(Checkpoint(CONFIG, weights, {}), torch.device("cpu"), dtype)
+        labels = np.zeros(volume.shape, np.uint8)
+        segment_slices(placed, slices(volume), SPACING, labels)
+        found.append(labels)
+    assert np.mean(found[0] != found[1]) < 0.02
+    assert best_dtype(torch.device("cuda")) == torch.float16
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64), (2, 65, 127), (1, 2048, 70)])
+def test_any_size(shape: tuple[int, int, int]) -> None:
+    volume = np.full(shape, 75, np.int16)
+    labels = np.zeros(shape, np.uint8)
+    segment_slices(model(ByBrightness()), slices(volume), SPACING, labels)
+    assert (labels == 2).all()
