@@ -47,7 +47,8 @@ def main(
     Exit status: 0 all done, 1 some case failed, 2 usage.
     """
     _set_up_logging(verbose)
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _terminate)
     if model and weights:
         raise click.UsageError("--model and --weights exclude each other")
     from app import predict  # here, because it imports torch: usage errors and --help come at once
@@ -85,7 +86,7 @@ def _set_up_logging(verbose: bool) -> None:
 
 
 def _terminate(number: int, _frame: object) -> None:
-    """SIGTERM unwinds like Ctrl-C, so that no partial file stays behind."""
+    """Unwind the stack, so that no partial file stays behind; a container's first process ignores SIGTERM otherwise."""
     sys.exit(128 + number)
 
 

@@ -291,6 +291,8 @@ class ReadAhead(Iterator[Item]):
         return False
 
     def __next__(self) -> Item:
+        if self._stop.is_set():
+            raise StopIteration
         entry = self._ready.get()
         if isinstance(entry, tuple):
             return entry[0]

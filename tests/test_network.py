@@ -17,7 +17,7 @@ PAPER_FLOPS = 162_178_878_720
 GOLDEN = pathlib.Path(__file__).parent / "golden_logits.json"
 
 
-def randomise(network: nn.Module, seed: int) -> nn.Module:
+def randomise(network: HrnetOcr, seed: int) -> HrnetOcr:
     """Give every tensor of a network, batch norm's statistics too, values that do not depend on the initialisation."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

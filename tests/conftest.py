@@ -1,0 +1,39 @@
+"""Fixtures that several test modules use."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import replace
+
+import pytest
+import torch
+
+from app import checkpoint
+from tests.phantom import write_phantom
+from tests.test_checkpoint import CONFIG
+from tests.test_network import randomise
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A model of width 2 with random weights: fast, and wrong."""
+    config = replace(CONFIG, spacing_mm=6.0)  # a coarse grid saves time
+    network = randomise(config.build(), seed=9)
+    with torch.no_grad():  # no class may win everywhere
+        logits = network(torch.rand(1, 3, 128, 128)).refined
+        network.ocr_head.classify.bias -= logits.mean((0, 2, 3))
+        scale = 1 / logits.std((0, 2, 3))
+        network.ocr_head.classify.weight *= scale[:, None, None, None]
+        network.ocr_head.classify.bias *= scale
+    return checkpoint.save_checkpoint(config, network.state_dict(), tmp_path_factory.mktemp("weights"))[0]
+
+
+@pytest.fixture(scope="session")
+def phantom_path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A small phantom, with all four organs; its label lies beside it."""
+    folder = tmp_path_factory.mktemp("phantom")
+    path = folder / "phantom_0000.nii.gz"
+    write_phantom(path, folder / "phantom.nii.gz", shape=(128, 128, 20), spacing_mm=(3.0, 3.0, 13.0))
+    return path

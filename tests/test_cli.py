@@ -1,0 +1,354 @@
+"""The command line by its exit code, its lines, and the files it leaves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import nibabel as nib
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from app import Segmenter, __version__
+from app.cli import main
+from app.predict import FolderRun, find_cases
+from app.scan import open_scan
+from tests.conftest import ROOT
+from tests.phantom import write_phantom
+from tests.test_scan import damaged
+
+BAD_KINDS = [
+    *("truncated gz", "empty", "text", "2-D", "4-D with 3 volumes", "RGB", "zero spacing", "NaN spacing"),
+    *("singular affine", "huge header"),
+]
+
+
+Folders = tuple[pathlib.Path, pathlib.Path]
+
+
+@pytest.fixture
+def folders(tmp_path: pathlib.Path, phantom_path: pathlib.Path) -> Folders:
+    """An input folder with one good scan, and an output folder that is not there yet."""
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    shutil.copy(phantom_path, inputs / "good_0000.nii.gz")
+    return inputs, tmp_path / "outputs"
+
+
+class Outcome:
+    """Exit code, logged lines and run log of one run."""
+
+    def __init__(self, code: int, lines: list[str], output: pathlib.Path) -> None:
+        self.code, self.lines = code, lines
+        log = output / "run_log.jsonl"
+        self.records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        self.files = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+
+    def record(self, case: str) -> dict[str, object]:
+        (one,) = (record for record in self.records if record["case"] == case)
+        return one
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(caplog: pytest.LogCaptureFixture, tiny_weights: pathlib.Path) -> Iterator[Run]:
+    """Call the command line in this process, with the tiny model and on the CPU."""
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    caplog.set_level(logging.INFO, logger="app")
+
+    def call(source: object, output: pathlib.Path, *options: str, weights: bool = True) -> Outcome:
+        caplog.clear()
+        arguments = [str(source), str(output), "--device", "cpu", *options]
+        result = CliRunner().invoke(main, [*arguments, "--weights", str(tiny_weights)] if weights else arguments)
+        lines = [record.getMessage() for record in caplog.records] + result.output.splitlines()
+        return Outcome(result.exit_code, lines, output)
+
+    yield call
+    for number, handler in previous.items():
+        signal.signal(number, handler)
+
+
+def test_a_folder_gives_masks_and_a_run_log(run: Run, folders: Folders) -> None:
+    inputs, outputs = folders
+    shutil.copy(inputs / "good_0000.nii.gz", inputs / "second.nii.gz")
+    (inputs / "notes.txt").write_text("not a scan")
+    (inputs / "._good_0000.nii.gz").write_text("what macOS leaves")
+    outcome = run(inputs, outputs)
+    assert outcome.code == 0
+    assert outcome.files == ["good.nii.gz", "run_log.jsonl", "second.nii.gz"]
+    scan, mask = nib.load(inputs / "good_0000.nii.gz"), nib.load(outputs / "good.nii.gz")
+    assert mask.get_data_dtype() == np.uint8
+    assert mask.shape == scan.shape
+    np.testing.assert_array_equal(mask.affine, scan.affine)
+    assert set(np.unique(mask.dataobj)) <= {0, 1, 2, 3, 4}
+    record = outcome.record("good")
+    assert record["status"] == "done"
+    assert record["error"] is None
+    assert record["shape"] == [128, 128, 20]
+    assert record["spacing_zyx_mm"] == [13.0, 3.0, 3.0]
+    assert set(record["seconds"]) == {"start_up", "read", "network", "postprocess", "write", "total"}
+    assert record["gpu_peak_mib"] == {"flare2021": None, "maximum": None, "torch": None}
+    assert record["host_peak_rss_mib"] > 50
+    assert record["versions"]["app"] == __version__
+    assert len(record["weights_sha256"]["tiny.safetensors"]) == 64
+    voxels = np.bincount(np.asarray(mask.dataobj).ravel(), minlength=5)[1:]
+    assert list(record["volumes_ml"].values()) == pytest.approx(voxels * 13 * 3 * 3 / 1000, abs=0.006)
+    assert sum("GPU memory: not measured" in line for line in outcome.lines) == 1
+
+
+def test_one_file_and_the_python_call_give_the_same(run: Run, folders: Folders, tiny_weights: pathlib.Path) -> None:
+    inputs, outputs = folders
+    assert run(inputs / "good_0000.nii.gz", outputs).code == 0
+    mask = Segmenter.load(tiny_weights, device="cpu").segment(inputs / "good_0000.nii.gz")
+    np.testing.assert_array_equal(mask, np.asarray(nib.load(outputs / "good.nii.gz").dataobj))
+
+
+@pytest.mark.parametrize("kind", BAD_KINDS)
+def test_a_bad_case_is_one_line_and_the_others_go_on(run: Run, folders: Folders, kind: str) -> None:
+    inputs, outputs = folders
+    bad = inputs / "bad_0000.nii.gz"
+    line = f"{bad}: {damaged(kind, bad)}"
+    outcome = run(inputs, outputs)
+    assert outcome.code == 1
+    assert outcome.files == ["good.nii.gz", "run_log.jsonl"]
+    about = [text for text in outcome.lines if str(bad) in text]
+    assert len(about) == 1
+    assert about[0].startswith(line)
+    assert outcome.record("bad")["status"] == "failed"
+    assert outcome.record("bad")["error"] == about[0]
+    assert outcome.record("good")["status"] == "done"
+
+
+def test_an_unreadable_file_is_one_line(run: Run, folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, outputs = folders
+    (inputs / "bad_0000.nii.gz").symlink_to(inputs / "nowhere")
+    outcome = run(inputs, outputs)
+    assert outcome.code == 1
+    line = f"{inputs}/bad_0000.nii.gz: cannot be opened (No such file or directory); check that it exists"
+    assert sum(text.startswith(line) for text in outcome.lines) == 1
+    assert outcome.record("good")["status"] == "done"
+
+
+def test_an_unexpected_error_is_one_line_too(run: Run, folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, outputs = folders
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("app.predict.keep_largest", broken)
+    outcome = run(inputs, outputs)
+    assert outcome.code == 1
+    assert outcome.record("good")["error"] == f"{inputs}/good_0000.nii.gz: unexpected ZeroDivisionError: a bug"
+
+
+def test_two_inputs_of_one_mask_name(run: Run, folders: Folders) -> None:
+    inputs, outputs = folders
+    for name in ("twice.nii.gz", "twice_0000.nii.gz"):
+        shutil.copy(inputs / "good_0000.nii.gz", inputs / name)
+    outcome = run(inputs, outputs)
+    assert outcome.code == 1
+    assert outcome.files == ["good.nii.gz", "run_log.jsonl"]
+    for name in ("twice.nii.gz", "twice_0000.nii.gz"):
+        line = f"{inputs}/{name}: another scan would get the same mask name twice.nii.gz; rename one"
+        assert outcome.lines.count(line) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "line"),
+    [
+        ("nowhere", "out", "{}/nowhere: no such file or folder; give a .nii.gz file or a folder of them"),
+        ("empty", "out", "{}/empty: no .nii.gz or .nii file; convert DICOM with dcm2niix"),
+        ("inputs", "x.nii.gz", "{}/x.nii.gz: OUTPUT is a folder; the mask gets its scan's name without _0000"),
+        (
+            "inputs",
+            "inputs",
+            "{}/inputs: OUTPUT is the input folder; choose another, or masks would be taken for scans",
+        ),
+        ("inputs", "inputs/good_0000.nii.gz/x", "{}/inputs/good_0000.nii.gz/x: not writable (Not a directory); "),
+    ],
+)
+def test_what_cannot_start_is_a_usage_error(run: Run, folders: Folders, source: str, output: str, line: str) -> None:
+    parent = folders[0].parent
+    (parent / "empty").mkdir()
+    outcome = run(parent / source, parent / output)
+    assert outcome.code == 2
+    assert sum(text.startswith(line.format(parent)) for text in outcome.lines) == 1
+
+
+def test_an_output_folder_that_is_not_writable(run: Run, folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, outputs = folders
+    outputs.mkdir()
+    if os.geteuid() == 0:  # root may write everywhere: the kernel's answer is played
+
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(pathlib.Path, "touch", refuse)
+    else:
+        outputs.chmod(0o555)
+    outcome = run(inputs, outputs)
+    assert outcome.code == 2
+    line = f"{outputs}: not writable (Permission denied); check its owner, or docker run --user"
+    assert line in outcome.lines
+
+
+def test_a_mask_never_overwrites_its_scan(run: Run, folders: Folders) -> None:
+    inputs, _ = folders
+    scan = (inputs / "good_0000.nii.gz").rename(inputs / "scan.nii.gz")
+    before = scan.read_bytes()
+    outcome = run(scan, inputs)
+    assert outcome.code == 1
+    assert f"{scan}: its mask would overwrite it; choose another OUTPUT folder" in outcome.lines
+    assert scan.read_bytes() == before
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_partial(run: Run, folders: Folders) -> None:
+    inputs, outputs = folders
+    outputs.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "none", str(outputs)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        (outputs / "earlier.nii.gz").write_bytes(b"kept")
+        (outputs / "filler").write_bytes(bytes(3000))
+        outcome = run(inputs, outputs)
+        assert outcome.code == 1
+        line = f"{outputs}/good.nii.gz: the mask cannot be written (No space left on device); check the folder"
+        assert sum(text.startswith(line) for text in outcome.lines) == 1
+        assert [name for name in outcome.files if name != "run_log.jsonl"] == ["earlier.nii.gz", "filler"]
+    finally:
+        subprocess.run(["umount", str(outputs)], check=True)
+
+
+def test_skip_existing(run: Run, folders: Folders) -> None:
+    inputs, outputs = folders
+    outputs.mkdir()
+    (outputs / "good.nii.gz").write_bytes(b"mine")
+    outcome = run(inputs, outputs, "--skip-existing")
+    assert outcome.code == 0
+    assert (outputs / "good.nii.gz").read_bytes() == b"mine"
+    assert outcome.record("good")["status"] == "skipped"
+    assert run(inputs, outputs).code == 0
+    assert nib.load(outputs / "good.nii.gz").shape == (128, 128, 20)
+
+
+def test_a_scan_that_is_not_in_hounsfield_units_is_warned_of(run: Run, folders: Folders) -> None:
+    inputs, outputs = folders
+    image = nib.load(inputs / "good_0000.nii.gz")
+    shifted = nib.Nifti1Image((image.get_fdata() + 1024).astype(np.int16), image.affine)
+    nib.save(shifted, inputs / "good_0000.nii.gz")
+    outcome = run(inputs, outputs)
+    assert outcome.code == 0
+    assert any("do not look like Hounsfield units" in text for text in outcome.record("good")["warnings"])
+
+
+def test_a_scan_of_air_has_no_organs_and_says_so(run: Run, folders: Folders) -> None:
+    inputs, outputs = folders
+    nib.save(nib.Nifti1Image(np.full((64, 64, 3), -1000, np.int16), np.eye(4)), inputs / "air.nii")
+    outcome = run(inputs, outputs)
+    record = outcome.record("air")
+    assert record["network_slices"] == 0
+    assert any("no liver, no kidneys, no spleen, no pancreas found" in text for text in record["warnings"])
+    assert not np.asarray(nib.load(outputs / "air.nii").dataobj).any()
+
+
+def test_postprocessing_can_be_switched_off(run: Run, folders: Folders) -> None:
+    inputs, outputs = folders
+    run(inputs, outputs)
+    cleaned = np.asarray(nib.load(outputs / "good.nii.gz").dataobj)
+    run(inputs, outputs, "--no-postprocess")
+    raw = np.asarray(nib.load(outputs / "good.nii.gz").dataobj)
+    assert (raw != cleaned).any()
+    np.testing.assert_array_equal(raw[cleaned > 0], cleaned[cleaned > 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--model", "huge"], "no weights for model 'huge'"),
+        (["--weights", "nowhere.safetensors"], "nowhere.safetensors: cannot be read (No such file or directory)"),
+        (["--batch-size", "0"], "Invalid value for '--batch-size'"),
+        (["--model", "fast", "--weights", "x.safetensors"], "--model and --weights exclude each other"),
+        (["--device", "cuda"], "--device cuda: no usable NVIDIA GPU"),
+    ],
+)
+def test_bad_options(
+    run: Run, folders: Folders, options: list[str], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    inputs, outputs = folders
+    outcome = run(inputs, outputs, *options, weights="--device" in options)
+    assert outcome.code == 2
+    assert any(line in text for text in outcome.lines)
+
+
+def test_auto_without_a_gpu_says_so_and_runs(run: Run, folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    inputs, outputs = folders
+    outcome = run(inputs, outputs, "--device", "auto")
+    assert outcome.code == 0
+    assert sum("no usable NVIDIA GPU" in text and "running on the CPU" in text for text in outcome.lines) == 1
+
+
+def test_the_model_is_loaded_once_for_a_folder(
+    folders: Folders, tiny_weights: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, outputs = folders
+    for i in range(3):
+        shutil.copy(inputs / "good_0000.nii.gz", inputs / f"case{i}.nii.gz")
+    outputs.mkdir()
+    segmenter = Segmenter.load(tiny_weights, device="cpu")
+    monkeypatch.setattr("app.predict.load_checkpoint", lambda *_: pytest.fail("loaded again"))
+    assert FolderRun(segmenter, outputs).predict(find_cases(inputs, outputs)) == 0
+    assert len(list(outputs.glob("*.nii.gz"))) == 4
+
+
+def test_help_and_version_do_without_torch() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "app"]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "INPUT OUTPUT" in shown.stdout
+    assert not re.search(r"\| +torch$", shown.stderr, re.M)
+    shown = subprocess.run([*command, "--version"], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert __version__ in shown.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_no_partial_file(
+    tmp_path: pathlib.Path, tiny_weights: pathlib.Path, number: signal.Signals, code: int
+) -> None:
+    scan = tmp_path / "long_0000.nii.gz"
+    write_phantom(scan, shape=(256, 256, 400), spacing_mm=(1.5, 1.5, 1.0))
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "app", str(scan), str(output), "--device", "cpu", "--weights", str(tiny_weights)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "GPU memory" in line:  # the model is loaded, the case begins
+                break
+        process.send_signal(number)
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == code, rest
+    assert "Traceback" not in rest
+    assert [path.name for path in output.iterdir()] == []
+
+
+def test_predict_sh_is_posix_and_passes_its_arguments(folders: Folders, tiny_weights: pathlib.Path) -> None:
+    inputs, outputs = folders
+    environment = os.environ | {"PYTHON": sys.executable}
+    command = ["sh", str(ROOT / "predict.sh"), str(inputs), str(outputs), "--weights", str(tiny_weights)]
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert nib.load(outputs / "good.nii.gz").shape == open_scan(inputs / "good_0000.nii.gz").shape
+    assert shown.stdout == ""
+    assert "\r" not in shown.stderr  # no progress bar outside a terminal
