@@ -200,6 +200,7 @@ def save_checkpoint(config: ModelConfig, state: Mapping[str, Tensor], folder: pa
     paths = [folder / f"{name}.safetensors" for name in names]
     for path, shard in zip(paths, shards, strict=True):
         save_file(shard, path, metadata)
+        path.chmod(0o644)  # safetensors makes files that only their owner can read
     lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in sorted(folder.glob("*.safetensors"))]
     (folder / MANIFEST).write_text("".join(lines))
     return paths

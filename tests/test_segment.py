@@ -136,7 +136,8 @@ def test_precisions_of_the_cpu_agree() -> None:
         segment_slices(placed, slices(volume), SPACING, labels)
         found.append(labels)
     assert np.mean(found[0] != found[1]) < 0.02
-    assert best_dtype(torch.device("cuda")) == torch.float16
+    assert best_dtype(torch.device("cuda"), 48) == torch.float16
+    assert best_dtype(torch.device("cpu"), 18) == torch.float32
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (2, 65, 127), (1, 2048, 70)])

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.intensity import network_input
@@ -101,12 +101,16 @@ class Run:
         self.folder, self.recipe, self.device = folder, recipe, device
         torch.manual_seed(recipe.seed)
         self.network = build_network(recipe).to(device, memory_format=torch.channels_last)
-        average = get_ema_multi_avg_fn(recipe.ema_decay)
-        self.average = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+        self.average = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
         groups = parameter_groups(self.network, recipe.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, recipe.learning_rate)
         self.progress = Progress()
         folder.mkdir(parents=True, exist_ok=True)
+
+    def _average(self, averaged: tuple[Tensor, ...], current: tuple[Tensor, ...], count: Tensor) -> None:
+        """A moving average that forgets its random start: its decay grows with the number of steps averaged."""
+        decay = min(self.recipe.ema_decay, (1 + int(count)) / (10 + int(count)))
+        get_ema_multi_avg_fn(decay)(averaged, current, count)
 
     @property
     def checkpoint(self) -> pathlib.Path:

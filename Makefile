@@ -1,0 +1,41 @@
+# make demo | test | lint | image | container-test | clean       (each says what it runs)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+IMAGE ?= uit-vnu
+DOCKER ?= docker
+BUILD_ARGS ?=
+
+.PHONY: demo test lint image container-test clean
+
+demo: $(VENV)/.app  ## segment a synthetic CT and print what was found
+	$(BIN)/python tests/phantom.py inputs/phantom_0000.nii.gz
+	PYTHON=$(BIN)/python sh predict.sh inputs outputs
+	$(BIN)/python tests/run_log_table.py outputs/run_log.jsonl
+
+test: $(VENV)/.tests  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.tests  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	sh -n predict.sh
+
+image:  ## the container image; BUILD_ARGS="--build-arg TORCH_VERSION=2.13.0 --build-arg TORCH_INDEX_URL=" for one without CUDA
+	DOCKER_BUILDKIT=1 $(DOCKER) build $(BUILD_ARGS) -t $(IMAGE) .
+
+container-test: $(VENV)/.app image  ## run the image as the organisers do, and locked down; compare the masks
+	DOCKER=$(DOCKER) IMAGE=$(IMAGE) PYTHON=$(BIN)/python bash tests/container.sh
+
+$(VENV)/.app: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -r requirements.txt
+	touch $@
+
+$(VENV)/.tests: $(VENV)/.app tests/requirements.txt training/requirements.txt
+	$(BIN)/python -m pip install -q -r tests/requirements.txt
+	touch $@
+
+clean:  ## everything that was made here, but not the inputs
+	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
