@@ -33,7 +33,7 @@ $(VENV)/.app: requirements.txt
 	$(BIN)/python -m pip install -q -r requirements.txt
 	touch $@
 
-$(VENV)/.tests: $(VENV)/.app tests/requirements.txt training/requirements.txt
+$(VENV)/.tests: $(VENV)/.app tests/requirements.txt training/requirements.txt evaluation/requirements.txt
 	$(BIN)/python -m pip install -q -r tests/requirements.txt
 	touch $@
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def load_cases(folders: Sequence[pathlib.Path], cache_dir: pathlib.Path, recipe:
         twice = sorted({name for name in names if names.count(name) > 1})
         raise DataError(f"case {twice[0]} is in more than one data folder; rename one")
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         store = partial(_cached, cache_dir=cache_dir, recipe=recipe)
         entries = list(tqdm(pool.map(store, pairs), "caching", len(pairs), disable=None))
     return sorted((_open(entry) for entry in entries), key=lambda case: case.name)

@@ -1,0 +1,183 @@
+"""Two folders of masks -> scores per case, a summary, a CSV with the organisers' columns and a Markdown table."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pathlib
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from app.organs import Organ
+from evaluation.metrics import IGNORE, ORGANS, Protocol, Score, score_case
+
+BOOTSTRAP_SAMPLES = 10_000
+
+
+class EvaluationError(Exception):
+    """Masks cannot be scored; the message names the case and what to do."""
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """Scores and volumes of one case; `missing` if there was no prediction, which scores 0."""
+
+    name: str
+    scores: dict[Organ, Score]
+    truth_ml: dict[Organ, float]
+    found_ml: dict[Organ, float]
+    missing: bool = False
+
+
+def read_labels(path: pathlib.Path, allowed: Sequence[int]) -> tuple[NDArray[np.uint8], nib.Nifti1Image]:
+    """A label file as uint8, in its own axis order, and its image.
+
+    Raises:
+        EvaluationError: it cannot be read, or holds another value than those allowed.
+    """
+    try:
+        image = nib.load(path)
+        stored = np.asanyarray(image.dataobj)
+    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
+        raise EvaluationError(f"{path}: cannot be read ({error}); copy or predict it again") from error
+    labels = np.zeros(stored.shape, np.uint8)
+    known = np.zeros(stored.shape, bool)
+    for value in allowed:
+        same = stored == value
+        known |= same
+        labels[same] = value
+    if not known.all():
+        accepted = ", ".join(str(int(value)) for value in allowed)
+        raise EvaluationError(f"{path}: holds the value {stored[~known].flat[0]}; labels are {accepted}")
+    return labels, image
+
+
+def evaluate_case(truth_path: pathlib.Path, predictions: pathlib.Path, protocol: Protocol) -> CaseScores:
+    """Score one case; a missing prediction scores 0 for every organ.
+
+    Raises:
+        EvaluationError: the grids differ, or a file is no mask.
+    """
+    name = truth_path.name.removesuffix(".gz").removesuffix(".nii")
+    truth, image = read_labels(truth_path, [*Organ, IGNORE])
+    spacing = tuple(float(mm) for mm in image.header.get_zooms()[:3])
+    voxel_ml = float(np.prod(spacing)) / 1000
+    truth_ml = {organ: float(np.count_nonzero(truth == organ)) * voxel_ml for organ in ORGANS}
+    path = predictions / truth_path.name
+    if not path.exists():
+        nothing = dict.fromkeys(ORGANS, Score(0.0, 0.0))
+        return CaseScores(name, nothing, truth_ml, dict.fromkeys(ORGANS, 0.0), missing=True)
+    found, other = read_labels(path, list(Organ))
+    if found.shape != truth.shape:
+        raise EvaluationError(f"{path}: shape {found.shape}, the reference has {truth.shape}; predict on its grid")
+    if not np.allclose(other.affine, image.affine, atol=1e-2):
+        raise EvaluationError(f"{path}: its affine is not the reference's; predict on the reference's grid")
+    found_ml = {organ: float(np.count_nonzero(found == organ)) * voxel_ml for organ in ORGANS}
+    return CaseScores(name, score_case(truth, found, spacing, protocol), truth_ml, found_ml)
+
+
+def evaluate(
+    predictions: pathlib.Path, references: pathlib.Path, protocol: Protocol, cases: Sequence[str] = ()
+) -> list[CaseScores]:
+    """Score every reference of a folder, or those of `cases`, in parallel and in order of name.
+
+    Raises:
+        EvaluationError: there are no references, or a case cannot be scored.
+    """
+    paths = sorted(p for p in references.glob("*.nii*") if not cases or p.name.split(".nii")[0] in cases)
+    if not paths:
+        raise EvaluationError(f"{references}: no .nii.gz references{' of these cases' if cases else ''}")
+    one = partial(evaluate_case, predictions=predictions, protocol=protocol)
+    with ProcessPoolExecutor(min(len(paths), os.cpu_count() or 1), get_context("spawn")) as pool:
+        return list(tqdm(pool.map(one, paths), "scoring", len(paths), disable=None))
+
+
+def values(results: Sequence[CaseScores], organ: Organ, measure: str) -> NDArray[np.float64]:
+    """One measure (`dice` or `surface_dice`) of one organ over the cases."""
+    return np.array([getattr(case.scores[organ], measure) for case in results])
+
+
+def bootstrap_interval(sample: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean."""
+    rng = np.random.default_rng(seed)
+    means = rng.choice(sample, (BOOTSTRAP_SAMPLES, len(sample))).mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def summarise(results: Sequence[CaseScores]) -> list[dict[str, Any]]:
+    """Mean, standard deviation, median and 95 % interval per organ and measure."""
+    rows = []
+    for organ in ORGANS:
+        for measure in ("dice", "surface_dice"):
+            sample = values(results, organ, measure)
+            low, high = bootstrap_interval(sample)
+            rows.append(
+                {
+                    "organ": organ.name.lower(),
+                    "measure": "DSC" if measure == "dice" else "NSD",
+                    "mean": float(sample.mean()),
+                    "std": float(sample.std(ddof=1)) if len(sample) > 1 else 0.0,
+                    "median": float(np.median(sample)),
+                    "low": low,
+                    "high": high,
+                }
+            )
+    return rows
+
+
+def write_csv(results: Sequence[CaseScores], protocol: Protocol, path: pathlib.Path) -> None:
+    """One row a case, with the organisers' columns: Name, DSC_1, NSD-1mm_1, DSC_2, ..."""
+    header = ["Name"]
+    for organ in ORGANS:
+        header += [f"DSC_{organ:d}", f"NSD-{protocol.tolerance_mm[organ]:g}mm_{organ:d}"]
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        for case in results:
+            scores = [case.scores[organ] for organ in ORGANS]
+            numbers = [f"{value:.4f}" for score in scores for value in (score.dice, score.surface_dice)]
+            writer.writerow([f"{case.name}.nii.gz", *numbers])
+
+
+def write_summary_csv(results: Sequence[CaseScores], path: pathlib.Path) -> None:
+    """The summary as a CSV."""
+    rows = summarise(results)
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def markdown_table(results: Sequence[CaseScores], protocol: Protocol) -> str:
+    """A table in the shape of the paper's Table 4: mean and standard deviation in percent, then each case's DSC."""
+    lines = [
+        "| organ | DSC (%) | NSD (%) | tolerance | median DSC (%) | 95 % interval of mean DSC (%) |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows = summarise(results)
+    for organ, dice, surface in zip(ORGANS, rows[::2], rows[1::2], strict=True):
+        columns = [
+            dice["organ"],
+            f"{100 * dice['mean']:.2f} ± {100 * dice['std']:.2f}",
+            f"{100 * surface['mean']:.2f} ± {100 * surface['std']:.2f}",
+            f"{protocol.tolerance_mm[organ]:g} mm",
+            f"{100 * dice['median']:.2f}",
+            f"{100 * dice['low']:.2f} .. {100 * dice['high']:.2f}",
+        ]
+        lines.append("| " + " | ".join(columns) + " |")
+    lines += ["", "| case | " + " | ".join(f"{o.name.lower()} DSC / NSD" for o in ORGANS) + " |", "|---" * 5 + "|"]
+    for case in results:
+        cells = [f"{case.scores[organ].dice:.3f} / {case.scores[organ].surface_dice:.3f}" for organ in ORGANS]
+        note = " (no prediction: scored 0)" if case.missing else ""
+        lines.append(f"| {case.name}{note} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,113 @@
+"""DSC and NSD of one organ, by the organisers' rules.
+
+Source: github.com/JunMa11/FLARE, Evaluation; NSD is google-deepmind/surface-distance's surface Dice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
+
+from app.organs import Organ
+
+ORGANS = tuple(organ for organ in Organ if organ != Organ.BACKGROUND)
+IGNORE = 255  # label of voxels that nobody annotated
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What differs between the years.
+
+    Attributes:
+        name: of the protocol.
+        tolerance_mm: how far apart two surfaces may be, per organ.
+        least_dice: below this DSC the NSD is set to 0.
+    """
+
+    name: str
+    tolerance_mm: dict[Organ, float]
+    least_dice: float = 0.0
+
+
+PROTOCOLS = {
+    "flare21": Protocol("flare21", dict.fromkeys(ORGANS, 1.0)),
+    "flare22": Protocol(
+        "flare22", {Organ.LIVER: 5.0, Organ.KIDNEYS: 3.0, Organ.SPLEEN: 3.0, Organ.PANCREAS: 5.0}, least_dice=0.2
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """DSC and NSD of one organ in one case, both 0..1."""
+
+    dice: float
+    surface_dice: float
+
+
+def organ_box(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> tuple[slice, ...] | None:
+    """The smallest box that holds both; None where both are empty."""
+    box = []
+    for axis in range(truth.ndim):
+        others = tuple(a for a in range(truth.ndim) if a != axis)
+        rows = np.flatnonzero(truth.any(others) | found.any(others))
+        if not rows.size:
+            return None
+        box.append(slice(rows[0], rows[-1] + 1))
+    return tuple(box)
+
+
+def score_organ(
+    truth: NDArray[np.bool_],
+    found: NDArray[np.bool_],
+    spacing_mm: tuple[float, ...],
+    tolerance_mm: float,
+    least_dice: float = 0.0,
+) -> Score:
+    """Score one organ.
+
+    Both empty: 1 and 1. One of them empty: 0 and 0.
+
+    Args:
+        truth: the reference's voxels, 3-D.
+        found: the prediction's, same shape.
+        spacing_mm: voxel size along each axis.
+        tolerance_mm: of the NSD.
+        least_dice: below this DSC the NSD is 0.
+    """
+    box = organ_box(truth, found)
+    if box is None:
+        return Score(1.0, 1.0)
+    truth, found = truth[box], found[box]
+    if not truth.any() or not found.any():
+        return Score(0.0, 0.0)
+    dice = float(2 * np.count_nonzero(truth & found) / (np.count_nonzero(truth) + np.count_nonzero(found)))
+    if dice < least_dice:
+        return Score(dice, 0.0)
+    distances = compute_surface_distances(truth, found, spacing_mm)
+    return Score(dice, float(compute_surface_dice_at_tolerance(distances, tolerance_mm)))
+
+
+def score_case(
+    truth: NDArray[Any], found: NDArray[Any], spacing_mm: tuple[float, ...], protocol: Protocol
+) -> dict[Organ, Score]:
+    """Score every organ of a case; voxels labelled 255 in the reference count as background in both.
+
+    Args:
+        truth: reference labels 0..4 and 255.
+        found: predicted labels 0..4, same shape.
+        spacing_mm: voxel size along each axis.
+        protocol: tolerances and rules.
+    """
+    if (truth == IGNORE).any():
+        found = np.where(truth == IGNORE, 0, found)
+    return {
+        organ: score_organ(
+            truth == organ, found == organ, spacing_mm, protocol.tolerance_mm[organ], protocol.least_dice
+        )
+        for organ in ORGANS
+    }
