@@ -1,12 +1,14 @@
-# make demo | test | lint | image | container-test | clean       (each says what it runs)
+# make demo | test | lint | evaluate | image | container-test | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 IMAGE ?= uit-vnu
 DOCKER ?= docker
 BUILD_ARGS ?=
+DATA ?= ../shared/data
+HELD_OUT := btcv_0009 btcv_0026 btcv_0039
 
-.PHONY: demo test lint image container-test clean
+.PHONY: demo test lint evaluate image container-test clean
 
 demo: $(VENV)/.app  ## segment a synthetic CT and print what was found
 	$(BIN)/python tests/phantom.py inputs/phantom_0000.nii.gz
@@ -21,6 +23,14 @@ lint: $(VENV)/.tests  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	sh -n predict.sh
+
+evaluate: $(VENV)/.tests  ## score every bundled model on the held-out cases of DATA; reports/MODEL/report.html
+	$(BIN)/python $(DATA)/unpack.py cache/held_out $(HELD_OUT)
+	set -e; for model in $(notdir $(basename $(wildcard weights/*.md))); do \
+	    $(BIN)/python -m app cache/held_out/imagesTr reports/$$model/masks --model $$model; \
+	    $(BIN)/python -m evaluation accuracy reports/$$model/masks cache/held_out/labelsTr \
+	        --images cache/held_out/imagesTr --out reports/$$model; \
+	done
 
 image:  ## the container image; BUILD_ARGS="--build-arg TORCH_VERSION=2.13.0 --build-arg TORCH_INDEX_URL=" for one without CUDA
 	DOCKER_BUILDKIT=1 $(DOCKER) build $(BUILD_ARGS) -t $(IMAGE) .

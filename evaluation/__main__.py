@@ -7,7 +7,9 @@ import sys
 
 import click
 
+from evaluation import figures, report
 from evaluation.accuracy import EvaluationError, evaluate, markdown_table, write_csv, write_summary_csv
+from evaluation.efficiency import EfficiencyError, measure_folder
 from evaluation.metrics import PROTOCOLS
 
 
@@ -22,10 +24,16 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=pathlib.Path), required=True, help="Folder for CSV and table.")
 @click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="flare21", show_default=True)
 @click.option("--case", "cases", multiple=True, help="Score this case only; may be given several times.")
+@click.option("--images", type=click.Path(path_type=pathlib.Path), help="Folder of the scans, for pictures of cases.")
 def accuracy(
-    predictions: pathlib.Path, references: pathlib.Path, out: pathlib.Path, protocol: str, cases: tuple[str, ...]
+    predictions: pathlib.Path,
+    references: pathlib.Path,
+    out: pathlib.Path,
+    protocol: str,
+    cases: tuple[str, ...],
+    images: pathlib.Path | None,
 ) -> None:
-    """Score the masks in PREDICTIONS against REFERENCES: DSC and NSD per organ and case."""
+    """Score the masks in PREDICTIONS against REFERENCES: DSC and NSD per organ and case; tables, figures, a page."""
     rules = PROTOCOLS[protocol]
     try:
         results = evaluate(predictions, references, rules, cases)
@@ -36,10 +44,32 @@ def accuracy(
     write_summary_csv(results, out / "summary.csv")
     table = markdown_table(results, rules)
     (out / "table.md").write_text(table)
+    drawn = {"Scores": figures.violins(results, rules), "Organ volumes": figures.bland_altman(results)}
+    if images is not None:
+        drawn["Worst, median and best case"] = figures.panels(results, images, references, predictions)
+    pictures = {caption: report.png_bytes(figure) for caption, figure in drawn.items()}
+    for name, png in zip(("scores", "volumes", "cases"), pictures.values(), strict=False):
+        (out / f"{name}.png").write_bytes(png)
+    (out / "report.html").write_text(report.page(f"Accuracy of {predictions.name}", results, rules, pictures))
     click.echo(table)
     for case in results:
         if case.missing:
             click.echo(f"warning: no prediction for {case.name}, scored 0", err=True)
+
+
+@main.command()
+@click.argument("inputs", type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False))
+@click.argument("outputs", type=click.Path(path_type=pathlib.Path))
+@click.option("--image", help="Docker image to run for every case; without it predict.sh runs in a fresh process.")
+@click.option("--gpu", type=int, default=0, show_default=True, help="The card to use and to watch.")
+def efficiency(inputs: pathlib.Path, outputs: pathlib.Path, image: str | None, gpu: int) -> None:
+    """Run every scan of INPUTS alone, as the organisers do; masks, samples and their CSV columns go to OUTPUTS."""
+    try:
+        rows = measure_folder(inputs, outputs, image, gpu)
+    except EfficiencyError as error:
+        sys.exit(f"error: {error}")
+    for row in rows:
+        click.echo("  ".join(f"{key} {'null' if value is None else value}" for key, value in row.items()))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,10 @@ class CachedCase:
     spacing_z_mm: float
 
 
-def find_pairs(folder: pathlib.Path) -> list[tuple[str, pathlib.Path, pathlib.Path]]:
+Pair = tuple[str, pathlib.Path, pathlib.Path]  # case, image, label
+
+
+def find_pairs(folder: pathlib.Path) -> list[Pair]:
     """Every (case, image, label) of a folder with imagesTr/X_0000.nii.gz and labelsTr/X.nii.gz."""
     images = sorted((folder / "imagesTr").glob("*_0000.nii.gz"))
     if not images:
@@ -64,24 +67,30 @@ def load_cases(folders: Sequence[pathlib.Path], cache_dir: pathlib.Path, recipe:
         twice = sorted({name for name in names if names.count(name) > 1})
         raise DataError(f"case {twice[0]} is in more than one data folder; rename one")
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        store = partial(_cached, cache_dir=cache_dir, recipe=recipe)
-        entries = list(tqdm(pool.map(store, pairs), "caching", len(pairs), disable=None))
+    entries = [_entry(pair, cache_dir, recipe) for pair in pairs]
+    missing = [(pair, entry) for pair, entry in zip(pairs, entries, strict=True) if not entry.exists()]
+    if missing:
+        with ProcessPoolExecutor(min(len(missing), os.cpu_count() or 1), get_context("spawn")) as pool:
+            stored = pool.map(partial(_store, recipe=recipe), missing)
+            list(tqdm(stored, "caching", len(missing), disable=None))
     return sorted((_open(entry) for entry in entries), key=lambda case: case.name)
 
 
-def _cached(pair: tuple[str, pathlib.Path, pathlib.Path], cache_dir: pathlib.Path, recipe: Recipe) -> pathlib.Path:
-    """The folder that holds a case, written first where it is missing; its name is a hash of all it depends on."""
-    name, image, label = pair
+def _entry(pair: Pair, cache_dir: pathlib.Path, recipe: Recipe) -> pathlib.Path:
+    """The folder that holds a case; its name is a hash of all that its content depends on."""
+    name, *files = pair
     digest = hashlib.sha256(repr((CACHE_VERSION, recipe.spacing_mm, recipe.window_hu)).encode())
-    for path in (image, label):
+    for path in files:
         digest.update(path.read_bytes())
-    entry = cache_dir / f"{name}-{digest.hexdigest()[:16]}"
-    if entry.exists():
-        return entry
+    return cache_dir / f"{name}-{digest.hexdigest()[:16]}"
+
+
+def _store(item: tuple[Pair, pathlib.Path], recipe: Recipe) -> None:
+    """Prepare a case and write its entry under a temporary name, then rename it."""
+    (name, image, label), entry = item
     torch.set_num_threads(1)  # the cases run in parallel
     images, labels, spacing_z_mm = prepare(image, label, recipe)
-    partial_entry = cache_dir / f".{entry.name}.{os.getpid()}"
+    partial_entry = entry.parent / f".{entry.name}.{os.getpid()}"
     partial_entry.mkdir()
     np.save(partial_entry / "images.npy", images)
     np.save(partial_entry / "labels.npy", labels)
@@ -90,7 +99,6 @@ def _cached(pair: tuple[str, pathlib.Path, pathlib.Path], cache_dir: pathlib.Pat
         partial_entry.rename(entry)
     except OSError:  # another process was first
         shutil.rmtree(partial_entry)
-    return entry
 
 
 def _open(entry: pathlib.Path) -> CachedCase:

@@ -1,0 +1,113 @@
+"""The paper's figures: violins of the scores, cases side by side, and agreement of organ volumes."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from app.organs import Organ
+from app.scan import open_scan, orient
+from evaluation.accuracy import CaseScores, read_labels, values
+from evaluation.metrics import IGNORE, ORGANS, Protocol
+
+ORGAN_COLORS = {Organ.LIVER: "#d1495b", Organ.KIDNEYS: "#30a14e", Organ.SPLEEN: "#3a6ea5", Organ.PANCREAS: "#edae49"}
+DISPLAY_WINDOW_HU = (-125, 275)
+FACE = "white"
+mpl.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def violins(results: Sequence[CaseScores], protocol: Protocol) -> Figure:
+    """DSC and NSD per organ, a violin each with every case as a dot."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained", facecolor=FACE)
+    for axes, measure, title in zip(figure.subplots(1, 2), ("dice", "surface_dice"), ("DSC", "NSD"), strict=True):
+        samples = [values(results, organ, measure) for organ in ORGANS]
+        parts = axes.violinplot(samples, showmedians=True, widths=0.8)
+        for body, organ in zip(parts["bodies"], ORGANS, strict=True):
+            body.set_facecolor(ORGAN_COLORS[organ])
+            body.set_alpha(0.45)
+        for name in ("cmedians", "cmins", "cmaxes", "cbars"):
+            parts[name].set_color("#444444")
+            parts[name].set_linewidth(1)
+        for place, (organ, sample) in enumerate(zip(ORGANS, samples, strict=True), start=1):
+            spread = np.linspace(-0.08, 0.08, len(sample)) if len(sample) > 1 else np.zeros(1)
+            axes.scatter(place + spread, sample, s=14, color=ORGAN_COLORS[organ], edgecolor="white", linewidth=0.5)
+        axes.set_xticks(range(1, len(ORGANS) + 1), [organ.name.lower() for organ in ORGANS])
+        axes.set_ylim(min(0.5, min(s.min() for s in samples) - 0.05), 1.01)
+        axes.grid(axis="y", color="#dddddd")
+        axes.set_axisbelow(True)
+        axes.set_title(f"{title}, {len(results)} cases" + (f" ({protocol.name})" if title == "NSD" else ""))
+    return figure
+
+
+def bland_altman(results: Sequence[CaseScores]) -> Figure:
+    """Organ volumes: difference over mean, with the mean difference and 1.96 standard deviations."""
+    figure = Figure(figsize=(9, 5.6), layout="constrained", facecolor=FACE)
+    for axes, organ in zip(figure.subplots(2, 2).flat, ORGANS, strict=True):
+        truth = np.array([case.truth_ml[organ] for case in results])
+        found = np.array([case.found_ml[organ] for case in results])
+        difference, mean = found - truth, (found + truth) / 2
+        spread = 1.96 * difference.std(ddof=1) if len(difference) > 1 else 0.0
+        axes.scatter(mean, difference, s=22, color=ORGAN_COLORS[organ], edgecolor="white", linewidth=0.5, zorder=3)
+        for level, style in ((difference.mean(), "-"), *((difference.mean() + s * spread, "--") for s in (-1, 1))):
+            axes.axhline(level, color="#444444", linestyle=style, linewidth=1)
+        axes.axhline(0, color="#bbbbbb", linewidth=0.8)
+        axes.set_title(f"{organ.name.lower()}: {difference.mean():+.0f} ± {spread:.0f} ml")
+        axes.set_xlabel("mean of prediction and reference (ml)")
+        axes.set_ylabel("prediction - reference (ml)")
+    return figure
+
+
+def case_slices(
+    image_path: pathlib.Path, truth_path: pathlib.Path, found_path: pathlib.Path
+) -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8], int, float]:
+    """Image (HU), reference and prediction of a case, (Y, X) each, at the slice where most voxels disagree.
+
+    Where none does, the slice with most organ.
+
+    Returns:
+        The three slices, the slice's number, and the height of a pixel over its width.
+    """
+    scan = open_scan(image_path)
+    truth, _ = read_labels(truth_path, [*Organ, IGNORE])
+    found = read_labels(found_path, list(Organ))[0] if found_path.exists() else np.zeros_like(truth)
+    truth, found = orient(truth, scan.turn), orient(found, scan.turn)
+    disagreement = ((truth != found) & (truth != IGNORE)).sum(axis=(1, 2))
+    z_most = int(np.argmax(disagreement if disagreement.any() else (found > 0).sum(axis=(1, 2))))
+    slices = scan.slices()
+    plane = next(plane for z, plane in slices if z == z_most)
+    slices.close()
+    _, height, width = scan.spacing_zyx_mm
+    return plane, truth[z_most], found[z_most], z_most, height / width
+
+
+def panels(
+    results: Sequence[CaseScores], images: pathlib.Path, references: pathlib.Path, predictions: pathlib.Path
+) -> Figure:
+    """Image, reference and prediction of the worst, the median and the best case by mean DSC."""
+    ranked = sorted(results, key=lambda case: float(np.mean([case.scores[organ].dice for organ in ORGANS])))
+    chosen = {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
+    colors = ListedColormap(["none", *(ORGAN_COLORS[organ] for organ in ORGANS)])
+    figure = Figure(figsize=(9, 2.9 * len(chosen) + 0.4), layout="constrained", facecolor=FACE)
+    for row, (word, case) in zip(figure.subplots(len(chosen), 3), chosen.items(), strict=True):
+        mask_name = f"{case.name}.nii.gz"
+        image_path = images / f"{case.name}_0000.nii.gz"
+        plane, truth, found, z, aspect = case_slices(image_path, references / mask_name, predictions / mask_name)
+        dice = ", ".join(f"{case.scores[organ].dice:.2f}" for organ in ORGANS)
+        titles = (f"{word}: {case.name}, slice {z}", "reference", f"prediction, DSC {dice}")
+        for axes, labels, title in zip(row, (None, truth, found), titles, strict=True):
+            axes.imshow(plane, "gray", vmin=DISPLAY_WINDOW_HU[0], vmax=DISPLAY_WINDOW_HU[1], aspect=aspect)
+            if labels is not None:
+                shown = np.where(labels == IGNORE, 0, labels)
+                axes.imshow(shown, colors, vmin=0, vmax=len(ORGANS), alpha=0.6, aspect=aspect, interpolation="nearest")
+            axes.set_title(title, fontsize=9)
+            axes.axis("off")
+    legend = [Patch(color=ORGAN_COLORS[organ], label=organ.name.lower()) for organ in ORGANS]
+    figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
+    return figure

@@ -1,0 +1,269 @@
+"""Training: cache, sampling, augmentation, losses, the loop and its resumption, export."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from app.checkpoint import find_model, load_checkpoint
+from app.network import HrnetOcrLogits
+from app.organs import Organ
+from app.segment import place, segment_slices
+from tests.phantom import write_phantom
+from training.__main__ import main
+from training.augment import augment, crop_fields, geometry, intensity
+from training.cache import IGNORE, CachedCase, DataError, load_cases
+from training.engine import Progress, Run, TrainingError, grid_dice, learning_rate
+from training.export import export
+from training.losses import dice_loss, focal_loss, segmentation_loss
+from training.recipes import Recipe
+from training.recipes.fast import RECIPE as FAST
+from training.sampling import SliceSampler
+
+TINY = replace(
+    FAST, width=4, ocr_channels=16, key_channels=8, spacing_mm=6.0, crop=64, batch=2, steps=6, warmup_steps=2
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Two phantoms in the FLARE / nnU-Net layout; the second has unannotated voxels."""
+    folder = tmp_path_factory.mktemp("data")
+    for seed, name in enumerate(("one", "two")):
+        label = folder / "labelsTr" / f"{name}.nii.gz"
+        write_phantom(folder / "imagesTr" / f"{name}_0000.nii.gz", label, (96, 80, 16), (4.0, 4.0, 16.0), seed=seed)
+    reference = nib.load(label)
+    labels = np.asarray(reference.dataobj).copy()
+    labels[:, :, :3] = IGNORE
+    nib.save(nib.Nifti1Image(labels, reference.affine), label)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cases(data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
+    return load_cases([data], tmp_path_factory.mktemp("cache"), TINY)
+
+
+def test_the_cache_holds_what_inference_would_see(cases: list[CachedCase]) -> None:
+    assert [case.name for case in cases] == ["one", "two"]
+    for case in cases:
+        assert case.images.dtype == case.labels.dtype == np.uint8
+        assert case.images.shape == case.labels.shape
+        assert len(case.images) == 16
+        assert case.spacing_z_mm == 16.0
+        assert isinstance(case.images, np.memmap)
+        assert {0, 1, 2, 3, 4} <= set(np.unique(case.labels))
+    assert (cases[1].labels[:3] == IGNORE).all()
+    liver = cases[0].images[cases[0].labels == 1].mean()
+    assert liver == pytest.approx((110 + 125) / 400 * 255, abs=30)  # about 110 HU in -125..275
+
+
+def test_the_cache_is_written_once_and_anew_when_the_data_changes(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    load_cases([data], tmp_path / "cache", TINY)
+    entries = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    load_cases([data], tmp_path / "cache", TINY)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == entries
+    load_cases([data], tmp_path / "cache", replace(TINY, window_hu=(-200.0, 300.0)))
+    assert len(list((tmp_path / "cache").iterdir())) == 2 * len(entries)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("no images", r"no imagesTr/\*_0000.nii.gz; expected the FLARE / nnU-Net layout"),
+        ("no label", r"labelsTr/one.nii.gz: no label for case one; add it or remove the image"),
+        ("shape", r"labelsTr/one.nii.gz: shape or affine differ from .*one_0000.nii.gz"),
+        ("affine", r"labelsTr/one.nii.gz: shape or affine differ from .*one_0000.nii.gz"),
+        ("value", r"labelsTr/one.nii.gz: label 9 is none of 0..4 and 255"),
+    ],
+)
+def test_bad_data_is_named_before_training(tmp_path: pathlib.Path, change: str, line: str) -> None:
+    image, label = tmp_path / "imagesTr" / "one_0000.nii.gz", tmp_path / "labelsTr" / "one.nii.gz"
+    write_phantom(image, label, (64, 64, 4), (6.0, 6.0, 60.0))
+    reference = nib.load(label)
+    labels = np.asarray(reference.dataobj).copy()
+    if change == "no images":
+        image.unlink()
+    elif change == "no label":
+        label.unlink()
+    elif change == "shape":
+        nib.save(nib.Nifti1Image(labels[:-1], reference.affine), label)
+    elif change == "affine":
+        nib.save(nib.Nifti1Image(labels, np.diag([1.0, 1, 1, 1])), label)
+    else:
+        labels[0, 0, 0] = 9
+        nib.save(nib.Nifti1Image(labels, reference.affine), label)
+    with pytest.raises(DataError, match=line):
+        load_cases([tmp_path], tmp_path / "cache", TINY)
+
+
+def test_batches_draw_organs_more_often_than_chance(cases: list[CachedCase]) -> None:
+    sampler = SliceSampler(cases, [1.0, 0.0], TINY, seed=0)
+    drawn = [sampler.draw() for _ in range(400)]
+    assert {index for index, _ in drawn} == {0}
+    pancreas = (cases[0].labels == 4).any((1, 2))
+    assert np.mean([pancreas[z] for _, z in drawn]) > pancreas.mean() + 0.1
+    images, labels, sizes = sampler.batch()
+    assert images.shape == (2, 3, *sampler.canvas)
+    assert labels.shape == (2, *sampler.canvas)
+    assert sizes.tolist() == [list(cases[0].images.shape[1:])] * 2
+    again, _, _ = SliceSampler(cases, [1.0, 0.0], TINY, seed=1).batch()
+    same, _, _ = SliceSampler(cases, [1.0, 0.0], TINY, seed=1).batch()
+    assert torch.equal(again, same)
+
+
+def test_geometry_moves_image_and_label_together() -> None:
+    torch.manual_seed(0)
+    labels = torch.full((4, 100, 120), IGNORE, dtype=torch.uint8)
+    labels[:, 10:90, 10:110] = 0
+    labels[:, 30:60, 40:80] = 1
+    images = torch.where(labels[:, None] == 1, 200, 50).to(torch.uint8).repeat(1, 3, 1, 1)
+    warped, marks = geometry(images, labels, torch.tensor([[80.0, 100.0]] * 4), 64)
+    assert warped.shape == (4, 3, 64, 64)
+    assert set(marks.unique().tolist()) <= {0, 1, IGNORE}
+    inside = warped[:, 1][marks == 1]
+    assert (inside > 120).float().mean() > 0.97
+    assert (warped[:, 1][marks == 0] < 130).float().mean() > 0.97
+
+
+def test_no_crop_is_mirrored() -> None:
+    torch.manual_seed(0)
+    fields = crop_fields(torch.tensor([[100.0, 100.0]] * 50), (100, 100), 32)
+    right = (fields[:, 16, 31] - fields[:, 16, 0]).double()
+    down = (fields[:, 31, 16] - fields[:, 0, 16]).double()
+    assert (right[:, 0] * down[:, 1] - right[:, 1] * down[:, 0] > 0).all()  # the handedness stays
+    assert (right[:, 0] > 0).all()
+
+
+def test_intensity_keeps_the_range_and_the_air() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(8, 3, 32, 32)
+    images[:, :, :8] = 0
+    changed = intensity(images.clone())
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    assert not torch.equal(changed[:, :, 8:], images[:, :, 8:])
+    assert changed[:, :, :6].mean() < 0.05
+
+
+def test_augment_gives_network_input(cases: list[CachedCase]) -> None:
+    inputs, marks = augment(*SliceSampler(cases, [1.0, 1.0], TINY, seed=0).batch(), 64)
+    assert inputs.shape == (2, 3, 64, 64)
+    assert inputs.dtype == torch.float32
+    assert marks.dtype == torch.int64
+
+
+def test_focal_loss_by_hand() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)]])[:, :, None, None]  # p = 1/4 and 3/4
+    loss = focal_loss(logits, torch.tensor([[[1]]]), gamma=2.0)
+    assert loss.item() == pytest.approx(0.25**2 * -math.log(0.75), rel=1e-5)
+
+
+def test_losses_are_blind_to_what_nobody_annotated() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 5, 8, 8), torch.randint(0, 5, (2, 8, 8))
+    labels[:, :4] = IGNORE
+    other = logits.clone()
+    other[:, :, :4] += 100 * torch.randn(2, 5, 4, 8)
+    for loss in (focal_loss, dice_loss):
+        assert loss(other, labels).item() == pytest.approx(loss(logits, labels).item(), rel=1e-5)
+    assert focal_loss(logits, torch.full_like(labels, IGNORE)).item() == 0
+
+
+def test_dice_loss_of_a_perfect_and_a_wrong_prediction() -> None:
+    labels = torch.randint(0, 5, (1, 16, 16), generator=torch.Generator().manual_seed(0))
+    sure = 50 * torch.nn.functional.one_hot(labels, 5).movedim(3, 1).float()
+    assert dice_loss(sure, labels).item() == pytest.approx(0, abs=1e-4)
+    assert dice_loss(sure.roll(1, dims=1), labels).item() > 0.9
+    total = segmentation_loss(HrnetOcrLogits(sure, sure), labels, dice_weight=1.0, coarse_weight=0.4)
+    assert total.item() == pytest.approx(0, abs=1e-3)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    rates = [learning_rate(Progress(step), TINY, None) for step in range(TINY.steps + 1)]
+    assert rates[0] == pytest.approx(TINY.learning_rate / 2, rel=0.01)
+    assert rates[-1] == 0
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert learning_rate(Progress(50, seconds=30), TINY, 60) == pytest.approx(TINY.learning_rate / 2)
+
+
+def train(folder: pathlib.Path, cases: list[CachedCase], recipe: Recipe) -> Run:
+    run = Run(folder, recipe, torch.device("cpu"))
+    run.resume()
+    run.train(SliceSampler(cases, [1.0, 1.0], recipe, seed=run.progress.step), cases, None, 1e9)
+    return run
+
+
+def test_training_learns_resumes_and_exports(cases: list[CachedCase], tmp_path: pathlib.Path) -> None:
+    recipe = replace(TINY, steps=60, learning_rate=1e-2, ema_decay=0.9)
+    half = train(tmp_path, cases, replace(recipe, steps=30))
+    before = {name: tensor.clone() for name, tensor in half.network.state_dict().items()}
+    resumed = Run(tmp_path, recipe, torch.device("cpu"))
+    resumed.resume()
+    assert resumed.progress.step == 30
+    assert learning_rate(resumed.progress, recipe, None) == pytest.approx(recipe.learning_rate / 2)
+    for name, tensor in resumed.network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    run = train(tmp_path, cases, recipe)
+    assert run.progress.step == 60
+    rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()]
+    losses = [float(row[3]) for row in rows[1:]]
+    assert losses[-1] < 0.8 * losses[0]
+
+    export(tmp_path, "mine", "1", "two phantoms", tmp_path / "weights")
+    model = place(load_checkpoint(find_model("mine", tmp_path / "weights")), torch.device("cpu"), torch.float32)
+    volume = np.random.default_rng(0).integers(-200, 300, (3, 128, 128)).astype(np.int16)
+    found = np.zeros(volume.shape, np.uint8)
+    segment_slices(model, enumerate(volume), (16.0, 4.0, 4.0), found)
+    plain = np.zeros(volume.shape, np.uint8)
+    trained = run.average.module.eval()
+    segment_slices(replace(model, network=trained), enumerate(volume), (16.0, 4.0, 4.0), plain)
+    assert np.mean(found == plain) > 0.999
+
+
+def test_grid_dice_of_a_network_that_knows_the_answer(cases: list[CachedCase]) -> None:
+    """It answers with the label of the slice that it is shown, but calls the spleen pancreas."""
+    case = cases[1]
+
+    class Oracle(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, image: torch.Tensor) -> HrnetOcrLogits:
+            height, width = case.images.shape[1:]
+            shown = (image[0, 1, :height, :width] * 255).round().byte().numpy()
+            z = next(z for z, plane in enumerate(case.images) if np.array_equal(plane, shown))
+            labels = np.array(case.labels[z])
+            labels[labels == Organ.SPLEEN] = Organ.PANCREAS
+            labels[labels == IGNORE] = Organ.LIVER  # must not count
+            known = torch.nn.functional.one_hot(torch.from_numpy(labels).long(), 5).movedim(2, 0).float()
+            padded = torch.nn.functional.pad(known, (0, image.shape[3] - width, 0, image.shape[2] - height))
+            return HrnetOcrLogits(padded[None], padded[None])
+
+    scores = grid_dice(Oracle(), [case], TINY, every=1)
+    assert scores[Organ.LIVER] == scores[Organ.KIDNEYS] == 1.0
+    assert scores[Organ.SPLEEN] == 0.0
+    assert 0 < scores[Organ.PANCREAS] < 1
+
+
+def test_a_loss_that_is_no_number_stops(
+    cases: list[CachedCase], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "step", lambda *_: float("nan"))
+    with pytest.raises(TrainingError, match="loss is nan at step 0; lower the learning rate"):
+        train(tmp_path, cases, TINY)
+
+
+def test_the_command_line_names_what_is_wrong(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    arguments = ["train", "fast", str(tmp_path / "run"), "--data", str(data), "--cache", str(tmp_path / "cache")]
+    result = CliRunner().invoke(main, [*arguments, "--hold-out", "nobody"])
+    assert result.exit_code == 1
+    assert "held-out case nobody is in none of the data folders" in result.output
