@@ -83,6 +83,9 @@ def test_logits_are_at_a_quarter_of_the_resolution(height: int, width: int) -> N
 def golden_case() -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of a small network with fixed weights on a fixed image whose sides are no multiple of 32."""
     network = randomise(HrnetOcr(width=4, ocr_channels=16, key_channels=8), seed=1)
+    with torch.no_grad():  # sharp attention, so that its scale matters
+        for part in (network.ocr_head.attention.query, network.ocr_head.attention.key):
+            part[1].norm.weight *= 10
     image = torch.rand(1, 3, 72, 104, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         logits = network(image)
@@ -94,7 +97,7 @@ def test_golden_logits() -> None:
     golden = json.loads(GOLDEN.read_text())
     for name, logits in zip(("refined", "coarse"), golden_case(), strict=True):
         expected = torch.tensor(golden[name])
-        torch.testing.assert_close(logits[0, :, ::5, ::5], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits[0, :, ::5, ::5], expected, rtol=1e-4, atol=2e-5)
 
 
 def test_folding_batch_norm_is_exact() -> None:
@@ -109,16 +112,11 @@ def test_folding_batch_norm_is_exact() -> None:
 
 
 def test_object_regions_survive_half_precision() -> None:
-    """With 128 x 128 pixels of equal logits, an fp16 softmax over H*W would round each weight and lose the sum."""
-    features = torch.ones(1, 4, 128, 128, dtype=torch.float16)
-    regions = gather_object_regions(features, torch.zeros(1, 5, 128, 128, dtype=torch.float16))
+    """On 10^6 pixels of equal logits, fp16 would round each weight of 1e-6 to a multiple of 6e-8, 1.3 % off."""
+    features = torch.ones(1, 2, 1000, 1000, dtype=torch.float16)
+    regions = gather_object_regions(features, torch.zeros(1, 3, 1000, 1000, dtype=torch.float16))
     assert regions.dtype == torch.float16
-    torch.testing.assert_close(regions.float(), torch.ones(1, 5, 4), rtol=0, atol=1e-3)
-    peaked = torch.zeros(1, 1, 128, 128, dtype=torch.float16)
-    peaked[..., 64, 64] = 11.0  # e^11 of e^11 + 16383: 0.785 of the weight, each other pixel 1.3e-5
-    features[..., 64, 64] = 3.0
-    share = torch.e**11 / (torch.e**11 + 128 * 128 - 1)
-    assert gather_object_regions(features, peaked)[0, 0, 0].item() == pytest.approx(1 + 2 * share, abs=2e-3)
+    torch.testing.assert_close(regions.float(), torch.ones(1, 3, 2), rtol=0, atol=1e-3)
 
 
 def test_starts_by_he_initialisation() -> None:
