@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from app.network import HrnetOcr, fold_batch_norm
-from app.network.ocr import gather_object_regions
+from app.network.ocr import ObjectAttention, gather_object_regions
 
 PAPER_PARAMETERS = 70_354_170
 PAPER_FLOPS = 162_178_878_720
@@ -117,6 +117,19 @@ def test_object_regions_survive_half_precision() -> None:
     regions = gather_object_regions(features, torch.zeros(1, 3, 1000, 1000, dtype=torch.float16))
     assert regions.dtype == torch.float16
     torch.testing.assert_close(regions.float(), torch.ones(1, 3, 2), rtol=0, atol=1e-3)
+
+
+def test_object_attention_is_scaled_dot_product_attention_over_the_regions() -> None:
+    attention = ObjectAttention(channels=6, key_channels=4).eval()
+    pixels, regions = torch.randn(1, 6, 2, 3), 3 * torch.randn(1, 5, 6)
+    with torch.inference_mode():
+        found = attention(pixels, regions)
+        for y, x in ((0, 0), (1, 2)):
+            query = attention.query(pixels)[0, :, y, x]
+            keys, values = (part(regions.mT[..., None])[0, :, :, 0] for part in (attention.key, attention.value))
+            weights = (query @ keys / 4**0.5).softmax(0)
+            expected = attention.out((values @ weights)[None, :, None, None])[0, :, 0, 0]
+            torch.testing.assert_close(found[0, :, y, x], expected)
 
 
 def test_starts_by_he_initialisation() -> None:
