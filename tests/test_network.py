@@ -120,14 +120,16 @@ def test_object_regions_survive_half_precision() -> None:
 
 
 def test_object_attention_is_scaled_dot_product_attention_over_the_regions() -> None:
+    torch.manual_seed(0)
     attention = ObjectAttention(channels=6, key_channels=4).eval()
-    pixels, regions = torch.randn(1, 6, 2, 3), 3 * torch.randn(1, 5, 6)
+    pixels, regions = 10 * torch.randn(1, 6, 2, 3), 10 * torch.randn(1, 5, 6)
     with torch.inference_mode():
         found = attention(pixels, regions)
         for y, x in ((0, 0), (1, 2)):
             query = attention.query(pixels)[0, :, y, x]
             keys, values = (part(regions.mT[..., None])[0, :, :, 0] for part in (attention.key, attention.value))
             weights = (query @ keys / 4**0.5).softmax(0)
+            assert 0.3 < weights.max() < 0.999  # neither even nor saturated, or the scale would not show
             expected = attention.out((values @ weights)[None, :, None, None])[0, :, 0, 0]
             torch.testing.assert_close(found[0, :, y, x], expected)
 
