@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import pty
 import re
 import shutil
 import signal
@@ -341,6 +342,17 @@ def test_a_signal_leaves_no_partial_file(
         assert process.wait(timeout=60) == code, rest
     assert "Traceback" not in rest
     assert [path.name for path in output.iterdir()] == []
+
+
+def test_a_terminal_gets_a_progress_bar(folders: Folders, tiny_weights: pathlib.Path) -> None:
+    inputs, outputs = folders
+    command = [sys.executable, "-m", "app", str(inputs), str(outputs), "--weights", str(tiny_weights)]
+    ours, theirs = pty.openpty()
+    subprocess.run([*command, "--device", "cpu"], stderr=theirs, cwd=ROOT, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert re.search(r"\[1/1\] good +\[#+\] +100%", shown)
 
 
 def test_predict_sh_is_posix_and_passes_its_arguments(folders: Folders, tiny_weights: pathlib.Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pathlib
 import sys
+from dataclasses import replace
 
 import click
 import torch
@@ -54,6 +56,9 @@ def train(
             raise DataError(f"held-out case {min(missing)} is in none of the data folders")
         training = [case for case in cases if case.name not in hold_out]
         weights = [next((w for prefix, w in odds if case.name.startswith(prefix)), 1.0) for case in training]
+        if recipe.epochs:
+            slices = sum(len(case.images) for case in training)
+            recipe = replace(recipe, steps=recipe.epochs * math.ceil(slices / recipe.batch))
         run = Run(run_dir, recipe, torch.device(device))
         run.resume()
         sampler = SliceSampler(training, weights, recipe, seed=recipe.seed + run.progress.step)

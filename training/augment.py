@@ -8,9 +8,12 @@ from torch.nn import functional
 
 from app.intensity import network_input
 from training.cache import IGNORE
+from training.photometric import photometric_distortion
+from training.recipes import Recipe
 
 ROTATION_DEG = 20.0
 SCALE = (0.7, 1.4)
+PAPER_ROTATION_DEG, PAPER_SCALE, PAPER_SHIFT, PAPER_SHARE = 45.0, (0.9, 1.1), 0.0625, 0.5  # albumentations' defaults
 ELASTIC_SHARE, ELASTIC_KNOTS, ELASTIC_PIXELS = 0.5, 6, 7.0
 GAMMA = (0.7, 1.45)
 SHIFT = 0.10  # of the input range, 40 HU in a window of 400
@@ -38,24 +41,43 @@ def crop_fields(sizes: Tensor, canvas: tuple[int, int], crop: int) -> Tensor:
     n, device = len(sizes), sizes.device
     angle = _uniform(n, -ROTATION_DEG, ROTATION_DEG, device).deg2rad()
     scale = torch.exp(_uniform(n, *torch.tensor(SCALE).log().tolist(), device))
-    axis = torch.arange(crop, device=device) - (crop - 1) / 2
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    cos, sin = (f(angle)[:, None, None] / scale[:, None, None] for f in (torch.cos, torch.sin))
+    # The crop's centre moves over the slice as far as the crop stays on it, and a little when it is larger.
+    room = (0.5 * (sizes - crop / scale[:, None])).clamp_min(16.0)
+    centre = room * torch.empty(n, 2, device=device).uniform_(-1, 1)
+    fields = similarity_fields(angle, scale, centre, canvas, crop)
     knots = torch.randn(n, 2, ELASTIC_KNOTS, ELASTIC_KNOTS, device=device) * ELASTIC_PIXELS / 2
     bend = functional.interpolate(knots, size=(crop, crop), mode="bicubic", align_corners=True)
     bend = bend * _chosen(n, ELASTIC_SHARE, device)[:, None, None, None]
-    # The crop's centre moves over the slice as far as the crop stays on it, and a little when it is larger.
-    fields = []
-    for i, (side, along) in enumerate(((canvas[1], cos * x - sin * y), (canvas[0], sin * x + cos * y))):
-        room = (0.5 * (sizes[:, 1 - i] - crop / scale)).clamp_min(16.0)
-        centre = room * _uniform(n, -1, 1, device)
-        fields.append((along + bend[:, i] + centre[:, None, None]) * 2 / side)
-    return torch.stack(fields, dim=3)
+    return fields + bend.movedim(1, 3) * 2 / torch.tensor([canvas[1], canvas[0]], device=device)
 
 
-def geometry(images: Tensor, labels: Tensor, sizes: Tensor, crop: int) -> tuple[Tensor, Tensor]:
-    """Random crops: images (N, C, H, W) uint8 -> (N, C, crop, crop) float32, labels (N, H, W) -> int64."""
-    fields = crop_fields(sizes, (images.shape[2], images.shape[3]), crop)
+def similarity_fields(angle: Tensor, scale: Tensor, centre: Tensor, canvas: tuple[int, int], crop: int) -> Tensor:
+    """Sampling fields of crops that are turned by `angle` (N, radians), enlarged by `scale` (N), about `centre` (N, 2).
+
+    `centre` is (y, x) in pixels from the middle of the canvas.
+    """
+    axis = torch.arange(crop, device=angle.device) - (crop - 1) / 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    cos, sin = (f(angle)[:, None, None] / scale[:, None, None] for f in (torch.cos, torch.sin))
+    columns = (cos * x - sin * y + centre[:, 1, None, None]) * 2 / canvas[1]
+    rows = (sin * x + cos * y + centre[:, 0, None, None]) * 2 / canvas[0]
+    return torch.stack([columns, rows], dim=3)
+
+
+def paper_fields(sizes: Tensor, canvas: tuple[int, int], crop: int) -> Tensor:
+    """The paper's crops: anywhere on the slice, half of them shifted, scaled and rotated; as `crop_fields`."""
+    n, device = len(sizes), sizes.device
+    changed = _chosen(n, PAPER_SHARE, device)
+    angle = changed * _uniform(n, -PAPER_ROTATION_DEG, PAPER_ROTATION_DEG, device).deg2rad()
+    scale = 1 + changed * (_uniform(n, *PAPER_SCALE, device) - 1)
+    shift = changed[:, None] * torch.empty(n, 2, device=device).uniform_(-PAPER_SHIFT, PAPER_SHIFT) * crop
+    room = (0.5 * (sizes - crop)).clamp_min(0)
+    centre = room * torch.empty(n, 2, device=device).uniform_(-1, 1) + shift
+    return similarity_fields(angle, scale, centre, canvas, crop)
+
+
+def geometry(images: Tensor, labels: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
+    """Sample the crops: images (N, C, H, W) uint8 -> (N, C, crop, crop) float32, labels (N, H, W) -> int64."""
     warped = functional.grid_sample(images.float(), fields, mode="bilinear", align_corners=False)
     # grid_sample pads with zeros, so the label travels as 255 - label: outside becomes "not annotated".
     inverse = (IGNORE - labels[:, None].float()).contiguous()
@@ -82,7 +104,9 @@ def intensity(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def augment(images: Tensor, labels: Tensor, sizes: Tensor, crop: int) -> tuple[Tensor, Tensor]:
+def augment(images: Tensor, labels: Tensor, sizes: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Canvas batch (uint8) -> augmented network input (N, C, crop, crop) in 0..1 and labels (N, crop, crop) int64."""
-    warped, marks = geometry(images, labels, sizes, crop)
-    return intensity(network_input(warped)), marks
+    canvas, is_paper = (images.shape[2], images.shape[3]), recipe.augmentation == "paper"
+    fields = (paper_fields if is_paper else crop_fields)(sizes, canvas, recipe.crop)
+    warped, marks = geometry(images, labels, fields)
+    return (photometric_distortion if is_paper else intensity)(network_input(warped)), marks

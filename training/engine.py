@@ -30,6 +30,7 @@ from training.sampling import SliceSampler
 
 SAVE_SECONDS = 300.0
 LOG_STEPS = 20
+POLY_EPOCHS, POLY_POWER = 1000, 0.9  # the paper's (1 - epoch / 1000)^0.9
 
 
 class TrainingError(Exception):
@@ -55,10 +56,13 @@ def share_done(progress: Progress, recipe: Recipe, seconds: float | None) -> flo
 
 
 def learning_rate(progress: Progress, recipe: Recipe, seconds: float | None) -> float:
-    """Linear warm-up, then half a cosine to zero."""
+    """Linear warm-up, then half a cosine to zero, or the paper's polynomial of the epoch."""
     warm = min(1.0, (progress.step + 1) / recipe.warmup_steps)
-    decay = 0.5 * (1 + math.cos(math.pi * min(1.0, share_done(progress, recipe, seconds))))
-    return recipe.learning_rate * warm * decay
+    done = min(1.0, share_done(progress, recipe, seconds))
+    if recipe.schedule == "poly":
+        epoch = int(done * (recipe.epochs or 1))
+        return recipe.learning_rate * warm * (1 - epoch / POLY_EPOCHS) ** POLY_POWER
+    return recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -157,7 +161,7 @@ class Run:
     def step(self, sampler: SliceSampler) -> float:
         """One optimisation step; returns the loss."""
         images, labels, sizes = (part.to(self.device) for part in sampler.batch())
-        inputs, marks = augment(images, labels, sizes, self.recipe.crop)
+        inputs, marks = augment(images, labels, sizes, self.recipe)
         self.network.train()
         # On the CPU float32 trains faster than bfloat16 at these narrow widths (measured).
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):

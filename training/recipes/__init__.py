@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -16,15 +17,18 @@ class Recipe:
         spacing_mm: in-plane spacing of the network's grid; None keeps the scan's.
         neighbour_mm: distance of the slices in the outer two input channels; None repeats the slice.
         window_hu: Hounsfield window mapped to the input range.
+        augmentation: `strong` (ours) or `paper`.
         crop: side of the training crop, pixels of the grid.
         batch: crops a step.
         steps: optimisation steps.
+        epochs: passes over all training slices; where given, they decide the steps.
+        schedule: `cosine` to zero, or the paper's `poly`: (1 - epoch / 1000)^0.9.
         warmup_steps: steps of linear warm-up.
-        learning_rate: peak learning rate (AdamW, cosine decay to zero).
-        weight_decay: AdamW's, on convolution weights.
+        learning_rate: peak learning rate of AdamW.
+        weight_decay: AdamW's, on convolution weights; with 0 it is Adam.
         dice_weight: weight of the soft Dice loss beside focal loss.
         coarse_weight: weight of the FCN head's loss (0.4 in the paper).
-        ema_decay: decay of the exponential moving average of the weights.
+        ema_decay: decay of the exponential moving average of the weights; 0 keeps the weights themselves.
         organ_share: share of crops drawn from slices that hold a chosen organ.
         seed: seeds weights, sampling and augmentation.
     """
@@ -35,9 +39,12 @@ class Recipe:
     spacing_mm: float | None
     neighbour_mm: float | None
     window_hu: tuple[float, float] = (-125.0, 275.0)
+    augmentation: Literal["strong", "paper"] = "strong"
     crop: int = 192
     batch: int = 8
     steps: int = 3000
+    epochs: int | None = None
+    schedule: Literal["cosine", "poly"] = "cosine"
     warmup_steps: int = 100
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
