@@ -54,13 +54,14 @@ def main(
     from app import predict  # here, because it imports torch: usage errors and --help come at once
     from app.checkpoint import CheckpointError
     from app.segment import SegmentError
+    from app.segmenter import DeviceError, Segmenter
 
     try:
         cases = predict.find_cases(source, output)
         predict.check_output(output)
         name = weights or model or _default_model(device)
-        segmenter = predict.Segmenter.load(name, device, batch_size, postprocess=not no_postprocess)
-    except (predict.InputError, CheckpointError, SegmentError) as error:
+        segmenter = Segmenter.load(name, device, batch_size, postprocess=not no_postprocess)
+    except (predict.InputError, CheckpointError, DeviceError, SegmentError) as error:
         logging.getLogger("app").error("%s", error)
         sys.exit(USAGE)
     run = predict.FolderRun(segmenter, output, skip_existing, seconds_since_process_start())

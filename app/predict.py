@@ -15,21 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from app import __version__, run_log
-from app.checkpoint import find_model, load_checkpoint
-from app.components import keep_largest, organ_voxels
+from app.components import organ_voxels
 from app.gpu_memory import MIB, MemorySampler, nvml_reader, peak_flare2021
-from app.scan import Scan, ScanError, mask_name, open_scan, orient, write_mask
-from app.segment import Findings, Model, SegmentError, place, segment_slices
+from app.scan import ScanError, mask_name, open_scan, write_mask
+from app.segment import Findings, OnSlice, SegmentError
+from app.segmenter import Segmenter
 
 log = logging.getLogger("app")
 
-OnSlice = Callable[[int], None]
 Progress = Callable[[str, int], contextlib.AbstractContextManager[OnSlice]]
 NOT_HU_HIGHEST = 100  # a CT in HU reaches beyond: contrast and bone
-MODEL_SUFFIX = ".safetensors"
 
 
 class InputError(Exception):
@@ -44,99 +41,6 @@ class Case:
     scan_path: pathlib.Path
     mask_path: pathlib.Path
     problem: str | None = None
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """A mask (uint8, the file's axis order and shape), what the loop saw, and seconds by stage."""
-
-    scan: Scan
-    mask: NDArray[np.uint8]
-    findings: Findings
-    seconds: dict[str, float]
-
-
-def choose_device(wanted: str) -> torch.device:
-    """`auto`, `cuda` or `cpu` -> a device that works.
-
-    Raises:
-        InputError: `cuda` was asked for and there is none.
-    """
-    usable = wanted != "cpu" and torch.cuda.is_available()
-    if wanted == "cuda" and not usable:
-        raise InputError(
-            "--device cuda: no usable NVIDIA GPU; start the container with --gpus all, or use --device cpu"
-        )
-    if wanted == "auto" and not usable:
-        log.warning("no usable NVIDIA GPU (start a container with --gpus all to use one): running on the CPU")
-    return torch.device("cuda" if usable else "cpu")
-
-
-class Segmenter:
-    """A model, loaded once and ready for any number of scans."""
-
-    def __init__(
-        self, model: Model, sha256: dict[str, str], batch_size: int | None = None, postprocess: bool = True
-    ) -> None:
-        self.model = model
-        self.sha256 = sha256
-        self.batch_size = batch_size
-        self.postprocess = postprocess
-
-    @classmethod
-    def load(
-        cls,
-        name: str | pathlib.Path = "fast",
-        device: str = "auto",
-        batch_size: int | None = None,
-        postprocess: bool = True,
-    ) -> Segmenter:
-        """Load a bundled model by name, or any weights file of ours by path (ending with .safetensors).
-
-        Args:
-            name: `fast`, `paper`, or a path.
-            device: `auto`, `cuda` or `cpu`.
-            batch_size: slices a batch; None chooses from the free memory.
-            postprocess: keep only the largest components of each organ.
-
-        Raises:
-            CheckpointError: the weights are missing, altered or foreign.
-            InputError: the device is not there.
-        """
-        is_file = str(name).endswith(MODEL_SUFFIX)
-        checkpoint = load_checkpoint([pathlib.Path(name)] if is_file else find_model(str(name)))
-        return cls(place(checkpoint, choose_device(device)), checkpoint.sha256, batch_size, postprocess)
-
-    def segment(self, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-        """Segment one scan.
-
-        Args:
-            path: a .nii or .nii.gz file.
-
-        Returns:
-            Labels 0..4 (see `app.organs.Organ`), uint8, in the file's own axis order and shape.
-
-        Raises:
-            ScanError: the file is not a readable CT.
-            SegmentError: there is not enough memory.
-        """
-        return self.segment_scan(open_scan(pathlib.Path(path))).mask
-
-    def segment_scan(self, scan: Scan, on_slice: OnSlice = lambda count: None) -> Segmentation:
-        """The same for an opened scan, with all that is worth logging."""
-        mask = np.zeros(scan.shape, np.uint8, order="F")
-        with contextlib.closing(scan.slices()) as slices:
-            view = orient(mask, scan.turn)
-            findings = segment_slices(self.model, slices, scan.spacing_zyx_mm, view, self.batch_size, on_slice)
-        begin = time.perf_counter()
-        if self.postprocess:
-            keep_largest(mask)
-        seconds = {
-            "read": findings.read_seconds,
-            "network": findings.network_seconds,
-            "postprocess": time.perf_counter() - begin,
-        }
-        return Segmentation(scan, mask, findings, seconds)
 
 
 def find_cases(source: pathlib.Path, output: pathlib.Path) -> list[Case]:
@@ -160,15 +64,12 @@ def find_cases(source: pathlib.Path, output: pathlib.Path) -> list[Case]:
         raise InputError(f"{source}: no .nii.gz or .nii file; convert DICOM with dcm2niix")
     cases = [_case(path, output) for path in scans]
     names = Counter(case.mask_path for case in cases)
-    return [
-        replace(
-            case,
-            problem=f"{case.scan_path}: another scan would get the same mask name {case.mask_path.name}; rename one",
-        )
-        if names[case.mask_path] > 1
-        else case
-        for case in cases
-    ]
+    return [_clashing(case) if names[case.mask_path] > 1 else case for case in cases]
+
+
+def _clashing(case: Case) -> Case:
+    line = f"{case.scan_path}: another scan would get the same mask name {case.mask_path.name}; rename one"
+    return replace(case, problem=line)
 
 
 def _case(path: pathlib.Path, output: pathlib.Path) -> Case:

@@ -11,12 +11,10 @@ from __future__ import annotations
 import contextlib
 import gzip
 import pathlib
-import queue
 import secrets
-import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -26,7 +24,8 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-Item = TypeVar("Item")
+from app.read_ahead import ReadAhead
+
 Header = Any  # nibabel is not typed: Nifti1Header or Nifti2Header
 
 CHUNK_BYTES = 8 << 20  # read and compressed at a time
@@ -260,51 +259,6 @@ def _check_length(path: pathlib.Path, header: Header, shape: tuple[int, int, int
             f"{path}: header promises {promised} bytes of voxels (shape {shape}), the file has {held} bytes; "
             "it is truncated, copy or export it again"
         )
-
-
-class ReadAhead(Iterator[Item]):
-    """Iterates over `items`, which a thread computes up to `depth` items ahead, from now on.
-
-    An exception in the thread is raised by the iteration, after the items before it. `close` ends the thread.
-    """
-
-    def __init__(self, items: Generator[Item, None, None], depth: int) -> None:
-        self._ready: queue.Queue[tuple[Item] | BaseException | None] = queue.Queue(depth)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._produce, args=(items,), name="read-ahead", daemon=True)
-        self._thread.start()
-
-    def _produce(self, items: Generator[Item, None, None]) -> None:
-        try:
-            with contextlib.closing(items):
-                if all(self._put((item,)) for item in items):
-                    self._put(None)
-        except BaseException as error:  # it is raised in the consumer
-            self._put(error)
-
-    def _put(self, entry: tuple[Item] | BaseException | None) -> bool:
-        """Wait for room; False when nobody wants more."""
-        while not self._stop.is_set():
-            with contextlib.suppress(queue.Full):
-                self._ready.put(entry, timeout=0.1)
-                return True
-        return False
-
-    def __next__(self) -> Item:
-        if self._stop.is_set():
-            raise StopIteration
-        entry = self._ready.get()
-        if isinstance(entry, tuple):
-            return entry[0]
-        self.close()
-        if entry is None:
-            raise StopIteration
-        raise entry
-
-    def close(self) -> None:
-        """End the thread; what it read ahead is lost."""
-        self._stop.set()
-        self._thread.join()
 
 
 def mask_name(name: str) -> str:

@@ -17,6 +17,8 @@ from app.intensity import network_input, window
 from app.network import fold_batch_norm
 from app.slices import neighbour_step, network_grid, to_grid, to_scan, with_neighbours
 
+OnSlice = Callable[[int], None]  # called with the number of slices done since the last call
+
 MAX_BATCH = {"cuda": 8, "cpu": 4}  # larger ones cost memory and gain nothing
 BODY_MM2 = 1000.0  # a slice with less than 10 cm2 above the window's low end holds no abdomen, not even a newborn's
 BFLOAT16_WIDTH = 32  # see best_dtype: at width 18 float32 is 1.4 x faster, at width 48 bfloat16 is about 2 x
@@ -113,7 +115,7 @@ def segment_slices(
     spacing_zyx_mm: Sequence[float],
     labels: NDArray[np.uint8],
     batch_size: int | None = None,
-    on_slice: Callable[[int], None] = lambda count: None,
+    on_slice: OnSlice = lambda count: None,
 ) -> Findings:
     """Label every slice of a scan.
 

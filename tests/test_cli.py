@@ -147,7 +147,7 @@ def test_an_unexpected_error_is_one_line_too(run: Run, folders: Folders, monkeyp
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("app.predict.keep_largest", broken)
+    monkeypatch.setattr("app.segmenter.keep_largest", broken)
     outcome = run(inputs, outputs)
     assert outcome.code == 1
     assert outcome.record("good")["error"] == f"{inputs}/good_0000.nii.gz: unexpected ZeroDivisionError: a bug"
@@ -310,7 +310,7 @@ def test_the_model_is_loaded_once_for_a_folder(
         shutil.copy(inputs / "good_0000.nii.gz", inputs / f"case{i}.nii.gz")
     outputs.mkdir()
     segmenter = Segmenter.load(tiny_weights, device="cpu")
-    monkeypatch.setattr("app.predict.load_checkpoint", lambda *_: pytest.fail("loaded again"))
+    monkeypatch.setattr("app.segmenter.load_checkpoint", lambda *_: pytest.fail("loaded again"))
     assert FolderRun(segmenter, outputs).predict(find_cases(inputs, outputs)) == 0
     assert len(list(outputs.glob("*.nii.gz"))) == 4
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from app import scan as scan_module
-from app.scan import ReadAhead, ScanError, mask_name, open_scan, orient, restore, write_mask
+from app.read_ahead import ReadAhead
+from app.scan import ScanError, mask_name, open_scan, orient, restore, write_mask
 
 ORIENTATIONS = [
     "".join(codes) for order in itertools.permutations(("LR", "PA", "SI")) for codes in itertools.product(*order)

@@ -13,13 +13,14 @@ from tests.conftest import ROOT
 
 APP = sorted((ROOT / "app").rglob("*.py"))
 ARROWS = {
-    "app": {"app.predict"},
+    "app": {"app.segmenter"},
     "app.__main__": {"app.cli"},
-    "app.cli": {"app", "app.predict", "app.run_log", "app.checkpoint", "app.segment"},
+    "app.cli": {"app", "app.predict", "app.run_log", "app.checkpoint", "app.segment", "app.segmenter"},
     "app.predict": {
-        *("app", "app.checkpoint", "app.components", "app.gpu_memory", "app.organs", "app.run_log", "app.scan"),
-        "app.segment",
+        *("app", "app.components", "app.gpu_memory", "app.run_log", "app.scan", "app.segment", "app.segmenter"),
     },
+    "app.segmenter": {"app.checkpoint", "app.components", "app.scan", "app.segment"},
+    "app.scan": {"app.read_ahead"},
     "app.segment": {"app.checkpoint", "app.intensity", "app.network", "app.slices"},
     "app.checkpoint": {"app.network"},
     "app.components": {"app.organs"},
