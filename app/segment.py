@@ -21,7 +21,7 @@ OnSlice = Callable[[int], None]  # called with the number of slices done since t
 
 MAX_BATCH = {"cuda": 8, "cpu": 4}  # larger ones cost memory and gain nothing
 BODY_MM2 = 1000.0  # a slice with less than 10 cm2 above the window's low end holds no abdomen, not even a newborn's
-BFLOAT16_WIDTH = 32  # see best_dtype: at width 18 float32 is 1.4 x faster, at width 48 bfloat16 is about 2 x
+BFLOAT16_WIDTH = 32  # see best_dtype; python -m benchmarks.cpu_precision prints what it rests on
 FREE_SHARE = 0.5  # of the free memory that a batch may be planned to take
 
 
