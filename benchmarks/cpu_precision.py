@@ -31,6 +31,7 @@ def seconds_a_slice(name: str, dtype: torch.dtype) -> float:
 
 
 def main() -> None:
+    """Print a line for each model."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name, (width, *_, side, _) in MODELS.items():
         single, brain = (seconds_a_slice(name, dtype) for dtype in (torch.float32, torch.bfloat16))

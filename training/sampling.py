@@ -18,6 +18,9 @@ REPEAT_SHARE = 0.05  # crops whose three channels are the same slice, as a scan 
 JITTER_SHARE = 0.25  # crops whose neighbours are one slice nearer or farther
 
 
+Batch = tuple[Tensor, Tensor, Tensor]  # images, labels, sizes
+
+
 class SliceSampler:
     """Endless random batches of full slices, centred on a canvas that holds the largest of them.
 
@@ -49,7 +52,7 @@ class SliceSampler:
             return index, int(self.rng.choice(rows))
         return index, int(self.rng.integers(len(self.cases[index].images)))
 
-    def batch(self) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self) -> Batch:
         """Images (N, 3, H, W) and labels (N, H, W) uint8 on the canvas, and the slices' sizes (N, 2).
 
         Around a slice the image is air and the label 255.
