@@ -161,6 +161,9 @@ class Run:
                 writer.writerow(["step", "minutes", "lr", "loss", "images_s", "wait", "gpu_mib", *organs])
             writer.writerow(row.values())
 
+    def _peak_gpu_mib(self) -> int | None:
+        return torch.cuda.max_memory_reserved(self.device) >> 20 if self.device.type == "cuda" else None
+
     def step(self, batch: Batch) -> float:
         """One optimisation step; returns the loss."""
         images, labels, sizes = (part.to(self.device) for part in batch)
@@ -228,7 +231,7 @@ class Run:
                     loss=round(float(np.mean(losses)), 4),
                     images_s=round(self.recipe.batch * len(losses) / spent, 2),
                     wait=round(waited / spent, 3),
-                    gpu_mib=torch.cuda.max_memory_reserved(self.device) >> 20 if self.device.type == "cuda" else None,
+                    gpu_mib=self._peak_gpu_mib(),
                     **{organ.name.lower(): round(score, 4) for organ, score in scores.items()},
                 )
                 losses, since, waited = [], self.progress.seconds, 0.0
