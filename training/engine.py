@@ -185,7 +185,8 @@ class Run:
     ) -> None:
         """Train until the recipe's steps, or `seconds`, are used up; check on the held-out cases now and then.
 
-        A thread draws the batches ahead of the steps. SIGTERM saves the checkpoint and ends the loop after the current step.
+        A thread draws the batches ahead of the steps. SIGTERM saves the checkpoint and ends the loop after the
+        current step.
 
         Raises:
             TrainingError: the loss is no longer a number.
