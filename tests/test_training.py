@@ -23,7 +23,7 @@ from tests.phantom import write_phantom
 from training.__main__ import main
 from training.augment import augment, crop_fields, geometry, intensity, paper_fields
 from training.cache import IGNORE, CachedCase, DataError, load_cases
-from training.engine import Progress, Run, TrainingError, build_network, grid_dice, learning_rate
+from training.engine import Progress, Run, TrainingError, build_network, calibrate, grid_dice, learning_rate
 from training.export import export
 from training.losses import dice_loss, focal_loss, segmentation_loss
 from training.photometric import bgr_to_hsv, hsv_to_bgr, photometric_distortion
@@ -267,6 +267,40 @@ def test_training_learns_resumes_and_exports(cases: list[CachedCase], tmp_path: 
     trained = run.average.module.eval()
     segment_slices(replace(model, network=trained), enumerate(volume), (16.0, 4.0, 4.0), plain)
     assert np.mean(found == plain) > 0.999
+
+
+def test_a_run_starts_from_another_with_its_norms_calibrated_and_frozen(
+    cases: list[CachedCase], tmp_path: pathlib.Path
+) -> None:
+    recipe = replace(TINY, steps=2, frozen_norm=True)
+    first = train(tmp_path / "first", cases, replace(TINY, steps=2))
+    run = Run(tmp_path / "second", recipe, torch.device("cpu"))
+    sampler = SliceSampler(cases, [1.0, 1.0], recipe, seed=0)
+    run.start_from(tmp_path / "first", sampler)
+    stem = "backbone.stem.0.norm.running_mean"
+    calibrated = run.network.state_dict()
+    for name, tensor in run.average.module.state_dict().items():
+        assert torch.equal(tensor, calibrated[name])
+        if name.endswith(("weight", "bias")):
+            assert torch.equal(tensor, first.average.module.state_dict()[name])
+    assert not torch.equal(calibrated[stem], first.average.module.state_dict()[stem])
+    frozen = calibrated[stem].clone()
+    run.step(sampler.batch())
+    assert torch.equal(run.network.state_dict()[stem], frozen)
+    with pytest.raises(TrainingError, match="no checkpoint to start from"):
+        run.start_from(tmp_path / "nowhere", sampler)
+
+
+def test_calibration_takes_plain_means_over_whole_slices(cases: list[CachedCase]) -> None:
+    sampler = SliceSampler(cases, [1.0, 1.0], TINY, seed=0)
+    images = torch.cat([sampler.batch()[0].float() / 255 for _ in range(3)])
+    height, width = (side // 32 * 32 for side in sampler.canvas)
+    top, left = (sampler.canvas[0] - height) // 2, (sampler.canvas[1] - width) // 2
+    whole = images[:, :, top : top + height, left : left + width]
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    calibrate(network, SliceSampler(cases, [1.0, 1.0], TINY, seed=0), batches=3)
+    torch.testing.assert_close(network[0].running_mean, whole.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert network[0].momentum == 0.1
 
 
 def test_grid_dice_of_a_network_that_knows_the_answer(cases: list[CachedCase]) -> None:

@@ -33,6 +33,7 @@ def main() -> None:
 @click.option("--hold-out", multiple=True, metavar="CASE", help="Never train on this case; check on it.")
 @click.option("--minutes", type=float, help="Train this long instead of the recipe's steps.")
 @click.option("--check-minutes", type=float, default=15.0, help="Between looks at the held-out cases.")
+@click.option("--start", type=click.Path(path_type=pathlib.Path), help="Begin with the weights of the run there.")
 @click.option("--cache", type=click.Path(path_type=pathlib.Path), default=pathlib.Path("cache"))
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 def train(
@@ -43,6 +44,7 @@ def train(
     hold_out: tuple[str, ...],
     minutes: float | None,
     check_minutes: float,
+    start: pathlib.Path | None,
     cache: pathlib.Path,
     device: str,
 ) -> None:
@@ -61,6 +63,8 @@ def train(
             recipe = replace(recipe, steps=recipe.epochs * math.ceil(slices / recipe.batch))
         run = Run(run_dir, recipe, torch.device(device))
         run.resume()
+        if start and not run.progress.step:
+            run.start_from(start, SliceSampler(training, weights, recipe, seed=recipe.seed))
         sampler = SliceSampler(training, weights, recipe, seed=recipe.seed + run.progress.step)
         held_out = [case for case in cases if case.name in hold_out]
         run.train(sampler, held_out, minutes and minutes * 60, check_minutes * 60)

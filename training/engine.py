@@ -34,6 +34,7 @@ from training.sampling import Batch, SliceSampler
 SAVE_SECONDS = 300.0
 LOG_STEPS = 20
 BATCHES_AHEAD = 4
+CALIBRATION_BATCHES = 50
 POLY_EPOCHS, POLY_POWER = 1000, 0.9  # the paper's (1 - epoch / 1000)^0.9
 
 
@@ -102,6 +103,30 @@ def grid_dice(network: nn.Module, cases: Sequence[CachedCase], recipe: Recipe, e
     return {organ: float(np.mean(values)) for organ, values in scores.items() if values}
 
 
+def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    """Every batch norm of a network."""
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@torch.no_grad()
+def calibrate(network: nn.Module, sampler: SliceSampler, batches: int = CALIBRATION_BATCHES) -> None:
+    """Take batch norm's running statistics anew, as plain means over whole slices without augmentation."""
+    device = next(network.parameters()).device
+    norms = batch_norms(network)
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    network.train()
+    height, width = (side // 32 * 32 for side in sampler.canvas)
+    top, left = ((side - kept) // 2 for side, kept in zip(sampler.canvas, (height, width), strict=True))
+    for _ in range(batches):
+        images = sampler.batch()[0][:, :, top : top + height, left : left + width]
+        network(network_input(images.to(device).float()).contiguous(memory_format=torch.channels_last))
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+
+
 class Run:
     """One training run in one folder: `last.pt` to resume from, `log.csv` of losses and scores."""
 
@@ -149,6 +174,22 @@ class Run:
         self.progress = Progress(**state["progress"])
         torch.set_rng_state(state["rng"])
 
+    def start_from(self, folder: pathlib.Path, sampler: SliceSampler) -> None:
+        """Begin with another run's averaged weights, their batch-norm statistics taken anew on whole slices.
+
+        Raises:
+            TrainingError: the other run has no checkpoint.
+        """
+        path = folder / "last.pt"
+        if not path.exists():
+            raise TrainingError(f"{path}: no checkpoint to start from; train there first")
+        averaged = torch.load(path, map_location="cpu", weights_only=True)["average"]
+        self.average.load_state_dict(averaged)
+        self.network.load_state_dict(self.average.module.state_dict())
+        calibrate(self.network, sampler)
+        self.average.module.load_state_dict(self.network.state_dict())
+        self.average.n_averaged.zero_()
+
     def log(self, **row: object) -> None:
         """Print a line and append it to log.csv."""
         print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
@@ -169,6 +210,9 @@ class Run:
         images, labels, sizes = (part.to(self.device) for part in batch)
         inputs, marks = augment(images, labels, sizes, self.recipe)
         self.network.train()
+        if self.recipe.frozen_norm:
+            for norm in batch_norms(self.network):
+                norm.eval()
         # bfloat16 on a GPU; float32 on a CPU, where narrow networks lose more to padded channels than they gain.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             logits = self.network(inputs.contiguous(memory_format=torch.channels_last))

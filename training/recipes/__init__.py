@@ -29,6 +29,7 @@ class Recipe:
         dice_weight: weight of the soft Dice loss beside focal loss.
         coarse_weight: weight of the FCN head's loss (0.4 in the paper).
         ema_decay: decay of the exponential moving average of the weights; 0 keeps the weights themselves.
+        frozen_norm: batch norm uses its running statistics in training too, as it will at inference.
         organ_share: share of crops drawn from slices that hold a chosen organ.
         seed: seeds weights, sampling and augmentation.
     """
@@ -51,5 +52,6 @@ class Recipe:
     dice_weight: float = 1.0
     coarse_weight: float = 0.4
     ema_decay: float = 0.998
+    frozen_norm: bool = False
     organ_share: float = 0.67
     seed: int = 0
