@@ -21,7 +21,7 @@ OnSlice = Callable[[int], None]  # called with the number of slices done since t
 
 MAX_BATCH = {"cuda": 8, "cpu": 4}  # larger ones cost memory and gain nothing
 BODY_MM2 = 1000.0  # a slice with less than 10 cm2 above the window's low end holds no abdomen, not even a newborn's
-BFLOAT16_WIDTH = 32  # see best_dtype; python -m benchmarks.cpu_precision prints what it rests on
+BFLOAT16_WIDTH = 32  # an AMX tile's depth for bfloat16; see best_dtype
 FREE_SHARE = 0.5  # of the free memory that a batch may be planned to take
 
 
@@ -63,15 +63,15 @@ class Findings:
 def best_dtype(device: torch.device, width: int) -> torch.dtype:
     """fp16 on a GPU; on a CPU the faster of bfloat16 and float32, known from the width and the CPU's instructions.
 
-    Not timed at run time, because labels must not depend on how busy a machine is. Without bfloat16 instructions it is
-    emulated; with them, a narrow network still loses more to padding its channels than it gains.
+    Not timed at run time, because labels must not depend on how busy a machine is. bfloat16 needs matrix tiles (AMX) and
+    channels that fill them: with the AVX-512 instructions alone it was slower than float32 at width 18 and at width 48
+    (`python -m benchmarks.cpu_precision`).
     """
     if device.type == "cuda":
         return torch.float16
     cpu = pathlib.Path("/proc/cpuinfo")
     flags = cpu.read_text() if cpu.exists() else ""
-    has_bfloat16 = "avx512_bf16" in flags or "amx_bf16" in flags
-    return torch.bfloat16 if has_bfloat16 and width >= BFLOAT16_WIDTH else torch.float32
+    return torch.bfloat16 if "amx_bf16" in flags and width >= BFLOAT16_WIDTH else torch.float32
 
 
 def place(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None = None) -> Model:
