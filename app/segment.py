@@ -63,7 +63,7 @@ class Findings:
 def best_dtype(device: torch.device, width: int) -> torch.dtype:
     """fp16 on a GPU; on a CPU the faster of bfloat16 and float32, known from the width and the CPU's instructions.
 
-    Not timed at run time, because labels must not depend on how busy a machine is. bfloat16 needs matrix tiles (AMX) and
+    Not timed at run time, because labels must not depend on how busy a machine is. bfloat16 needs tiles (AMX) and
     channels that fill them: with the AVX-512 instructions alone it was slower than float32 at width 18 and at width 48
     (`python -m benchmarks.cpu_precision`).
     """
