@@ -12,7 +12,7 @@ LABEL org.opencontainers.image.title="HRNet-OCR abdomen" \
 ARG TORCH_VERSION=2.7.1+cu118
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cu118
 
-# NVIDIA_*: what the container toolkit brings in. LAZY: load a CUDA kernel when it is first used (290 instead of 670 MB).
+# NVIDIA_*: what the container toolkit brings in. LAZY: load a CUDA kernel when it is first used, which saves memory.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     CUDA_MODULE_LOADING=LAZY \

@@ -72,7 +72,7 @@ class Segmenter:
         batch_size: int | None = None,
         postprocess: bool = True,
     ) -> Segmenter:
-        """Load a bundled model by name, or any weights file of ours by path (ending with .safetensors).
+        """Load a bundled model by name, or any weights file of ours by path (a Path, or ending with .safetensors).
 
         Args:
             name: `fast`, `paper`, or a path.
@@ -84,7 +84,7 @@ class Segmenter:
             CheckpointError: the weights are missing, altered or foreign.
             DeviceError: the device is not there.
         """
-        is_file = str(name).endswith(MODEL_SUFFIX)
+        is_file = isinstance(name, pathlib.Path) or name.endswith(MODEL_SUFFIX)
         checkpoint = load_checkpoint([pathlib.Path(name)] if is_file else find_model(str(name)))
         return cls(place(checkpoint, choose_device(device)), checkpoint.sha256, batch_size, postprocess)
 

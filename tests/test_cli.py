@@ -279,6 +279,7 @@ def test_postprocessing_can_be_switched_off(run: Run, folders: Folders) -> None:
     [
         (["--model", "huge"], "no weights for model 'huge'"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors: cannot be read (No such file or directory)"),
+        (["--weights", "nowhere.bin"], "nowhere.bin: cannot be read (No such file or directory)"),
         (["--batch-size", "0"], "Invalid value for '--batch-size'"),
         (["--model", "fast", "--weights", "x.safetensors"], "--model and --weights exclude each other"),
         (["--device", "cuda"], "--device cuda: no usable NVIDIA GPU"),
