@@ -65,20 +65,11 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory: configuration, weights, and the sha256 of each file it came from."""
+    """A model in memory: configuration, network, and the sha256 of each file it came from."""
 
     config: ModelConfig
-    weights: dict[str, Tensor]
+    network: HrnetOcr
     sha256: dict[str, str]
-
-    def network(self) -> HrnetOcr:
-        """The network with these weights, in float32 on the CPU, in evaluation mode."""
-        with torch.device("meta"):  # no time is spent on initial values
-            network = self.config.build()
-        weights = {name: tensor.float() for name, tensor in self.weights.items()}  # stored as fp16, folded in float32
-        counters = {name: torch.zeros((), dtype=torch.int64) for name in network.state_dict() if name.endswith(COUNTER)}
-        network.load_state_dict(weights | counters, strict=True, assign=True)
-        return network.eval().requires_grad_(False)
 
 
 def bundled_models(folder: pathlib.Path = WEIGHTS_DIR) -> list[str]:
@@ -124,8 +115,7 @@ def load_checkpoint(paths: list[pathlib.Path]) -> Checkpoint:
             raise CheckpointError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
     if config is None:
         raise CheckpointError("no weights file given; use --weights FILE")
-    _check_fit(paths[0], config, weights)
-    return Checkpoint(config, weights, digests)
+    return Checkpoint(config, _network(paths[0], config, weights), digests)
 
 
 def _checked_digest(path: pathlib.Path) -> str:
@@ -154,9 +144,11 @@ def _read_config(path: pathlib.Path, metadata: Mapping[str, str]) -> ModelConfig
         raise CheckpointError(f"{path}: its configuration cannot be read ({error}); export it again") from error
 
 
-def _check_fit(path: pathlib.Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-    with torch.device("meta"):
-        state = config.build().state_dict()
+def _network(path: pathlib.Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> HrnetOcr:
+    """The network with these weights, in float32 on the CPU, in evaluation mode."""
+    with torch.device("meta"):  # no time is spent on initial values
+        network = config.build()
+    state = network.state_dict()
     wanted = {name: tuple(t.shape) for name, t in state.items() if not name.endswith(COUNTER)}
     found = {name: tuple(t.shape) for name, t in weights.items()}
     for name in sorted(wanted.keys() | found.keys()):
@@ -165,6 +157,10 @@ def _check_fit(path: pathlib.Path, config: ModelConfig, weights: Mapping[str, Te
                 f"{path}: tensor {name} is {found.get(name, 'missing')}, "
                 f"the configuration wants {wanted.get(name, 'none of that name')}; export the model again"
             )
+    counters = {name: torch.zeros((), dtype=torch.int64) for name in state.keys() - wanted.keys()}
+    single = {name: tensor.float() for name, tensor in weights.items()}  # stored as fp16, folded in float32
+    network.load_state_dict(single | counters, strict=True, assign=True)
+    return network.eval().requires_grad_(False)
 
 
 def save_checkpoint(config: ModelConfig, state: Mapping[str, Tensor], folder: pathlib.Path) -> list[pathlib.Path]:

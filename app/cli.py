@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator
 import click
 
 from app import __version__
+from app.cases import CaseQueue, InputError, check_output, find_cases
 from app.run_log import seconds_since_process_start
+
+_log = logging.getLogger("app")
 
 DONE, SOME_FAILED, USAGE = 0, 1, 2
 
@@ -51,23 +54,29 @@ def main(
         signal.signal(number, _terminate)
     if model and weights:
         raise click.UsageError("--model and --weights exclude each other")
-    from app import predict  # here, because it imports torch: usage errors and --help come at once
-    from app.checkpoint import CheckpointError
-    from app.segment import SegmentError
-    from app.segmenter import DeviceError, Segmenter
-
     try:
-        cases = predict.find_cases(source, output)
-        predict.check_output(output)
-        name = weights or model or _default_model(device)
-        segmenter = Segmenter.load(name, device, batch_size, postprocess=not no_postprocess)
-    except (predict.InputError, CheckpointError, DeviceError, SegmentError) as error:
-        logging.getLogger("app").error("%s", error)
+        cases = find_cases(source, output)
+        check_output(output)
+    except InputError as error:
+        _log.error("%s", error)
         sys.exit(USAGE)
-    run = predict.FolderRun(segmenter, output, skip_existing, seconds_since_process_start())
-    if sys.stderr.isatty():
-        run.progress = _progress_bar
-    sys.exit(SOME_FAILED if run.predict(cases) else DONE)
+    with contextlib.closing(CaseQueue(cases, skip_existing)) as queue:  # decodes the first scan from now on
+        # Imported here, because this imports torch: usage errors and --help come at once.
+        from app.checkpoint import CheckpointError
+        from app.model import SegmentError
+        from app.predict import FolderRun
+        from app.segmenter import DeviceError, Segmenter
+
+        try:
+            name = weights or model or _default_model(device)
+            segmenter = Segmenter.load(name, device, batch_size, postprocess=not no_postprocess)
+        except (CheckpointError, DeviceError, SegmentError) as error:
+            _log.error("%s", error)
+            sys.exit(USAGE)
+        run = FolderRun(segmenter, output, seconds_since_process_start())
+        if sys.stderr.isatty():
+            run.progress = _progress_bar
+        sys.exit(SOME_FAILED if run.predict(queue) else DONE)
 
 
 def _default_model(device: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import cc3d
 import numpy as np
 from numpy.typing import NDArray
@@ -11,28 +13,52 @@ from app.organs import Organ
 COMPONENTS_KEPT = {Organ.LIVER: 1, Organ.KIDNEYS: 2, Organ.SPLEEN: 1, Organ.PANCREAS: 1}
 
 
+def voxels_by_plane(mask: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Voxels of each label in every plane of the last axis, (planes, labels).
+
+    Plane by plane, since numpy counts in copies of 8 bytes a voxel.
+    """
+    planes = (mask[..., i].ravel(order="K") for i in range(mask.shape[2]))
+    return np.stack([np.bincount(plane, minlength=len(Organ)) for plane in planes])
+
+
 def organ_voxels(mask: NDArray[np.uint8]) -> dict[Organ, int]:
     """Voxels of every organ, zero where it is missing; any axis order."""
-    counts = np.bincount(mask.reshape(-1, order="A"), minlength=len(Organ))
+    counts = voxels_by_plane(mask).sum(axis=0)
     return {organ: int(counts[organ]) for organ in COMPONENTS_KEPT}
 
 
 def keep_largest(mask: NDArray[np.uint8]) -> None:
     """Set to background, in place, all voxels of an organ outside its largest components (26-connected).
 
-    Works on one organ's box at a time, so that memory grows with the organs and not with the scan.
+    No component crosses a plane without the organ: works on one stretch between such planes at a time, so that memory
+    grows with the organs and not with the scan.
 
     Args:
         mask: labels 0..4, any axis order.
     """
-    if not mask.any():
-        return
-    boxes = cc3d.statistics(mask)["bounding_boxes"]
+    counts = voxels_by_plane(mask)
     for organ, kept in COMPONENTS_KEPT.items():
-        box = boxes[organ] if organ < len(boxes) else None
-        if box is None:
-            continue
-        view = mask[box]
-        inside = view == organ
-        largest = cc3d.largest_k(inside, k=kept, connectivity=26, binary_image=True)
-        view[inside & (largest == 0)] = Organ.BACKGROUND
+        edges = np.flatnonzero(np.diff(counts[:, organ] > 0, prepend=False, append=False))
+        stretches = [mask[..., start:stop] for start, stop in edges.reshape(-1, 2)]
+        sizes = [(size, i) for i, part in enumerate(stretches) for size in _component_sizes(part, organ)]
+        winners = Counter(i for _, i in sorted(sizes, reverse=True)[:kept])
+        for i, part in enumerate(stretches):
+            view = part[_box(part == organ)]
+            inside = view == organ
+            if winners[i]:
+                inside &= cc3d.largest_k(inside, k=winners[i], connectivity=26, binary_image=True) == 0
+            view[inside] = Organ.BACKGROUND
+
+
+def _component_sizes(part: NDArray[np.uint8], organ: Organ) -> list[int]:
+    inside = part == organ
+    components = cc3d.connected_components(inside[_box(inside)], connectivity=26, binary_image=True)
+    sizes: list[int] = cc3d.statistics(components)["voxel_counts"][1:].tolist()
+    return sizes
+
+
+def _box(inside: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """The rows and columns of the first two axes between which there is something."""
+    lines = [np.flatnonzero(inside.any(axis)) for axis in ((1, 2), (0, 2))]
+    return tuple(slice(line[0], line[-1] + 1) for line in lines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import resource
 from collections.abc import Mapping
 
 RUN_LOG = "run_log.jsonl"
@@ -26,8 +25,9 @@ def append(folder: pathlib.Path, record: Mapping[str, object]) -> None:
 
 
 def peak_rss_mib() -> float:
-    """The largest resident memory of this process so far; Linux counts it in KiB."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    """The largest resident memory of this process so far; not ru_maxrss, which starts at the parent's size."""
+    status = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return round(next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 1024, 1)  # KiB, proc(5)
 
 
 def seconds_since_process_start() -> float:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from app.read_ahead import ReadAhead
 
+Slices = ReadAhead[tuple[int, NDArray[np.int16]]]
 Header = Any  # nibabel is not typed: Nifti1Header or Nifti2Header
 
 CHUNK_BYTES = 8 << 20  # read and compressed at a time
@@ -74,7 +75,7 @@ class Scan:
         """Whether the file holds one axial slice after the other, so that the volume never has to be in memory."""
         return int(self.turn[2, 0]) == 2
 
-    def slices(self) -> ReadAhead[tuple[int, NDArray[np.int16]]]:
+    def slices(self) -> Slices:
         """Start decoding, and iterate over (z, slice) with slice (Y, X) int16 HU, contiguous, in the file's order.
 
         Raises:

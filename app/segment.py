@@ -1,42 +1,26 @@
-"""The streaming loop: slices -> window and grid -> batches -> network -> labels, in constant memory."""
+"""The streaming loop: slices -> window and grid -> batches of bodies -> network -> labels, in constant memory."""
 
 from __future__ import annotations
 
-import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from app.checkpoint import Checkpoint, ModelConfig
+from app.body import STRIDE, Box, body_box
 from app.intensity import network_input, window
-from app.network import fold_batch_norm
-from app.slices import neighbour_step, network_grid, to_grid, to_scan, with_neighbours
+from app.model import Model, NoMemoryError, choose_batch_size, free_memory, refined_logits
+from app.slices import Plan, neighbour_step, network_grid, to_grid, to_scan, with_neighbours
 
 OnSlice = Callable[[int], None]  # called with the number of slices done since the last call
 
-MAX_BATCH = {"cuda": 8, "cpu": 4}  # larger ones cost memory and gain nothing
 BODY_MM2 = 1000.0  # a slice with less than 10 cm2 above the window's low end holds no abdomen, not even a newborn's
-BFLOAT16_WIDTH = 32  # an AMX tile's depth for bfloat16; see best_dtype
-FREE_SHARE = 0.5  # of the free memory that a batch may be planned to take
-
-
-class SegmentError(Exception):
-    """The network cannot be run; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A folded network on its device, in the precision it runs with."""
-
-    config: ModelConfig
-    network: nn.Module
-    device: torch.device
-    dtype: torch.dtype
+SURE = 10.0  # the logit of background outside the body's box, where organs have 0
 
 
 @dataclass
@@ -44,10 +28,11 @@ class Findings:
     """What the loop saw on its way.
 
     Attributes:
-        network_slices: slices that went through the network; the others hold no body.
+        network_slices: slices that went through the network; the others hold no body, lie where scouts show no organ,
+            or are thin and interpolated.
         lowest_hu: smallest value of the scan.
         highest_hu: largest value of the scan.
-        batch_size: slices a batch, after what memory allowed.
+        batch_size: slices a batch, at most.
         read_seconds: time spent waiting for slices.
         network_seconds: all other time.
     """
@@ -60,55 +45,15 @@ class Findings:
     network_seconds: float = 0.0
 
 
-def best_dtype(device: torch.device, width: int) -> torch.dtype:
-    """fp16 on a GPU; on a CPU the faster of bfloat16 and float32, known from the width and the CPU's instructions.
+@dataclass(frozen=True)
+class Anchor:
+    """A slice that may go through the network: its input (3, h, w), one channel a neighbour; None without a body."""
 
-    Not timed at run time, because labels must not depend on how busy a machine is. bfloat16 needs tiles (AMX) and
-    channels that fill them: with the AVX-512 instructions alone it was slower than float32 at width 18 and at width 48
-    (`python -m benchmarks.cpu_precision`).
-    """
-    if device.type == "cuda":
-        return torch.float16
-    cpu = pathlib.Path("/proc/cpuinfo")
-    flags = cpu.read_text() if cpu.exists() else ""
-    return torch.bfloat16 if "amx_bf16" in flags and width >= BFLOAT16_WIDTH else torch.float32
+    z: int
+    image: Tensor | None
 
 
-def place(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None = None) -> Model:
-    """Fold the batch norms and move the network to the device; this is where the precision is decided."""
-    dtype = dtype or best_dtype(device, checkpoint.config.width)
-    network = fold_batch_norm(checkpoint.network())
-    try:
-        network = network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    except torch.OutOfMemoryError as error:
-        raise SegmentError(f"{device}: no memory left for the weights; free the GPU or use --device cpu") from error
-    return Model(checkpoint.config, network, device, dtype)
-
-
-def activation_bytes(config: ModelConfig, grid: Sequence[int], dtype: torch.dtype) -> int:
-    """An upper estimate of the memory that one slice takes inside the network."""
-    features = 15 * config.width
-    per_quarter_pixel = 4 * features + 6 * config.ocr_channels + 512
-    return grid[0] * grid[1] // 16 * per_quarter_pixel * dtype.itemsize
-
-
-def choose_batch_size(model: Model, grid: Sequence[int], free_bytes: int) -> int:
-    """As many slices as half of the free memory holds by estimate, at least one, at most 8 (GPU) or 4 (CPU)."""
-    fits = int(free_bytes * FREE_SHARE) // activation_bytes(model.config, grid, model.dtype)
-    return min(MAX_BATCH[model.device.type], max(1, fits))
-
-
-def free_memory(device: torch.device) -> int:
-    """Free bytes of the device's memory; on Linux the host's available memory for the CPU."""
-    if device.type == "cuda":
-        free: int = torch.cuda.mem_get_info(device)[0]
-        return free
-    for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 1 << 30
-
-
+@torch.inference_mode()
 def segment_slices(
     model: Model,
     slices: Iterable[tuple[int, NDArray[np.int16]]],
@@ -131,10 +76,23 @@ def segment_slices(
         SegmentError: not even one slice fits into memory.
     """
     begin = time.perf_counter()
-    depth, *shape_yx = labels.shape
-    grid = network_grid(shape_yx, spacing_zyx_mm[1:], model.config.spacing_mm)
+    grid = network_grid(labels.shape[1:], spacing_zyx_mm[1:], model.config.spacing_mm)
     findings = Findings(batch_size=batch_size or choose_batch_size(model, grid, free_memory(model.device)))
-    step = neighbour_step(spacing_zyx_mm[0], model.config.neighbour_mm)
+    labelling = _Labelling(model, Plan.of(len(labels), spacing_zyx_mm[0]), grid, labels, findings, on_slice)
+    extents_mm = [n * mm for n, mm in zip(labels.shape[1:], spacing_zyx_mm[1:], strict=True)]
+    grid_mm = [extent / n for extent, n in zip(extents_mm, grid, strict=True)]
+    anchors = _anchors(model, slices, spacing_zyx_mm, labelling)
+    for _, chunk in groupby(anchors, key=lambda anchor: labelling.plan.chunk(anchor.z)):
+        labelling.take(list(chunk), grid_mm)
+    findings.network_seconds = time.perf_counter() - begin - findings.read_seconds
+    return findings
+
+
+def _anchors(
+    model: Model, slices: Iterable[tuple[int, NDArray[np.int16]]], spacing_zyx_mm: Sequence[float], run: _Labelling
+) -> Iterator[Anchor]:
+    """The network's inputs of all anchors, in the order of the slices."""
+    findings, low_hu = run.findings, model.config.window_hu[0]
     enough_pixels = BODY_MM2 / (spacing_zyx_mm[1] * spacing_zyx_mm[2])
 
     def prepared() -> Iterator[tuple[int, tuple[Tensor, bool]]]:
@@ -148,30 +106,13 @@ def segment_slices(
             z, plane = item
             findings.lowest_hu = min(findings.lowest_hu, int(plane.min()))
             findings.highest_hu = max(findings.highest_hu, int(plane.max()))
-            has_body = np.count_nonzero(plane > model.config.window_hu[0]) >= enough_pixels
-            yield z, (_prepare(plane, model, grid), bool(has_body))
+            has_body = np.count_nonzero(plane > low_hu) >= enough_pixels
+            yield z, (_prepare(plane, model, run.grid), bool(has_body))
 
-    batch: list[tuple[int, Tensor]] = []
-
-    def flush() -> None:
-        if batch:
-            found = _label(model, torch.stack([image for _, image in batch]), shape_yx, findings)
-            for (z, _), plane in zip(batch, found.cpu().numpy(), strict=True):
-                labels[z] = plane
-            findings.network_slices += len(batch)
-            on_slice(len(batch))
-            batch.clear()
-
-    for z, rows in with_neighbours(prepared(), step, depth):
-        if not rows[1][1]:
-            on_slice(1)
-            continue
-        batch.append((z, torch.cat([plane for plane, _ in rows])))
-        if len(batch) >= findings.batch_size:
-            flush()
-    flush()
-    findings.network_seconds = time.perf_counter() - begin - findings.read_seconds
-    return findings
+    step = neighbour_step(spacing_zyx_mm[0], model.config.neighbour_mm)
+    for z, rows in with_neighbours(prepared(), step, run.plan.depth):
+        if run.plan.is_anchor(z):
+            yield Anchor(z, torch.cat([plane for plane, _ in rows]) if rows[1][1] else None)
 
 
 def _prepare(plane: NDArray[np.int16], model: Model, grid: Sequence[int]) -> Tensor:
@@ -181,31 +122,94 @@ def _prepare(plane: NDArray[np.int16], model: Model, grid: Sequence[int]) -> Ten
     return network_input(to_grid(windowed[None, None], grid))[0].to(model.dtype)
 
 
-@torch.inference_mode()
-def _label(model: Model, images: Tensor, shape_yx: Sequence[int], findings: Findings) -> Tensor:
-    """Network inputs (N, 3, h, w) -> labels (N, Y, X) uint8; on a lack of memory in halves, down to single slices."""
-    try:
-        logits = model.network(images.contiguous(memory_format=torch.channels_last)).refined
-        # float32: between two pixels logits differ by less than 16 bits can tell.
-        return to_scan(logits.float(), shape_yx).argmax(1).to(torch.uint8)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-    if len(images) == 1:
-        raise SegmentError(
-            f"{model.device}: not enough memory for a single slice of {shape_yx[0]} x {shape_yx[1]}; "
-            "free memory, or use --model fast or --device cpu"
-        )
-    if model.device.type == "cuda":
-        torch.cuda.empty_cache()
-    half = (len(images) + 1) // 2
-    findings.batch_size = min(findings.batch_size, half)
-    return torch.cat([_label(model, part, shape_yx, findings) for part in torch.split(images, half)])
+class _Labelling:
+    """Takes anchors chunk by chunk, lets the network see scouts, then what lies between, and writes the labels."""
 
+    def __init__(
+        self,
+        model: Model,
+        plan: Plan,
+        grid: tuple[int, int],
+        labels: NDArray[np.uint8],
+        findings: Findings,
+        on_slice: OnSlice,
+    ) -> None:
+        self.model, self.plan, self.grid, self.labels = model, plan, grid, labels
+        self.findings, self.on_slice = findings, on_slice
+        self.waiting: dict[int, tuple[Tensor, Box]] = {}  # inputs that were not seen yet, cut to the body's box
+        self.logits: dict[int, Tensor] = {}  # of anchors that were seen, (1, 5, h / 4, w / 4), on the whole grid
+        self.shown: set[int] = set()  # anchors that show an organ
+        self.scouted: set[int] = set()
+        self.gaps = plan.gaps()  # between scouts; not dealt with yet
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch has a class for a full GPU only; for the CPU it raises a RuntimeError with one of these texts."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        text in str(error)
-        for text in ("can't allocate memory", "could not create a memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    )
+    def take(self, chunk: Sequence[Anchor], grid_mm: Sequence[float]) -> None:
+        """Label what can be labelled now that these anchors are here; gaps at the chunk's end may have to wait."""
+        bodies = [anchor.image for anchor in chunk if anchor.image is not None]
+        if bodies:
+            box = body_box(torch.stack([image[1] for image in bodies]), grid_mm, self.model.config.window_hu)
+            self.waiting |= {a.z: (a.image[:, *box].clone(), box) for a in chunk if a.image is not None}
+        scouts = [anchor.z for anchor in chunk if self.plan.is_scout(anchor.z)]
+        self._see(scouts)
+        self.scouted.update(scouts)
+        ready = [gap for gap in self.gaps if self.scouted.issuperset(gap)]
+        active = [(low, high) for low, high in ready if {low, high} & self.shown]
+        self._see([z for low, high in active for z in range(low + 1, high)])
+        for low, high in active:
+            self._interpolate(low, high)
+        for low, high in ready:
+            self.gaps.remove((low, high))
+            for z in range(low + 1, high):
+                self.waiting.pop(z, None)
+        ends = {z for gap in self.gaps for z in gap}
+        self.logits = {z: logits for z, logits in self.logits.items() if z in ends}
+        self.on_slice(len(scouts) + sum(high - low - 1 for low, high in ready))
+
+    def _see(self, rows: Sequence[int]) -> None:
+        """Run the network on those of the slices that wait for it, in batches of slices with the same box."""
+        found = [z for z in rows if z in self.waiting]
+        for box, group in groupby(found, key=lambda z: self.waiting[z][1]):
+            alike = list(group)
+            while alike:
+                # Even batches, since a small rest would cost more a slice; fewer slices where memory ran out.
+                batch = alike[: -(-len(alike) // -(-len(alike) // self.findings.batch_size))]
+                images = torch.stack([self.waiting[z][0] for z in batch])
+                try:
+                    logits = self._on_grid(refined_logits(self.model, images), box)
+                except NoMemoryError:
+                    if len(batch) == 1:
+                        raise
+                    self.findings.batch_size = len(batch) // 2
+                    continue
+                self.shown |= self._label(batch, logits)
+                self.logits |= {z: one[None] for z, one in zip(batch, logits, strict=True)}
+                self.findings.network_slices += len(batch)
+                for z in batch:
+                    del self.waiting[z]
+                del alike[: len(batch)]
+
+    def _on_grid(self, logits: Tensor, box: Box) -> Tensor:
+        """Logits of a box -> of the whole grid: background around it."""
+        whole = logits.new_zeros((*logits.shape[:2], *(side // STRIDE for side in self.grid)))
+        whole[:, 0] = SURE
+        whole[:, :, *(slice(part.start // STRIDE, part.stop // STRIDE) for part in box)] = logits
+        return whole
+
+    def _label(self, rows: Sequence[int], logits: Tensor) -> set[int]:
+        """Write the labels of slices with these logits (N, 5, h / 4, w / 4), and return those that show an organ."""
+        # The largest value's index, for argmax is many times slower on a CPU along this axis.
+        found = [to_scan(one[None], self.labels.shape[1:]).max(1)[1].byte() for one in logits]
+        planes = torch.cat(found).cpu().numpy()
+        for z, plane in zip(rows, planes, strict=True):
+            self.labels[z] = plane
+        return {z for z, plane in zip(rows, planes, strict=True) if plane.any()}
+
+    def _interpolate(self, low: int, high: int) -> None:
+        """Label the slices between the anchors of a gap from their logits; where there was no body is background."""
+        for before, after in pairwise(z for z in range(low, high + 1) if self.plan.is_anchor(z)):
+            if after - before == 1 or not {before, after} & self.shown:
+                continue
+            some = self.logits[before if before in self.logits else after]
+            nothing = self._on_grid(some[:, :, :0, :0], (slice(0, 0), slice(0, 0)))
+            first, last = (self.logits.get(z, nothing) for z in (before, after))
+            for z in range(before + 1, after):
+                self._label([z], torch.lerp(first, last, (z - before) / (after - before)))

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from app.checkpoint import find_model, load_checkpoint
 from app.components import keep_largest
-from app.scan import Scan, open_scan, orient
-from app.segment import Findings, Model, OnSlice, place, segment_slices
+from app.model import Model, place
+from app.scan import Scan, Slices, open_scan, orient
+from app.segment import Findings, OnSlice, segment_slices
 
 log = logging.getLogger("app")
 
@@ -101,12 +102,13 @@ class Segmenter:
             ScanError: the file is not a readable CT.
             SegmentError: there is not enough memory.
         """
-        return self.segment_scan(open_scan(pathlib.Path(path))).mask
+        scan = open_scan(pathlib.Path(path))
+        return self.segment_scan(scan, scan.slices()).mask
 
-    def segment_scan(self, scan: Scan, on_slice: OnSlice = lambda count: None) -> Segmentation:
-        """The same for an opened scan, with all that is worth logging."""
-        mask = np.zeros(scan.shape, np.uint8, order="F")
-        with contextlib.closing(scan.slices()) as slices:
+    def segment_scan(self, scan: Scan, slices: Slices, on_slice: OnSlice = lambda count: None) -> Segmentation:
+        """The same for an opened scan and its slices, which are closed, with all that is worth logging."""
+        with contextlib.closing(slices):
+            mask = np.zeros(scan.shape, np.uint8, order="F")
             view = orient(mask, scan.turn)
             findings = segment_slices(self.model, slices, scan.spacing_zyx_mm, view, self.batch_size, on_slice)
         begin = time.perf_counter()

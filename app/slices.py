@@ -1,9 +1,11 @@
-"""Slices and their neighbours; their way onto the network's grid in plane, and back from its logits to the scan's."""
+"""Which slices the network sees, their neighbours, and the way onto its grid and back from its logits to the scan."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 from torch import Tensor
@@ -11,6 +13,9 @@ from torch.nn import functional
 
 Item = TypeVar("Item")
 GRID_STEP = 32  # the coarsest branch has 1/32 of the resolution
+ANCHOR_MM = 4.0  # logits may be interpolated between slices that far apart
+SCOUT_MM = 12.0  # no organ is flatter
+CHUNK_SCOUTS = 4  # stretches that are handled together, so that there are batches
 
 
 def network_grid(shape_yx: Sequence[int], spacing_yx_mm: Sequence[float], target_mm: float | None) -> tuple[int, int]:
@@ -73,3 +78,42 @@ def with_neighbours(
 
 def _rows(z: int, step: int, depth: int) -> tuple[int, int, int]:
     return max(z - step, 0), z, min(z + step, depth - 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which slices go through the network; it depends on the scan alone, so that labels depend on nothing else.
+
+    Every `anchor_step`-th slice is an anchor; the logits of the thin slices between two are interpolated. Some anchors
+    are scouts, seen first: where two neighbouring scouts show no organ, none lies between them.
+
+    Attributes:
+        depth: number of slices.
+        anchor_step: distance of anchors, in slices.
+        scout_step: distance of scouts, in slices.
+    """
+
+    depth: int
+    anchor_step: int = 1
+    scout_step: int = 1
+
+    @classmethod
+    def of(cls, depth: int, spacing_z_mm: float) -> Plan:
+        """The plan for slices at this distance."""
+        anchor_step = max(1, int(ANCHOR_MM / spacing_z_mm + 1e-3))
+        scout_step = anchor_step * max(1, int(SCOUT_MM / (anchor_step * spacing_z_mm) + 1e-3))
+        return cls(depth, anchor_step, scout_step)
+
+    def is_anchor(self, z: int) -> bool:
+        return z % self.anchor_step == 0 or z == self.depth - 1
+
+    def is_scout(self, z: int) -> bool:
+        return z % self.scout_step == 0 or z == self.depth - 1
+
+    def gaps(self) -> list[tuple[int, int]]:
+        """Every pair of neighbouring scouts, in ascending order."""
+        return list(pairwise(z for z in range(self.depth) if self.is_scout(z)))
+
+    def chunk(self, z: int) -> int:
+        """The number of the chunk that a slice belongs to: a few gaps, each with the scout above it."""
+        return max(0, z - 1) // (CHUNK_SCOUTS * self.scout_step)

@@ -20,8 +20,9 @@ import pytest
 from click.testing import CliRunner
 
 from app import Segmenter, __version__
+from app.cases import CaseQueue, find_cases
 from app.cli import main
-from app.predict import FolderRun, find_cases
+from app.predict import FolderRun
 from app.scan import open_scan
 from tests.conftest import ROOT
 from tests.phantom import write_phantom
@@ -312,7 +313,7 @@ def test_the_model_is_loaded_once_for_a_folder(
     outputs.mkdir()
     segmenter = Segmenter.load(tiny_weights, device="cpu")
     monkeypatch.setattr("app.segmenter.load_checkpoint", lambda *_: pytest.fail("loaded again"))
-    assert FolderRun(segmenter, outputs).predict(find_cases(inputs, outputs)) == 0
+    assert FolderRun(segmenter, outputs).predict(CaseQueue(find_cases(inputs, outputs))) == 0
     assert len(list(outputs.glob("*.nii.gz"))) == 4
 
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from app.checkpoint import Checkpoint
+from app.model import Model, SegmentError, best_dtype, choose_batch_size, place
 from app.network import HrnetOcrLogits
-from app.segment import Model, SegmentError, best_dtype, choose_batch_size, place, segment_slices
+from app.segment import segment_slices
 from tests.test_checkpoint import CONFIG
 from tests.test_network import randomise
 
@@ -26,13 +27,15 @@ class ByBrightness(nn.Module):
         super().__init__()
         self.largest_batch = largest_batch
         self.batches: list[int] = []
+        self.refused: list[int] = []
 
     def forward(self, image: Tensor) -> HrnetOcrLogits:
         if len(image) > self.largest_batch:
+            self.refused.append(len(image))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         self.batches.append(len(image))
         levels = torch.arange(5)[None, :, None, None] / 4
-        logits = -((image[:, 1:2].float() - levels) ** 2)
+        logits = -((nn.functional.avg_pool2d(image[:, 1:2].float(), 4) - levels) ** 2)
         return HrnetOcrLogits(logits, logits)
 
 
@@ -90,6 +93,52 @@ def test_slices_of_air_skip_the_network() -> None:
     assert sum(done) == 6
 
 
+def box_of_liver(depth: int, rows: range) -> NDArray[np.int16]:
+    """(Z, 128, 128) muscle at 0 HU in every slice, a block that the fake network labels 2 in some."""
+    volume = np.full((depth, 128, 128), -125, np.int16)
+    volume[:, 16:112, 16:112] = -80  # nearest to level 0
+    volume[rows, 40:80, 40:80] = 75  # level 2
+    return volume
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_scouts_spare_the_network_what_lies_between_two_that_show_nothing(descending: bool) -> None:
+    volume = box_of_liver(61, range(30, 40))  # scouts every 4 slices of 3 mm
+    network = ByBrightness()
+    labels = np.zeros(volume.shape, np.uint8)
+    done: list[int] = []
+    findings = segment_slices(model(network), slices(volume, descending), SPACING, labels, 4, done.append)
+    assert np.flatnonzero(labels.any((1, 2))).tolist() == list(range(30, 40))
+    assert (labels[30:40, 44:76, 44:76] == 2).all()
+    # 16 scouts; of the gaps, those that touch the scouts 32 and 36: 28..32, 32..36, 36..40.
+    assert findings.network_slices == sum(network.batches) == 16 + 3 * 3
+    assert sum(done) == 61
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_thin_slices_are_interpolated_between_anchors(descending: bool) -> None:
+    volume = box_of_liver(50, range(21, 33))  # slices of 1 mm: anchors 0, 4, 8 ..., scouts 0, 12, 24 ...
+    network = ByBrightness()
+    labels = np.zeros(volume.shape, np.uint8)
+    findings = segment_slices(model(network), slices(volume, descending), (1.0, 1.0, 1.0), labels, 4)
+    found = np.flatnonzero((labels == 2)[:, 44:76, 44:76].all((1, 2))).tolist()
+    assert set(range(24, 33)) <= set(found) <= set(range(19, 36))  # half-way to the anchors 20 and 36 at most
+    assert found == list(range(found[0], found[-1] + 1))
+    assert findings.network_slices < 20
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_order_and_batch_size_change_no_label_of_thin_slices(batch_size: int) -> None:
+    network = randomise(CONFIG.build(), seed=5)
+    volume = scan(30)
+    found = []
+    for descending, size in ((False, 4), (True, batch_size)):
+        found.append(np.zeros(volume.shape, np.uint8))
+        segment_slices(model(network), slices(volume, descending), (0.7, 1.0, 1.0), found[-1], size)
+    assert len(np.unique(found[0])) > 1
+    assert np.mean(found[0] != found[1]) < 1e-4
+
+
 def test_a_full_memory_halves_the_batch_and_loses_nothing() -> None:
     volume = scan(16)
     expected, labels = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.uint8)
@@ -98,11 +147,13 @@ def test_a_full_memory_halves_the_batch_and_loses_nothing() -> None:
     findings = segment_slices(model(network), slices(volume), SPACING, labels, 8)
     np.testing.assert_array_equal(labels, expected)
     assert findings.batch_size == 2
-    assert network.batches == [2] * 8  # it does not try the larger batch again
+    assert max(network.batches) == 2
+    assert sum(network.batches) == 16
+    assert len(network.refused) == 1  # it does not try the larger batch again
 
 
 def test_no_memory_for_one_slice_is_one_clear_line() -> None:
-    line = r"cpu: not enough memory for a single slice of 64 x 96; free memory, or use --model fast or --device cpu"
+    line = r"cpu: not enough memory for a slice of 32 x 64; free memory, or use --model fast or --device cpu"
     volume = scan(2)
     with pytest.raises(SegmentError, match=line):
         segment_slices(model(ByBrightness(0)), slices(volume), SPACING, np.zeros(volume.shape, np.uint8))
@@ -126,12 +177,10 @@ def test_batch_size_follows_the_free_memory() -> None:
 
 
 def test_precisions_of_the_cpu_agree() -> None:
-    checkpoint = Checkpoint(CONFIG, dict(randomise(CONFIG.build(), seed=6).state_dict()), {})
-    weights = {name: tensor for name, tensor in checkpoint.weights.items() if "num_batches" not in name}
     volume = scan(3)
     found = []
     for dtype in (torch.float32, torch.bfloat16):
-        placed = place(Checkpoint(CONFIG, weights, {}), torch.device("cpu"), dtype)
+        placed = place(Checkpoint(CONFIG, randomise(CONFIG.build(), seed=6), {}), torch.device("cpu"), dtype)
         labels = np.zeros(volume.shape, np.uint8)
         segment_slices(placed, slices(volume), SPACING, labels)
         found.append(labels)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.intensity import network_input, window
-from app.slices import neighbour_step, network_grid, to_grid, to_scan, with_neighbours
+from app.slices import ANCHOR_MM, SCOUT_MM, Plan, neighbour_step, network_grid, to_grid, to_scan, with_neighbours
 
 
 @given(st.integers(1, 12), st.integers(0, 5), st.booleans())
@@ -77,3 +79,26 @@ def test_window_to_the_papers_range() -> None:
     torch.testing.assert_close(windowed, torch.tensor([0.0, 0.0, 127.5, 255.0, 255.0]))
     torch.testing.assert_close(network_input(windowed), torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0]))
     assert hounsfield[0] == -3024.0  # the input is not changed
+
+
+@given(st.integers(1, 200), st.floats(0.2, 20.0))
+def test_the_plan_covers_every_slice_once(depth: int, spacing_z_mm: float) -> None:
+    plan = Plan.of(depth, spacing_z_mm)
+    scouts = [z for z in range(depth) if plan.is_scout(z)]
+    anchors = [z for z in range(depth) if plan.is_anchor(z)]
+    assert {0, depth - 1} <= set(scouts) <= set(anchors)
+    covered = [z for low, high in plan.gaps() for z in range(low + 1, high)]
+    assert sorted(scouts + covered) == list(range(depth))
+    assert all((b - a) * spacing_z_mm <= max(ANCHOR_MM, spacing_z_mm) * 1.01 for a, b in pairwise(anchors))
+    assert all((b - a) * spacing_z_mm <= max(SCOUT_MM, spacing_z_mm) * 1.01 for a, b in pairwise(scouts))
+    for low, high in plan.gaps():  # a gap lies in one chunk, with the scout above it
+        assert {plan.chunk(z) for z in range(low + 1, high + 1)} == {plan.chunk(high)}
+    chunks = [plan.chunk(z) for z in range(depth)]
+    assert chunks == sorted(chunks)
+
+
+@pytest.mark.parametrize(
+    ("spacing_z_mm", "anchor_step", "scout_step"), [(5, 1, 2), (3, 1, 4), (2.5, 1, 4), (2, 2, 6), (1, 4, 12), (8, 1, 1)]
+)
+def test_the_plan_by_hand(spacing_z_mm: float, anchor_step: int, scout_step: int) -> None:
+    assert Plan.of(100, spacing_z_mm) == Plan(100, anchor_step, scout_step)

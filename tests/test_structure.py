@@ -15,13 +15,19 @@ APP = sorted((ROOT / "app").rglob("*.py"))
 ARROWS = {
     "app": {"app.segmenter"},
     "app.__main__": {"app.cli"},
-    "app.cli": {"app", "app.predict", "app.run_log", "app.checkpoint", "app.segment", "app.segmenter"},
-    "app.predict": {
-        *("app", "app.components", "app.gpu_memory", "app.run_log", "app.scan", "app.segment", "app.segmenter"),
+    "app.cli": {
+        *("app", "app.cases", "app.checkpoint", "app.model", "app.predict", "app.run_log", "app.segmenter"),
     },
-    "app.segmenter": {"app.checkpoint", "app.components", "app.scan", "app.segment"},
+    "app.cases": {"app.scan"},
+    "app.predict": {
+        *("app", "app.cases", "app.components", "app.gpu_memory", "app.model", "app.run_log", "app.scan"),
+        *("app.segment", "app.segmenter"),
+    },
+    "app.segmenter": {"app.checkpoint", "app.components", "app.model", "app.scan", "app.segment"},
     "app.scan": {"app.read_ahead"},
-    "app.segment": {"app.checkpoint", "app.intensity", "app.network", "app.slices"},
+    "app.segment": {"app.body", "app.intensity", "app.model", "app.slices"},
+    "app.body": {"app.slices"},
+    "app.model": {"app.checkpoint", "app.network"},
     "app.checkpoint": {"app.network"},
     "app.components": {"app.organs"},
     "app.network": {"app.network.hrnet_ocr"},
@@ -62,7 +68,7 @@ def test_each_library_lives_in_one_module(library: str, home: str) -> None:
 
 
 def test_importing_the_package_imports_no_torch() -> None:
-    code = "import sys, app; print('torch' in sys.modules, app.__version__)"
+    code = "import sys, app, app.cli; print('torch' in sys.modules, app.__version__)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert shown.stdout.startswith("False ")
 

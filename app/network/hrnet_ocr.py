@@ -42,7 +42,7 @@ class HrnetOcr(nn.Module):
         self.fcn_head = FcnHead(self.backbone.channels_out, classes)
         self.ocr_head = OcrHead(self.backbone.channels_out, classes, ocr_channels, key_channels)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)

@@ -1,0 +1,73 @@
+"""The queue of cases: the next scan is opened ahead, and what is wrong with it is said at its own turn."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from app.cases import CaseQueue, find_cases
+from app.scan import Scan, ScanError
+
+
+@pytest.fixture
+def folders(tmp_path: pathlib.Path, phantom_path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Inputs a (good), b (truncated), c (good), and an empty output folder."""
+    inputs, outputs = tmp_path / "in", tmp_path / "out"
+    inputs.mkdir()
+    outputs.mkdir()
+    for name in "abc":
+        shutil.copy(phantom_path, inputs / f"{name}_0000.nii.gz")
+    (inputs / "b_0000.nii.gz").write_bytes(b"no scan")
+    return inputs, outputs
+
+
+def test_each_case_comes_with_its_own_scan_or_error(folders: tuple[pathlib.Path, pathlib.Path]) -> None:
+    queue = CaseQueue(find_cases(*folders))
+    assert queue.total == 3
+    found = []
+    for case, opened in queue:
+        assert opened is not None
+        error = opened.exception()
+        if error is None:
+            scan, slices = opened.result()
+            assert scan.path == case.scan_path
+            found.append((case.name, sum(1 for _ in slices)))
+        else:
+            assert isinstance(error, ScanError)
+            assert str(case.scan_path) in str(error)
+            found.append((case.name, 0))
+    assert found == [("a", 20), ("b", 0), ("c", 20)]
+
+
+def test_the_first_scan_is_decoded_before_anybody_asks(
+    folders: tuple[pathlib.Path, pathlib.Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, may_go_on = threading.Event(), threading.Event()
+    ended = threading.Event()
+    decode = Scan._decode
+
+    def observed(scan: Scan) -> Iterator[object]:
+        began.set()
+        may_go_on.wait(10)
+        try:
+            yield from decode(scan)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(Scan, "_decode", observed)
+    queue = CaseQueue(find_cases(*folders))
+    assert began.wait(10)
+    may_go_on.set()
+    queue.close()
+    assert ended.is_set()
+
+
+def test_what_is_skipped_is_not_opened(folders: tuple[pathlib.Path, pathlib.Path]) -> None:
+    (folders[1] / "a.nii.gz").touch()
+    queue = CaseQueue(find_cases(*folders), skip_existing=True)
+    assert [opened is None for _, opened in queue] == [True, False, False]
+    queue.close()
