@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import pathlib
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
@@ -15,15 +18,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from app.checkpoint import find_model, load_checkpoint
+from app.checkpoint import Checkpoint, find_model, load_checkpoint
+from app.model import place
 from app.network import HrnetOcrLogits
 from app.organs import Organ
-from app.segment import place, segment_slices
+from app.segment import segment_slices
+from tests.conftest import ROOT
 from tests.phantom import write_phantom
+from tests.test_checkpoint import CONFIG
 from training.__main__ import main
 from training.augment import augment, crop_fields, geometry, intensity, paper_fields
 from training.cache import IGNORE, CachedCase, DataError, load_cases
-from training.engine import Progress, Run, TrainingError, build_network, calibrate, grid_dice, learning_rate
+from training.engine import BEST, LAST, Progress, Run, TrainingError, build_network, calibrate, learning_rate
 from training.export import export
 from training.losses import dice_loss, focal_loss, segmentation_loss
 from training.photometric import bgr_to_hsv, hsv_to_bgr, photometric_distortion
@@ -31,9 +37,10 @@ from training.recipes import Recipe
 from training.recipes.fast import RECIPE as FAST
 from training.recipes.paper import RECIPE as PAPER
 from training.sampling import SliceSampler
+from training.validation import grid_dice
 
 TINY = replace(
-    FAST, width=4, ocr_channels=16, key_channels=8, spacing_mm=6.0, crop=64, batch=2, steps=6, warmup_steps=2
+    FAST, width=4, ocr_channels=16, key_channels=8, spacing_mm=6.0, crop=(64, 48), batch=2, steps=6, warmup_steps=2
 )
 
 
@@ -131,9 +138,9 @@ def test_geometry_moves_image_and_label_together(make_fields: Callable[..., torc
     labels[:, 10:90, 10:110] = 0
     labels[:, 30:60, 40:80] = 1
     images = torch.where(labels[:, None] == 1, 200, 50).to(torch.uint8).repeat(1, 3, 1, 1)
-    fields = make_fields(torch.tensor([[80.0, 100.0]] * 4), (100, 120), 64)
+    fields = make_fields(torch.tensor([[80.0, 100.0]] * 4), (100, 120), (64, 48))
     warped, marks = geometry(images, labels, fields)
-    assert warped.shape == (4, 3, 64, 64)
+    assert warped.shape == (4, 3, 64, 48)
     assert set(marks.unique().tolist()) <= {0, 1, IGNORE}
     inside = warped[:, 1][marks == 1]
     assert (inside > 120).float().mean() > 0.97
@@ -143,7 +150,7 @@ def test_geometry_moves_image_and_label_together(make_fields: Callable[..., torc
 @pytest.mark.parametrize("make_fields", [crop_fields, paper_fields])
 def test_no_crop_is_mirrored(make_fields: Callable[..., torch.Tensor]) -> None:
     torch.manual_seed(0)
-    fields = make_fields(torch.tensor([[100.0, 100.0]] * 50), (100, 100), 32)
+    fields = make_fields(torch.tensor([[100.0, 100.0]] * 50), (100, 100), (32, 32))
     right = (fields[:, 16, 31] - fields[:, 16, 0]).double()
     down = (fields[:, 31, 16] - fields[:, 0, 16]).double()
     assert (right[:, 0] * down[:, 1] - right[:, 1] * down[:, 0] > 0).all()  # the handedness stays
@@ -165,7 +172,7 @@ def test_intensity_keeps_the_range_and_the_air() -> None:
 def test_augment_gives_network_input(cases: list[CachedCase], augmentation: Literal["strong", "paper"]) -> None:
     recipe = replace(TINY, augmentation=augmentation)
     inputs, marks = augment(*SliceSampler(cases, [1.0, 1.0], recipe, seed=0).batch(), recipe)
-    assert inputs.shape == (2, 3, 64, 64)
+    assert inputs.shape == (2, 3, 64, 48)
     assert inputs.dtype == torch.float32
     assert marks.dtype == torch.int64
 
@@ -276,7 +283,7 @@ def test_a_run_starts_from_another_with_its_norms_calibrated_and_frozen(
     first = train(tmp_path / "first", cases, replace(TINY, steps=2))
     run = Run(tmp_path / "second", recipe, torch.device("cpu"))
     sampler = SliceSampler(cases, [1.0, 1.0], recipe, seed=0)
-    run.start_from(tmp_path / "first", sampler)
+    run.start_from(str(tmp_path / "first"), sampler)
     stem = "backbone.stem.0.norm.running_mean"
     calibrated = run.network.state_dict()
     for name, tensor in run.average.module.state_dict().items():
@@ -288,7 +295,9 @@ def test_a_run_starts_from_another_with_its_norms_calibrated_and_frozen(
     run.step(sampler.batch())
     assert torch.equal(run.network.state_dict()[stem], frozen)
     with pytest.raises(TrainingError, match="no checkpoint to start from"):
-        run.start_from(tmp_path / "nowhere", sampler)
+        run.start_from(str(tmp_path / "nowhere"), sampler)
+    with pytest.raises(TrainingError, match="fast: its network is not the recipe's"):
+        run.start_from("fast", sampler)
 
 
 def test_calibration_takes_plain_means_over_whole_slices(cases: list[CachedCase]) -> None:
@@ -337,8 +346,73 @@ def test_a_loss_that_is_no_number_stops(
         train(tmp_path, cases, TINY)
 
 
+def test_the_command_line_names_the_recipes_there_are(tmp_path: pathlib.Path) -> None:
+    result = CliRunner().invoke(main, ["train", "none", str(tmp_path), "--data", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "no recipe 'none'; there are fast, fast_tune, paper, or give a file.py" in result.output
+
+
 def test_the_command_line_names_what_is_wrong(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     arguments = ["train", "fast", str(tmp_path / "run"), "--data", str(data), "--cache", str(tmp_path / "cache")]
     result = CliRunner().invoke(main, [*arguments, "--hold-out", "nobody"])
     assert result.exit_code == 1
     assert "held-out case nobody is in none of the data folders" in result.output
+
+
+def test_stops_when_the_looks_get_no_better_and_exports_the_best(
+    cases: list[CachedCase], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(TINY, steps=50, patience=2)
+    scores = iter([0.3, 0.5, 0.4, 0.5, 0.9])
+    monkeypatch.setattr("training.engine.grid_dice", lambda *_: {Organ.LIVER: next(scores)})
+    run = Run(tmp_path, recipe, torch.device("cpu"))
+    run.train(SliceSampler(cases, [1.0, 1.0], recipe, seed=0), cases, None, check_seconds=-1)  # a look every step
+    assert run.progress == Progress(4, run.progress.seconds, best_dice=0.5, looks_since_best=2)
+    best, last = (torch.load(tmp_path / name, weights_only=True) for name in (BEST, LAST))
+    assert (best["progress"]["step"], last["progress"]["step"]) == (2, 4)
+    exported = load_checkpoint(export(tmp_path, "mine", "1", "phantoms", tmp_path / "weights"))
+    name = "fcn_head.classify.bias"
+    assert torch.equal(exported.network.state_dict()[name], best["average"][f"module.{name}"])
+
+
+def test_two_processes_train_together(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Started by torchrun with a recipe of one's own; one of them logs and saves."""
+    recipe = tmp_path / "own.py"
+    recipe.write_text("from dataclasses import replace\nfrom tests.test_training import TINY\n")
+    recipe.write_text(recipe.read_text() + "RECIPE = replace(TINY, steps=20)\n")
+    arguments = ["train", str(recipe), str(tmp_path / "run"), "--data", str(data), "--cache", str(tmp_path / "cache")]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr=127.0.0.1",
+        "--nproc-per-node=2",
+    ]
+    shown = subprocess.run(
+        [*torchrun, "-m", "training", *arguments, "--device", "cpu"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    assert shown.stdout.count("step=20 ") == 1
+    assert torch.load(tmp_path / "run" / LAST, weights_only=True)["progress"]["step"] == 20
+    assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_export_averages_with_the_model_it_started_from(
+    cases: list[CachedCase], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(tmp_path, cases, replace(TINY, steps=2))
+    start = build_network(TINY)
+    monkeypatch.setattr("training.export.find_model", lambda name: [tmp_path / f"{name}.safetensors"])
+    monkeypatch.setattr("training.export.load_checkpoint", lambda paths: Checkpoint(CONFIG, start, {}))
+    exported = load_checkpoint(export(tmp_path, "mine", "1", "phantoms", tmp_path / "weights", average_with="start"))
+    for name, tensor in exported.network.state_dict().items():
+        if tensor.is_floating_point():
+            mean = (run.average.module.state_dict()[name] + start.state_dict()[name]) / 2
+            torch.testing.assert_close(tensor, mean, rtol=2e-3, atol=1e-4)

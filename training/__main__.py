@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import pathlib
+import runpy
 import sys
 from dataclasses import replace
 
 import click
 import torch
+import torch.distributed as dist
 
 from app.checkpoint import WEIGHTS_DIR
 from training.cache import DataError, load_cases
 from training.engine import Run, TrainingError
 from training.export import export as write_model
+from training.recipes import Recipe
 from training.sampling import SliceSampler
+
+RANK_SEED = 1_000_003  # sets the processes' random batches apart
 
 
 @click.group()
@@ -33,7 +39,7 @@ def main() -> None:
 @click.option("--hold-out", multiple=True, metavar="CASE", help="Never train on this case; check on it.")
 @click.option("--minutes", type=float, help="Train this long instead of the recipe's steps.")
 @click.option("--check-minutes", type=float, default=15.0, help="Between looks at the held-out cases.")
-@click.option("--start", type=click.Path(path_type=pathlib.Path), help="Begin with the weights of the run there.")
+@click.option("--start", metavar="RUN_DIR|MODEL", help="Begin with the weights of another run or a bundled model.")
 @click.option("--cache", type=click.Path(path_type=pathlib.Path), default=pathlib.Path("cache"))
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 def train(
@@ -44,12 +50,16 @@ def train(
     hold_out: tuple[str, ...],
     minutes: float | None,
     check_minutes: float,
-    start: pathlib.Path | None,
+    start: str | None,
     cache: pathlib.Path,
     device: str,
 ) -> None:
-    """Train RECIPE in RUN_DIR, or go on with the run that is there."""
-    recipe = importlib.import_module(f"training.recipes.{recipe_name}").RECIPE
+    """Train RECIPE, one of training/recipes or a file.py of your own, in RUN_DIR; or go on with the run that is there.
+
+    With several GPUs or machines: torchrun --nproc-per-node=N -m training train ...; the recipe's batch is divided.
+    """
+    recipe = find_recipe(recipe_name)
+    world, rank = join_processes(device)
     odds = [(prefix, float(weight)) for prefix, _, weight in (entry.partition("=") for entry in trust)]
     try:
         cases = load_cases(folders, cache, recipe)
@@ -65,11 +75,37 @@ def train(
         run.resume()
         if start and not run.progress.step:
             run.start_from(start, SliceSampler(training, weights, recipe, seed=recipe.seed))
-        sampler = SliceSampler(training, weights, recipe, seed=recipe.seed + run.progress.step)
+        share = replace(recipe, batch=max(1, recipe.batch // world))
+        sampler = SliceSampler(training, weights, share, seed=recipe.seed + run.progress.step + rank * RANK_SEED)
         held_out = [case for case in cases if case.name in hold_out]
         run.train(sampler, held_out, minutes and minutes * 60, check_minutes * 60)
     except (DataError, TrainingError) as error:
         sys.exit(f"error: {error}")
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def find_recipe(name: str) -> Recipe:
+    """The RECIPE of a module in training/recipes, or of a Python file."""
+    if name.endswith(".py"):
+        own: Recipe = runpy.run_path(name)["RECIPE"]
+        return own
+    known = sorted(path.stem for path in pathlib.Path(__file__).with_name("recipes").glob("[a-z]*.py"))
+    if name not in known:
+        raise click.UsageError(f"no recipe '{name}'; there are {', '.join(known)}, or give a file.py with a RECIPE")
+    bundled: Recipe = importlib.import_module(f"training.recipes.{name}").RECIPE
+    return bundled
+
+
+def join_processes(device: str) -> tuple[int, int]:
+    """Join the processes that torchrun started, if it did; how many there are, and which one this is."""
+    world, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    if world > 1:
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        if device.startswith("cuda"):
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return world, rank
 
 
 @main.command()
@@ -77,10 +113,13 @@ def train(
 @click.option("--name", required=True, help="Of the model: NAME.safetensors.")
 @click.option("--version", required=True, help="Of the weights.")
 @click.option("--trained-on", required=True, help="The training data, in words; travels with the weights.")
+@click.option("--average-with", default="", metavar="MODEL", help="The bundled model the run started from.")
 @click.option("--to", "folder", type=click.Path(path_type=pathlib.Path), default=WEIGHTS_DIR, show_default="weights/")
-def export(run_dir: pathlib.Path, name: str, version: str, trained_on: str, folder: pathlib.Path) -> None:
+def export(
+    run_dir: pathlib.Path, name: str, version: str, trained_on: str, average_with: str, folder: pathlib.Path
+) -> None:
     """Turn the run in RUN_DIR into weights that the container uses."""
-    for path in write_model(run_dir, name, version, trained_on, folder):
+    for path in write_model(run_dir, name, version, trained_on, folder, average_with):
         click.echo(path)
 
 

@@ -30,54 +30,57 @@ def _chosen(n: int, share: float, device: torch.device) -> Tensor:
     return (torch.rand(n, device=device) < share).float()
 
 
-def crop_fields(sizes: Tensor, canvas: tuple[int, int], crop: int) -> Tensor:
-    """Sampling fields for `grid_sample`: random crops, rotated, scaled and bent; (N, crop, crop, 2) in -1..1.
+def crop_fields(sizes: Tensor, canvas: tuple[int, int], crop: tuple[int, int]) -> Tensor:
+    """Sampling fields for `grid_sample`: random crops, rotated, scaled and bent; (N, *crop, 2) in -1..1.
 
     Args:
         sizes: (N, 2) height and width of the slices, which lie in the middle of the canvas.
         canvas: height and width of the canvas.
-        crop: side of the crops, pixels.
+        crop: height and width of the crops, pixels.
     """
     n, device = len(sizes), sizes.device
     angle = _uniform(n, -ROTATION_DEG, ROTATION_DEG, device).deg2rad()
     scale = torch.exp(_uniform(n, *torch.tensor(SCALE).log().tolist(), device))
     # The crop's centre moves over the slice as far as the crop stays on it, and a little when it is larger.
-    room = (0.5 * (sizes - crop / scale[:, None])).clamp_min(16.0)
+    room = (0.5 * (sizes - torch.tensor(crop, device=device) / scale[:, None])).clamp_min(16.0)
     centre = room * torch.empty(n, 2, device=device).uniform_(-1, 1)
     fields = similarity_fields(angle, scale, centre, canvas, crop)
     knots = torch.randn(n, 2, ELASTIC_KNOTS, ELASTIC_KNOTS, device=device) * ELASTIC_PIXELS / 2
-    bend = functional.interpolate(knots, size=(crop, crop), mode="bicubic", align_corners=True)
+    bend = functional.interpolate(knots, size=crop, mode="bicubic", align_corners=True)
     bend = bend * _chosen(n, ELASTIC_SHARE, device)[:, None, None, None]
     return fields + bend.movedim(1, 3) * 2 / torch.tensor([canvas[1], canvas[0]], device=device)
 
 
-def similarity_fields(angle: Tensor, scale: Tensor, centre: Tensor, canvas: tuple[int, int], crop: int) -> Tensor:
+def similarity_fields(
+    angle: Tensor, scale: Tensor, centre: Tensor, canvas: tuple[int, int], crop: tuple[int, int]
+) -> Tensor:
     """Sampling fields of crops that are turned by `angle` (N, radians), enlarged by `scale` (N), about `centre` (N, 2).
 
     `centre` is (y, x) in pixels from the middle of the canvas.
     """
-    axis = torch.arange(crop, device=angle.device) - (crop - 1) / 2
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    rows, columns = (torch.arange(side, device=angle.device) - (side - 1) / 2 for side in crop)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     cos, sin = (f(angle)[:, None, None] / scale[:, None, None] for f in (torch.cos, torch.sin))
-    columns = (cos * x - sin * y + centre[:, 1, None, None]) * 2 / canvas[1]
-    rows = (sin * x + cos * y + centre[:, 0, None, None]) * 2 / canvas[0]
-    return torch.stack([columns, rows], dim=3)
+    across = (cos * x - sin * y + centre[:, 1, None, None]) * 2 / canvas[1]
+    down = (sin * x + cos * y + centre[:, 0, None, None]) * 2 / canvas[0]
+    return torch.stack([across, down], dim=3)
 
 
-def paper_fields(sizes: Tensor, canvas: tuple[int, int], crop: int) -> Tensor:
+def paper_fields(sizes: Tensor, canvas: tuple[int, int], crop: tuple[int, int]) -> Tensor:
     """The paper's crops: anywhere on the slice, half of them shifted, scaled and rotated; as `crop_fields`."""
     n, device = len(sizes), sizes.device
     changed = _chosen(n, PAPER_SHARE, device)
     angle = changed * _uniform(n, -PAPER_ROTATION_DEG, PAPER_ROTATION_DEG, device).deg2rad()
     scale = 1 + changed * (_uniform(n, *PAPER_SCALE, device) - 1)
-    shift = changed[:, None] * torch.empty(n, 2, device=device).uniform_(-PAPER_SHIFT, PAPER_SHIFT) * crop
-    room = (0.5 * (sizes - crop)).clamp_min(0)
+    sides = torch.tensor(crop, device=device)
+    shift = changed[:, None] * torch.empty(n, 2, device=device).uniform_(-PAPER_SHIFT, PAPER_SHIFT) * sides
+    room = (0.5 * (sizes - sides)).clamp_min(0)
     centre = room * torch.empty(n, 2, device=device).uniform_(-1, 1) + shift
     return similarity_fields(angle, scale, centre, canvas, crop)
 
 
 def geometry(images: Tensor, labels: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
-    """Sample the crops: images (N, C, H, W) uint8 -> (N, C, crop, crop) float32, labels (N, H, W) -> int64."""
+    """Sample the crops: images (N, C, H, W) uint8 -> (N, C, *crop) float32, labels (N, H, W) -> int64."""
     warped = functional.grid_sample(images.float(), fields, mode="bilinear", align_corners=False)
     # grid_sample pads with zeros, so the label travels as 255 - label: outside becomes "not annotated".
     inverse = (IGNORE - labels[:, None].float()).contiguous()
@@ -105,7 +108,7 @@ def intensity(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def augment(images: Tensor, labels: Tensor, sizes: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Canvas batch (uint8) -> augmented network input (N, C, crop, crop) in 0..1 and labels (N, crop, crop) int64."""
+    """Canvas batch (uint8) -> augmented network input (N, C, *crop) in 0..1 and labels (N, *crop) int64."""
     canvas, is_paper = (images.shape[2], images.shape[3]), recipe.augmentation == "paper"
     fields = (paper_fields if is_paper else crop_fields)(sizes, canvas, recipe.crop)
     warped, marks = geometry(images, labels, fields)

@@ -17,20 +17,22 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from app.checkpoint import bundled_models, find_model, load_checkpoint
 from app.intensity import network_input
 from app.network import HrnetOcr
-from app.organs import Organ
 from app.read_ahead import ReadAhead
-from app.slices import neighbour_step, to_scan
 from training.augment import augment
-from training.cache import IGNORE, CachedCase
+from training.cache import CachedCase
 from training.losses import segmentation_loss
 from training.recipes import Recipe
 from training.sampling import Batch, SliceSampler
+from training.validation import ORGANS, draw_curve, grid_dice
 
+LAST, BEST = "last.pt", "best.pt"
 SAVE_SECONDS = 300.0
 LOG_STEPS = 20
 BATCHES_AHEAD = 4
@@ -44,10 +46,19 @@ class TrainingError(Exception):
 
 @dataclass
 class Progress:
-    """How far a run is: steps done and seconds spent, over all its processes."""
+    """How far a run is, over all the times it was resumed.
+
+    Attributes:
+        step: optimisation steps done.
+        seconds: time spent.
+        best_dice: highest mean DSC of a look at the held-out cases.
+        looks_since_best: looks since then.
+    """
 
     step: int = 0
     seconds: float = 0.0
+    best_dice: float = 0.0
+    looks_since_best: int = 0
 
 
 def build_network(recipe: Recipe) -> HrnetOcr:
@@ -77,30 +88,10 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
-@torch.no_grad()
-def grid_dice(network: nn.Module, cases: Sequence[CachedCase], recipe: Recipe, every: int = 3) -> dict[Organ, float]:
-    """DSC per organ on every n-th cached slice, mean over cases: a cheap look during training, not a score to quote."""
-    network.eval()
-    device = next(network.parameters()).device
-    scores: dict[Organ, list[float]] = {organ: [] for organ in Organ if organ != Organ.BACKGROUND}
-    for case in cases:
-        step = neighbour_step(case.spacing_z_mm, recipe.neighbour_mm)
-        last = len(case.images) - 1
-        found = []
-        for z in range(0, last + 1, every):
-            rows = np.clip([z - step, z, z + step], 0, last)
-            image = network_input(torch.from_numpy(np.array(case.images[rows]))[None].float().to(device))
-            pad = [-side % 32 for side in image.shape[2:]]
-            padded = nn.functional.pad(image, (0, pad[1], 0, pad[0]))
-            logits = to_scan(network(padded).refined.float(), padded.shape[2:])
-            found.append(logits.argmax(1)[0, : image.shape[2], : image.shape[3]].byte().cpu().numpy())
-        truth, labels = np.array(case.labels[::every]), np.stack(found)
-        labels[truth == IGNORE] = IGNORE
-        for organ, values in scores.items():
-            if (truth == organ).any():
-                overlap = np.sum((truth == organ) & (labels == organ))
-                values.append(2 * overlap / (np.sum(truth == organ) + np.sum(labels == organ)))
-    return {organ: float(np.mean(values)) for organ, values in scores.items() if values}
+def averaged_weights(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The network's averaged weights in a run's checkpoint."""
+    prefix = "module."  # AveragedModel's, which also keeps a counter
+    return {key.removeprefix(prefix): value for key, value in state["average"].items() if key.startswith(prefix)}
 
 
 def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
@@ -128,12 +119,21 @@ def calibrate(network: nn.Module, sampler: SliceSampler, batches: int = CALIBRAT
 
 
 class Run:
-    """One training run in one folder: `last.pt` to resume from, `log.csv` of losses and scores."""
+    """One training run in one folder: `last.pt` to resume from, `log.csv` and `curve.png` of losses and scores.
+
+    Where the recipe has a patience, `best.pt` holds the weights of the best look. Started by torchrun, every process
+    trains on its share of the batch; the first one logs, looks, saves and decides.
+    """
 
     def __init__(self, folder: pathlib.Path, recipe: Recipe, device: torch.device) -> None:
         self.folder, self.recipe, self.device = folder, recipe, device
         torch.manual_seed(recipe.seed)
         self.network = build_network(recipe).to(device, memory_format=torch.channels_last)
+        self.together: nn.Module = self.network  # what the forward pass goes through
+        self.is_first = True
+        if dist.is_initialized():
+            self.together = nn.parallel.DistributedDataParallel(self.network)
+            self.is_first = dist.get_rank() == 0
         self.average = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
         groups = parameter_groups(self.network, recipe.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, recipe.learning_rate)
@@ -147,10 +147,12 @@ class Run:
 
     @property
     def checkpoint(self) -> pathlib.Path:
-        return self.folder / "last.pt"
+        return self.folder / LAST
 
-    def save(self) -> None:
-        """Write the checkpoint under a temporary name, then rename it."""
+    def save(self, name: str = LAST) -> None:
+        """Write a checkpoint under a temporary name, then rename it."""
+        if not self.is_first:
+            return
         state = {
             "recipe": asdict(self.recipe),
             "network": self.network.state_dict(),
@@ -159,9 +161,9 @@ class Run:
             "progress": asdict(self.progress),
             "rng": torch.get_rng_state(),
         }
-        partial = self.folder / f".last.{os.getpid()}.partial"
+        partial = self.folder / f".{name}.{os.getpid()}.partial"
         torch.save(state, partial)
-        partial.replace(self.checkpoint)
+        partial.replace(self.folder / name)
 
     def resume(self) -> None:
         """Go on where the checkpoint stands, if there is one."""
@@ -174,33 +176,41 @@ class Run:
         self.progress = Progress(**state["progress"])
         torch.set_rng_state(state["rng"])
 
-    def start_from(self, folder: pathlib.Path, sampler: SliceSampler) -> None:
-        """Begin with another run's averaged weights, their batch-norm statistics taken anew on whole slices.
+    def start_from(self, source: str, sampler: SliceSampler) -> None:
+        """Begin with trained weights, their batch-norm statistics taken anew on whole slices.
+
+        Args:
+            source: the folder of another run, whose averaged weights are taken, or a bundled model's name.
+            sampler: draws the slices for the statistics.
 
         Raises:
-            TrainingError: the other run has no checkpoint.
+            TrainingError: there are no such weights, or they belong to another network.
         """
-        path = folder / "last.pt"
-        if not path.exists():
-            raise TrainingError(f"{path}: no checkpoint to start from; train there first")
-        averaged = torch.load(path, map_location="cpu", weights_only=True)["average"]
-        self.average.load_state_dict(averaged)
-        self.network.load_state_dict(self.average.module.state_dict())
+        path = pathlib.Path(source) / LAST
+        if path.exists():
+            trained = averaged_weights(torch.load(path, map_location="cpu", weights_only=True))
+        elif source in bundled_models():
+            trained = load_checkpoint(find_model(source)).network.state_dict()
+        else:
+            raise TrainingError(f"{path}: no checkpoint to start from; train there first, or name a bundled model")
+        try:
+            self.network.load_state_dict(trained)
+        except RuntimeError as error:
+            raise TrainingError(f"{source}: its network is not the recipe's; choose another start or recipe") from error
         calibrate(self.network, sampler)
         self.average.module.load_state_dict(self.network.state_dict())
-        self.average.n_averaged.zero_()
 
     def log(self, **row: object) -> None:
-        """Print a line and append it to log.csv."""
+        """Print a line, append it to log.csv and draw the curve anew."""
         print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
         path = self.folder / "log.csv"
         is_new = not path.exists()
         with path.open("a", newline="") as stream:
             writer = csv.writer(stream)
             if is_new:
-                organs = [organ.name.lower() for organ in Organ if organ != Organ.BACKGROUND]
-                writer.writerow(["step", "minutes", "lr", "loss", "images_s", "wait", "gpu_mib", *organs])
+                writer.writerow(["step", "minutes", "lr", "loss", "images_s", "wait", "gpu_mib", *ORGANS])
             writer.writerow(row.values())
+        draw_curve(path, self.folder / "curve.png")
 
     def _peak_gpu_mib(self) -> int | None:
         return torch.cuda.max_memory_reserved(self.device) >> 20 if self.device.type == "cuda" else None
@@ -215,7 +225,7 @@ class Run:
                 norm.eval()
         # bfloat16 on a GPU; float32 on a CPU, where narrow networks lose more to padded channels than they gain.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits = self.network(inputs.contiguous(memory_format=torch.channels_last))
+            logits = self.together(inputs.contiguous(memory_format=torch.channels_last))
         loss = segmentation_loss(logits, marks, self.recipe.dice_weight, self.recipe.coarse_weight)
         self.optimizer.zero_grad()
         loss.backward()
@@ -251,7 +261,8 @@ class Run:
         saved = checked = time.monotonic()
         losses: list[float] = []
         since, waited = self.progress.seconds, 0.0
-        while share_done(self.progress, self.recipe, seconds) < 1 and not ended.is_set():
+        done = share_done(self.progress, self.recipe, seconds) >= 1
+        while not self._agree(done or ended.is_set()):
             begin = time.monotonic()
             rate = learning_rate(self.progress, self.recipe, seconds)
             for group in self.optimizer.param_groups:
@@ -265,8 +276,8 @@ class Run:
             self.progress.step += 1
             self.progress.seconds += now - begin
             done = share_done(self.progress, self.recipe, seconds) >= 1
-            look = bool(held_out) and (done or now - checked > check_seconds)
-            if look or self.progress.step % LOG_STEPS == 0:
+            look = self.is_first and bool(held_out) and (done or now - checked > check_seconds)
+            if look or (self.is_first and self.progress.step % LOG_STEPS == 0):
                 scores = grid_dice(self.average, held_out, self.recipe) if look else {}
                 spent = self.progress.seconds - since
                 self.log(
@@ -280,7 +291,28 @@ class Run:
                     **{organ.name.lower(): round(score, 4) for organ, score in scores.items()},
                 )
                 losses, since, waited = [], self.progress.seconds, 0.0
-                checked = time.monotonic() if look else checked
+                if look:
+                    checked = time.monotonic()
+                    done = done or self._is_out_of_patience(float(np.mean(list(scores.values()))))
             if done or ended.is_set() or now - saved > SAVE_SECONDS:
                 self.save()
                 saved = now
+
+    def _agree(self, stop: bool) -> bool:
+        """What the first process decides, for all."""
+        if not dist.is_initialized():
+            return stop
+        decision = torch.tensor([float(stop)], device=self.device)
+        dist.broadcast(decision, src=0)
+        return bool(decision.item())
+
+    def _is_out_of_patience(self, dice: float) -> bool:
+        """Take note of a look's mean DSC, keep the weights if it is the best, and tell if it is time to stop."""
+        if self.recipe.patience is None:
+            return False
+        if dice > self.progress.best_dice:
+            self.progress.best_dice, self.progress.looks_since_best = dice, 0
+            self.save(BEST)
+        else:
+            self.progress.looks_since_best += 1
+        return self.progress.looks_since_best >= self.recipe.patience

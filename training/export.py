@@ -6,27 +6,30 @@ import pathlib
 
 import torch
 
-from app.checkpoint import ModelConfig, save_checkpoint
+from app.checkpoint import ModelConfig, find_model, load_checkpoint, save_checkpoint
 from app.organs import Organ
+from training.engine import BEST, LAST, averaged_weights
 from training.recipes import Recipe
 
 
 def export(
-    run_dir: pathlib.Path, name: str, version: str, training_data: str, folder: pathlib.Path
+    run_dir: pathlib.Path, name: str, version: str, training_data: str, folder: pathlib.Path, average_with: str = ""
 ) -> list[pathlib.Path]:
-    """Write the moving average of a run's weights as model `name` into a folder, and return its files.
+    """Write the averaged weights of a run, of its best look where there is one, as model `name`; returns its files.
 
     Args:
-        run_dir: holds last.pt.
+        run_dir: holds last.pt, and best.pt where the recipe has a patience.
         name: of the model.
         version: of the weights.
         training_data: what they were trained on, in words; travels with the weights.
         folder: usually weights/.
+        average_with: a bundled model from which the run started: the mean of both is written. What training gained
+            stays for the most part, and what it forgot comes back (Wortsman et al., "Robust fine-tuning of zero-shot
+            models", CVPR 2022).
     """
-    state = torch.load(run_dir / "last.pt", map_location="cpu", weights_only=True)
+    best = run_dir / BEST
+    state = torch.load(best if best.exists() else run_dir / LAST, map_location="cpu", weights_only=True)
     recipe = Recipe(**state["recipe"])
-    prefix = "module."  # AveragedModel's, which also keeps a counter
-    weights = {key.removeprefix(prefix): value for key, value in state["average"].items() if key.startswith(prefix)}
     config = ModelConfig(
         name=name,
         version=version,
@@ -40,4 +43,8 @@ def export(
         neighbour_mm=recipe.neighbour_mm,
         training_data=training_data,
     )
+    weights = averaged_weights(state)
+    if average_with:
+        other = load_checkpoint(find_model(average_with)).network.state_dict()
+        weights = {key: (value.float() + other[key].float()) / 2 for key, value in weights.items()}
     return save_checkpoint(config, weights, folder)

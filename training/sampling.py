@@ -13,7 +13,6 @@ from app.slices import neighbour_step
 from training.cache import IGNORE, CachedCase
 from training.recipes import Recipe
 
-PANCREAS_ODDS = 2.0  # the pancreas is the hardest and smallest: drawn twice as often as another organ
 REPEAT_SHARE = 0.05  # crops whose three channels are the same slice, as a scan of one slice has
 JITTER_SHARE = 0.25  # crops whose neighbours are one slice nearer or farther
 
@@ -47,7 +46,7 @@ class SliceSampler:
         index = int(self.rng.choice(len(self.cases), p=self.odds))
         with_organ = self.organ_slices[index]
         if with_organ and self.rng.random() < self.recipe.organ_share:
-            odds = np.array([PANCREAS_ODDS if organ == Organ.PANCREAS else 1.0 for organ in with_organ])
+            odds = np.array([self.recipe.pancreas_odds if organ == Organ.PANCREAS else 1.0 for organ in with_organ])
             rows = list(with_organ.values())[self.rng.choice(len(odds), p=odds / odds.sum())]
             return index, int(self.rng.choice(rows))
         return index, int(self.rng.integers(len(self.cases[index].images)))

@@ -18,7 +18,7 @@ class Recipe:
         neighbour_mm: distance of the slices in the outer two input channels; None repeats the slice.
         window_hu: Hounsfield window mapped to the input range.
         augmentation: `strong` (ours) or `paper`.
-        crop: side of the training crop, pixels of the grid.
+        crop: height and width of the training crop, pixels of the grid.
         batch: crops a step.
         steps: optimisation steps.
         epochs: passes over all training slices; where given, they decide the steps.
@@ -30,7 +30,10 @@ class Recipe:
         coarse_weight: weight of the FCN head's loss (0.4 in the paper).
         ema_decay: decay of the exponential moving average of the weights; 0 keeps the weights themselves.
         frozen_norm: batch norm uses its running statistics in training too, as it will at inference.
+        patience: looks at the held-out cases without a better mean DSC after which training stops; the best look's
+            weights are then the run's. None: never.
         organ_share: share of crops drawn from slices that hold a chosen organ.
+        pancreas_odds: how often that organ is the pancreas, the hardest and smallest, relative to another one.
         seed: seeds weights, sampling and augmentation.
     """
 
@@ -41,7 +44,7 @@ class Recipe:
     neighbour_mm: float | None
     window_hu: tuple[float, float] = (-125.0, 275.0)
     augmentation: Literal["strong", "paper"] = "strong"
-    crop: int = 192
+    crop: tuple[int, int] = (192, 192)
     batch: int = 8
     steps: int = 3000
     epochs: int | None = None
@@ -53,5 +56,7 @@ class Recipe:
     coarse_weight: float = 0.4
     ema_decay: float = 0.998
     frozen_norm: bool = False
+    patience: int | None = None
     organ_share: float = 0.67
+    pancreas_odds: float = 2.0
     seed: int = 0

@@ -1,0 +1,65 @@
+"""A look at the held-out cases during training, and the curve of all looks."""
+
+from __future__ import annotations
+
+import csv
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from app.intensity import network_input
+from app.organs import Organ
+from app.slices import neighbour_step, to_scan
+from training.cache import IGNORE, CachedCase
+from training.recipes import Recipe
+
+ORGANS = [organ.name.lower() for organ in Organ if organ != Organ.BACKGROUND]
+
+
+@torch.no_grad()
+def grid_dice(network: nn.Module, cases: Sequence[CachedCase], recipe: Recipe, every: int = 3) -> dict[Organ, float]:
+    """DSC per organ on every n-th cached slice, mean over cases: a cheap look during training, not a score to quote."""
+    network.eval()
+    device = next(network.parameters()).device
+    scores: dict[Organ, list[float]] = {organ: [] for organ in Organ if organ != Organ.BACKGROUND}
+    for case in cases:
+        step = neighbour_step(case.spacing_z_mm, recipe.neighbour_mm)
+        last = len(case.images) - 1
+        found = []
+        for z in range(0, last + 1, every):
+            rows = np.clip([z - step, z, z + step], 0, last)
+            image = network_input(torch.from_numpy(np.array(case.images[rows]))[None].float().to(device))
+            pad = [-side % 32 for side in image.shape[2:]]
+            padded = nn.functional.pad(image, (0, pad[1], 0, pad[0]))
+            logits = to_scan(network(padded).refined.float(), padded.shape[2:])
+            found.append(logits.argmax(1)[0, : image.shape[2], : image.shape[3]].byte().cpu().numpy())
+        truth, labels = np.array(case.labels[::every]), np.stack(found)
+        labels[truth == IGNORE] = IGNORE
+        for organ, values in scores.items():
+            if (truth == organ).any():
+                overlap = np.sum((truth == organ) & (labels == organ))
+                values.append(2 * overlap / (np.sum(truth == organ) + np.sum(labels == organ)))
+    return {organ: float(np.mean(values)) for organ, values in scores.items() if values}
+
+
+def draw_curve(log: pathlib.Path, picture: pathlib.Path) -> None:
+    """Draw a run's log.csv as a PNG: the loss over the steps, and the DSC of every look."""
+    with log.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows])
+    left.set(xlabel="step", ylabel="loss")
+    looks = [row for row in rows if row[ORGANS[0]]]
+    for organ in ORGANS:
+        known = [row for row in looks if row[organ]]
+        right.plot([int(row["step"]) for row in known], [float(row[organ]) for row in known], "o-", label=organ)
+    right.set(xlabel="step", ylabel="DSC on the grid", ylim=(0, 1))
+    right.legend(loc="lower right")
+    partial = picture.with_suffix(".partial")
+    figure.savefig(partial, format="png", dpi=100)
+    partial.replace(picture)
