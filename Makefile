@@ -1,4 +1,4 @@
-# make demo | test | lint | evaluate | image | container-test | clean
+# make demo | test | lint | evaluate | bench | image | container-test | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ BUILD_ARGS ?=
 DATA ?= ../shared/data
 HELD_OUT := btcv_0009 btcv_0026 btcv_0039
 
-.PHONY: demo test lint evaluate image container-test clean
+.PHONY: demo test lint evaluate bench image container-test clean
 
 demo: $(VENV)/.app  ## segment a synthetic CT and print what was found
 	$(BIN)/python tests/phantom.py inputs/phantom_0000.nii.gz
@@ -31,6 +31,9 @@ evaluate: $(VENV)/.tests  ## score every bundled model on the held-out cases of 
 	    $(BIN)/python -m evaluation accuracy reports/$$model/masks cache/held_out/labelsTr \
 	        --images cache/held_out/imagesTr --out reports/$$model; \
 	done
+
+bench: $(VENV)/.tests  ## start-up, reading and writing, inference on a CPU, memory, growth; reports/bench
+	$(BIN)/python -m benchmarks reports/bench $(if $(SCAN),--scan $(SCAN))
 
 image:  ## the container image; BUILD_ARGS="--build-arg TORCH_VERSION=2.13.0 --build-arg TORCH_INDEX_URL=" for one without CUDA
 	DOCKER_BUILDKIT=1 $(DOCKER) build $(BUILD_ARGS) -t $(IMAGE) .

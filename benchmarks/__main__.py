@@ -1,0 +1,129 @@
+"""python -m benchmarks OUT [--scan SCAN]: start-up, reading and writing, inference, memory, growth; JSON and a table.
+
+Made for a machine without a GPU. What is compared runs in turn, in fresh processes; the table holds medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import platform
+from typing import Any
+
+import torch
+
+from benchmarks.growth import over_cases, over_slices, plot
+from benchmarks.levers import levers
+from benchmarks.levers import table as levers_table
+from benchmarks.processes import SHAPE, in_turn, long_scan, middle_scan, phantom_scan, random_paper
+from benchmarks.reading import reading
+from benchmarks.start_up import start_up
+
+DEPTHS = (100, 300, 1000, 3000)
+PAPER_SLICES = 4  # of the paper's plain network, which takes seconds for each
+
+
+def inference(scan: pathlib.Path, folder: pathlib.Path, rounds: int) -> dict[str, Any]:
+    """Whole processes, ours and the plain way: `fast` on 512 x 512 x 100, the paper's network a slice."""
+    masks = folder / "masks"
+    masks.mkdir(exist_ok=True)
+    paper, few, more = random_paper(folder), middle_scan(folder, 1), middle_scan(folder, 1 + PAPER_SLICES)
+    plain, ours = ["-m", "benchmarks.plain"], ["-m", "app"]
+    commands = [[*ours, str(scan), str(masks), "--device", "cpu", "--model", "fast"]]
+    commands += [[*plain, str(scan), str(masks / "plain.nii.gz"), "fast"]]
+    for volume in (few, more):
+        commands += [[*ours, str(volume), str(masks), "--device", "cpu", "--weights", str(paper)]]
+        commands += [[*plain, str(volume), str(masks / "plain.nii.gz"), str(paper)]]
+    fast, plain_fast, few_ours, few_plain, more_ours, more_plain = in_turn(commands, rounds)
+    ours_slice, plain_slice = (
+        (b.seconds - a.seconds) / PAPER_SLICES for a, b in ((few_ours, more_ours), (few_plain, more_plain))
+    )
+    plain_paper = few_plain.seconds + (SHAPE[2] - 1) * plain_slice
+    return {
+        "fast_seconds": fast.seconds,
+        "fast_peak_mib": fast.peak_mib,
+        "plain_fast_seconds": plain_fast.seconds,
+        "plain_fast_peak_mib": plain_fast.peak_mib,
+        "speed_up_over_plain_fast": plain_fast.seconds / fast.seconds,
+        "plain_paper_seconds_extrapolated": plain_paper,
+        "speed_up_over_plain_paper": plain_paper / fast.seconds,
+        "paper_seconds_a_slice": ours_slice,
+        "plain_paper_seconds_a_slice": plain_slice,
+        "paper_speed_up_a_slice": plain_slice / ours_slice,
+    }
+
+
+def summary(found: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    start, files, run = found["start_up"], found["reading"], found["inference"]
+    lines = [
+        f"{found['machine']}, {found['threads']} threads, torch {found['torch']}, model `fast`",
+        "",
+        "| what | ours | compared with | ratio |",
+        "|---|---|---|---|",
+        f"| start until the model is ready | {start['model_ready_s']:.2f} s | `import torch` and reading the weights: "
+        f"{start['floor_s']:.2f} s | {start['ratio']:.2f} |",
+    ]
+    for part, row in files.items():
+        lines.append(
+            f"| {part}, 512 x 512 x 300 | {row['seconds']:.2f} s, {row['peak_mib']:.0f} MiB | nibabel: "
+            f"{row['nibabel_seconds']:.2f} s, {row['nibabel_peak_mib']:.0f} MiB | {row['speed_up']:.1f} |"
+        )
+    lines += [
+        f"| whole process, 512 x 512 x 100 | {run['fast_seconds']:.1f} s, {run['fast_peak_mib']:.0f} MiB | plain: "
+        f"{run['plain_fast_seconds']:.1f} s, {run['plain_fast_peak_mib']:.0f} MiB | "
+        f"{run['speed_up_over_plain_fast']:.1f} |",
+        f"| | | the paper's network, plain, extrapolated from {PAPER_SLICES + 1} slices: "
+        f"{run['plain_paper_seconds_extrapolated']:.0f} s | {run['speed_up_over_plain_paper']:.1f} |",
+        f"| the paper's network, a slice (random weights, none skipped) | {run['paper_seconds_a_slice']:.2f} s | "
+        f"plain: {run['plain_paper_seconds_a_slice']:.2f} s | {run['paper_speed_up_a_slice']:.1f} |",
+        "",
+        "Start-up by stage: " + ", ".join(f"{stage} {s:.2f} s" for stage, s in start["stages_s"].items()) + ".",
+        "",
+        levers_table(found["levers"]),
+        "",
+        "| slices of 1 mm | seconds | peak MiB | network slices | network's share of the time |",
+        "|---|---|---|---|---|",
+    ]
+    for row in found["over_slices"]:
+        lines.append(
+            f"| {row['slices']} | {row['seconds']:.1f} | {row['peak_mib']:.0f} | {row['network_slices']} | "
+            f"{row['network_share']:.2f} |"
+        )
+    lines += ["", "| cases | seconds | peak MiB | network's share of the time |", "|---|---|---|---|"]
+    for row in found["over_cases"]:
+        lines.append(f"| {row['cases']} | {row['seconds']:.1f} | {row['peak_mib']:.0f} | {row['network_share']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure everything; bench.json, bench.md and growth.png go to OUT."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--scan", type=pathlib.Path, help="For the levers' table, a real CT; default: the phantom.")
+    parser.add_argument("--scratch", type=pathlib.Path, default=pathlib.Path("cache/bench"), help="For test volumes.")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    phantom = phantom_scan(args.scratch)
+    found: dict[str, Any] = {
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "start_up": start_up(middle_scan(args.scratch, 1), "fast", args.rounds),
+        "reading": reading(long_scan(args.scratch, 300), args.scratch, args.rounds),
+        "inference": inference(phantom, args.scratch, args.rounds),
+        "levers": levers(args.scan or phantom, "fast"),
+        "over_slices": over_slices(args.scratch, DEPTHS, "fast"),
+        "over_cases": over_cases(args.scratch, "fast"),
+    }
+    (args.out / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
+    plot(found["over_slices"], found["over_cases"], args.out / "growth.png")
+    text = summary(found)
+    (args.out / "bench.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

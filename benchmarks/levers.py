@@ -1,0 +1,97 @@
+"""What each lever of the CPU path brings: network seconds with it, and how far it changes the labels of the plain way.
+
+    python -m benchmarks.levers SCAN.nii.gz [MODEL]
+
+Each row keeps the levers above it. A real scan tells more than a phantom.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app import segment
+from app.organs import Organ
+from app.scan import open_scan
+from app.segmenter import Segmenter
+from app.slices import Plan
+from evaluation.metrics import ORGANS
+
+
+def dice(one: NDArray[np.uint8], other: NDArray[np.uint8], organ: Organ) -> float:
+    """DSC of two masks; 1 where both are empty."""
+    a, b = one == organ, other == organ
+    return float(2 * np.count_nonzero(a & b) / max(1, np.count_nonzero(a) + np.count_nonzero(b))) if a.any() else 1.0
+
+
+@contextlib.contextmanager
+def without(*levers: str) -> Iterator[None]:
+    """The product with some of its levers taken out."""
+
+    def every(depth: int, spacing_z_mm: float) -> Plan:
+        plan = original(depth, spacing_z_mm)
+        anchor_step = 1 if "interpolation" in levers else plan.anchor_step
+        return Plan(depth, anchor_step, anchor_step if "scouts" in levers else plan.scout_step)
+
+    original = Plan.of
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patch.object(Plan, "of", every))
+        if "box" in levers:
+            whole = lambda inputs, *_: tuple(slice(0, side) for side in inputs.shape[1:])  # noqa: E731
+            stack.enter_context(patch.object(segment, "body_box", whole))
+        yield
+
+
+LEVERS = [
+    ("full slices, folded, batches", ("box", "scouts", "interpolation")),
+    ("+ the abdominal wall's box", ("scouts", "interpolation")),
+    ("+ scouts every 12 mm", ("interpolation",)),
+    ("+ thin slices interpolated", ()),
+]
+
+
+def levers(scan: pathlib.Path, model: str) -> list[dict[str, Any]]:
+    """One row a lever: network seconds, slices seen by the network, DSC with the mask of the first row."""
+    rows, reference = [], None
+    segmenter = Segmenter.load(model, "cpu")
+    for name, missing in LEVERS:
+        with without(*missing):
+            opened = open_scan(scan)
+            begin = time.perf_counter()
+            result = segmenter.segment_scan(opened, opened.slices())
+            seconds = time.perf_counter() - begin
+        reference = result.mask if reference is None else reference
+        agreement = {organ.name.lower(): dice(reference, result.mask, organ) for organ in ORGANS}
+        rows.append(
+            {
+                "lever": name,
+                "seconds": seconds,
+                "network_slices": result.findings.network_slices,
+                **agreement,
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    organs = [organ.name.lower() for organ in ORGANS]
+    lines = [f"| lever | seconds | network slices | {' | '.join(f'DSC {o}' for o in organs)} |", "|---" * 7 + "|"]
+    for row in rows:
+        cells = " | ".join(f"{row[organ]:.4f}" for organ in organs)
+        lines.append(f"| {row['lever']} | {row['seconds']:.1f} | {row['network_slices']} | {cells} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    print(table(levers(pathlib.Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "fast")))

@@ -1,0 +1,65 @@
+"""From a process's start to its first batch, by stage, against the floor: `import torch` and reading the weights."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import statistics
+import tempfile
+from typing import Any
+
+from app.checkpoint import find_model
+from benchmarks.processes import in_turn, run_fresh
+
+STAGES = """
+import json, sys, time
+from app.run_log import seconds_since_process_start
+marks = {"python": seconds_since_process_start()}
+def mark(stage, begin=[time.perf_counter()]):
+    now = time.perf_counter()
+    marks[stage], begin[0] = now - begin[0], now
+import app.cli
+mark("click, numpy, nibabel, isal")
+import torch
+mark("torch")
+import app.predict
+mark("the rest of the program")
+from app.segmenter import Segmenter
+Segmenter.load(sys.argv[1], "cpu")
+mark("weights, folded")
+open(sys.argv[2], "w").write(json.dumps(marks))
+"""
+FLOOR = "import pathlib, sys, torch; [pathlib.Path(path).read_bytes() for path in sys.argv[1:]]"
+IMPORTED = """
+import json, sys
+import app.predict
+names = {name.split(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+open(sys.argv[1], "w").write(json.dumps(sorted(name for name in names if not name.startswith("_"))))
+"""
+
+
+def start_up(scan: pathlib.Path, model: str, rounds: int) -> dict[str, Any]:
+    """Seconds of each stage, the time at which the model was ready in a real run, and the floor; medians."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        stages, ready = [], []
+        for _ in range(rounds):
+            run_fresh(["-c", STAGES, model, str(folder / "stages.json")])
+            stages.append(json.loads((folder / "stages.json").read_text()))
+            run_fresh(["-m", "app", str(scan), str(folder), "--device", "cpu", "--model", model])
+            ready.append(json.loads((folder / "run_log.jsonl").read_text().splitlines()[-1])["seconds"]["start_up"])
+        (floor,) = in_turn([["-c", FLOOR, *map(str, find_model(model))]], rounds)
+    return {
+        "stages_s": {stage: statistics.median(row[stage] for row in stages) for stage in stages[0]},
+        "model_ready_s": statistics.median(ready),
+        "floor_s": floor.seconds,
+        "ratio": statistics.median(ready) / floor.seconds,
+    }
+
+
+def imported_packages() -> list[str]:
+    """The packages that a run imports before its first case, Python's own left out."""
+    with tempfile.NamedTemporaryFile("r") as file:
+        run_fresh(["-c", IMPORTED, file.name])
+        names: list[str] = json.loads(file.read())
+    return names

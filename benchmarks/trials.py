@@ -1,0 +1,91 @@
+"""The small trials behind choices of the CPU path, of `fast` at one body's size: python -m benchmarks.trials.
+
+OpenVINO is tried where it is installed; it is no requirement.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from app.checkpoint import find_model, load_checkpoint
+from app.model import place
+from app.slices import to_scan
+
+SIDE = (192, 256)
+REPEATS = 5
+
+
+def milliseconds(call: Callable[[], object], share: int = 1) -> float:
+    """The fastest of five calls after one to warm up, divided by `share`."""
+    call()
+    taken = []
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begin)
+    return 1000 * min(taken) / share
+
+
+class Refined(nn.Module):
+    """The network with one output, as exporters want it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        refined: Tensor = self.network(image).refined
+        return refined
+
+
+def openvino_milliseconds(network: nn.Module, image: Tensor) -> float:
+    """The network compiled by OpenVINO, a slice."""
+    import openvino
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = openvino.convert_model(Refined(network).eval(), example_input=image)
+    model.reshape(list(image.shape))
+    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    request = openvino.Core().compile_model(model, "CPU", threads).create_infer_request()
+    return milliseconds(lambda: request.infer([image.numpy()]), len(image))
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Print a line for each trial."""
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, network input {SIDE[0]} x {SIDE[1]}")
+    model = place(load_checkpoint(find_model("fast")), torch.device("cpu"), torch.float32)
+    for batch in (1, 4, 8):
+        image = torch.rand(batch, 3, *SIDE).contiguous(memory_format=torch.channels_last)
+        taken = milliseconds(lambda image=image: model.network(image), batch)
+        print(f"channels last, batches of {batch}: {taken:.1f} ms a slice")
+    with FlopCounterMode(display=False) as counter:
+        model.network(image)
+    giga = counter.get_total_flops() / 1e9 / len(image)
+    print(f"{giga:.1f} GFLOP a slice, {1000 * giga / taken:.0f} GFLOP/s")
+    logits = to_scan(torch.randn(1, 5, 72, 72), (512, 512))
+    print(f"argmax of 5 x 512 x 512: {milliseconds(lambda: logits.argmax(1)):.1f} ms")
+    print(f"the same by max's index: {milliseconds(lambda: logits.max(1)[1]):.1f} ms")
+    inputs = torch.rand(16, 1, 288, 288)
+    for stride in (1, 4):
+        taken = milliseconds(lambda stride=stride: functional.avg_pool2d(inputs, 11, stride, 5), 16)
+        print(f"the wall's box, smoothing at every {stride}. pixel: {taken:.1f} ms a slice")
+    plain = model.network.to(memory_format=torch.contiguous_format)
+    image = torch.rand(4, 3, *SIDE)
+    print(f"channels first, batches of 4: {milliseconds(lambda: plain(image), 4):.1f} ms a slice")
+    if importlib.util.find_spec("openvino"):
+        with torch.inference_mode(False), torch.no_grad():
+            print(f"OpenVINO, batches of 4: {openvino_milliseconds(plain, image.clone()):.1f} ms a slice")
+
+
+if __name__ == "__main__":
+    main()
