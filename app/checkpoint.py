@@ -37,12 +37,12 @@ class ModelConfig:
         version: of the weights.
         width: backbone width.
         classes: labels, background included.
-        channels_in: input channels.
+        channels_in: input channels, odd: the slice in the middle, its neighbours on either side.
         ocr_channels: width of the OCR head.
         key_channels: width of its attention.
         window_hu: Hounsfield window of the input.
         spacing_mm: in-plane spacing of the network's grid; None: the scan's own pixels.
-        neighbour_mm: distance of the slices in channels 0 and 2; None: the slice three times.
+        neighbour_mm: distance of the slices in neighbouring channels; None: the slice in all of them.
         training_data: what it was trained on, in words.
     """
 

@@ -13,7 +13,8 @@ from app.checkpoint import Checkpoint, ModelConfig
 from app.network import fold_batch_norm
 
 MAX_BATCH = {"cuda": 8, "cpu": 4}  # larger ones cost memory and gain nothing
-BFLOAT16_WIDTH = 32  # an AMX tile's depth for bfloat16; see best_dtype
+CPU_INFO = pathlib.Path("/proc/cpuinfo")
+AMX_WIDTH = 32  # a tile's depth for bfloat16
 FREE_SHARE = 0.5  # of the free memory that a batch may be planned to take
 
 
@@ -38,15 +39,15 @@ class Model:
 def best_dtype(device: torch.device, width: int) -> torch.dtype:
     """fp16 on a GPU; on a CPU the faster of bfloat16 and float32, known from the width and the CPU's instructions.
 
-    Not timed at run time, because labels must not depend on how busy a machine is. bfloat16 needs tiles (AMX) and
-    channels that fill them: with the AVX-512 instructions alone it was slower than float32 at width 18 and at width 48
-    (`python -m benchmarks.cpu_precision`).
+    Not timed at run time, because labels must not depend on how busy a machine is. Rests on
+    `python -m benchmarks.cpu_precision`: AMD's AVX-512 units take bfloat16 nearly twice as fast; on Intel's, it was
+    slower than float32 without tiles (AMX), which need channels that fill them; other CPUs emulate it.
     """
     if device.type == "cuda":
         return torch.float16
-    cpu = pathlib.Path("/proc/cpuinfo")
-    flags = cpu.read_text() if cpu.exists() else ""
-    return torch.bfloat16 if "amx_bf16" in flags and width >= BFLOAT16_WIDTH else torch.float32
+    about = CPU_INFO.read_text() if CPU_INFO.exists() else ""
+    is_fast = ("AuthenticAMD" in about and "avx512_bf16" in about) or ("amx_bf16" in about and width >= AMX_WIDTH)
+    return torch.bfloat16 if is_fast else torch.float32
 
 
 def place(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None = None) -> Model:

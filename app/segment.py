@@ -47,7 +47,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Anchor:
-    """A slice that may go through the network: its input (3, h, w), one channel a neighbour; None without a body."""
+    """A slice that may go through the network: its input (C, h, w), one channel a neighbour; None without a body."""
 
     z: int
     image: Tensor | None
@@ -109,10 +109,11 @@ def _anchors(
             has_body = np.count_nonzero(plane > low_hu) >= enough_pixels
             yield z, (_prepare(plane, model, run.grid), bool(has_body))
 
-    step = neighbour_step(spacing_zyx_mm[0], model.config.neighbour_mm)
-    for z, rows in with_neighbours(prepared(), step, run.plan.depth):
+    step, channels = neighbour_step(spacing_zyx_mm[0], model.config.neighbour_mm), model.config.channels_in
+    for z, rows in with_neighbours(prepared(), step, channels, run.plan.depth):
         if run.plan.is_anchor(z):
-            yield Anchor(z, torch.cat([plane for plane, _ in rows]) if rows[1][1] else None)
+            has_body = rows[channels // 2][1]
+            yield Anchor(z, torch.cat([plane for plane, _ in rows]) if has_body else None)
 
 
 def _prepare(plane: NDArray[np.int16], model: Model, grid: Sequence[int]) -> Tensor:
@@ -144,9 +145,10 @@ class _Labelling:
 
     def take(self, chunk: Sequence[Anchor], grid_mm: Sequence[float]) -> None:
         """Label what can be labelled now that these anchors are here; gaps at the chunk's end may have to wait."""
-        bodies = [anchor.image for anchor in chunk if anchor.image is not None]
+        middle = self.model.config.channels_in // 2
+        bodies = [anchor.image[middle] for anchor in chunk if anchor.image is not None]
         if bodies:
-            box = body_box(torch.stack([image[1] for image in bodies]), grid_mm, self.model.config.window_hu)
+            box = body_box(torch.stack(bodies), grid_mm, self.model.config.window_hu)
             self.waiting |= {a.z: (a.image[:, *box].clone(), box) for a in chunk if a.image is not None}
         scouts = [anchor.z for anchor in chunk if self.plan.is_scout(anchor.z)]
         self._see(scouts)

@@ -50,16 +50,22 @@ def neighbour_step(spacing_z_mm: float, neighbour_mm: float | None) -> int:
     return 0 if neighbour_mm is None else max(1, round(neighbour_mm / spacing_z_mm))
 
 
-def with_neighbours(
-    slices: Iterable[tuple[int, Item]], step: int, depth: int
-) -> Iterator[tuple[int, tuple[Item, ...]]]:
-    """Yield (z, (slice z - step, slice z, slice z + step)); beyond either end the last slice stands in.
+def neighbour_rows(z: int, step: int, channels: int, depth: int) -> list[int]:
+    """The slices in the network's channels: z in the middle, the others `step` apart; the end ones stand in beyond."""
+    return [min(max(0, z + step * i), depth - 1) for i in range(-(channels // 2), channels // 2 + 1)]
 
-    Holds 2 * step + 1 slices. Slices come in ascending or descending order of z and leave in the same.
+
+def with_neighbours(
+    slices: Iterable[tuple[int, Item]], step: int, channels: int, depth: int
+) -> Iterator[tuple[int, tuple[Item, ...]]]:
+    """Yield (z, its `neighbour_rows`' slices), holding no more slices than lie between the outermost two.
+
+    Slices come in ascending or descending order of z and leave in the same.
 
     Args:
         slices: (z, slice), every z of 0..depth-1 once.
         step: distance of the neighbours, in slices.
+        channels: slices each gets, itself included; odd.
         depth: number of slices.
     """
     held: dict[int, Item] = {}
@@ -67,17 +73,13 @@ def with_neighbours(
     behind = None
     for z, one in slices:
         if behind is None:
-            behind = -step if z == 0 else step
+            behind = (channels // 2) * (-step if z == 0 else step)
         held[z] = one
         waiting.append(z)
-        while waiting and all(row in held for row in _rows(waiting[0], step, depth)):
+        while waiting and all(row in held for row in neighbour_rows(waiting[0], step, channels, depth)):
             centre = waiting.popleft()
-            yield centre, tuple(held[row] for row in _rows(centre, step, depth))
+            yield centre, tuple(held[row] for row in neighbour_rows(centre, step, channels, depth))
             held.pop(centre + behind, None)  # no later slice looks back that far
-
-
-def _rows(z: int, step: int, depth: int) -> tuple[int, int, int]:
-    return max(z - step, 0), z, min(z + step, depth - 1)
 
 
 @dataclass(frozen=True)

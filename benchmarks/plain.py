@@ -17,7 +17,7 @@ from app.checkpoint import bundled_models, find_model, load_checkpoint
 from app.components import keep_largest
 from app.intensity import network_input, window
 from app.scan import orient
-from app.slices import neighbour_step, network_grid, to_grid, to_scan
+from app.slices import neighbour_rows, neighbour_step, network_grid, to_grid, to_scan
 
 
 @torch.inference_mode()
@@ -36,9 +36,9 @@ def main(scan: str, mask: str, model: str) -> None:
     zooms = image.header.get_zooms()
     spacing_z, *spacing_yx = (zooms[int(np.flatnonzero(turn[:, 0] == axis)[0])] for axis in (2, 1, 0))
     grid = network_grid(volume.shape[1:], spacing_yx, config.spacing_mm)
-    step, last = neighbour_step(spacing_z, config.neighbour_mm), len(volume) - 1
+    step = neighbour_step(spacing_z, config.neighbour_mm)
     for z in range(len(volume)):
-        rows = np.stack([volume[z_] for z_ in (max(z - step, 0), z, min(z + step, last))])
+        rows = np.stack([volume[row] for row in neighbour_rows(z, step, config.channels_in, len(volume))])
         windowed = window(torch.from_numpy(rows).float()[None], *config.window_hu)
         logits = network(network_input(to_grid(windowed, grid))).refined
         view[z] = to_scan(logits, volume.shape[1:]).argmax(1)[0].byte().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -185,8 +186,27 @@ def test_precisions_of_the_cpu_agree() -> None:
         segment_slices(placed, slices(volume), SPACING, labels)
         found.append(labels)
     assert np.mean(found[0] != found[1]) < 0.02
-    assert best_dtype(torch.device("cuda"), 48) == torch.float16
-    assert best_dtype(torch.device("cpu"), 18) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("cpu", "width", "dtype"),
+    [
+        ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16", 18, torch.bfloat16),
+        ("vendor_id : AuthenticAMD\nflags : avx2", 48, torch.float32),
+        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16", 48, torch.float32),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16", 48, torch.bfloat16),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16", 18, torch.float32),
+        (None, 48, torch.float32),
+    ],
+)
+def test_the_precision_follows_the_processor(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, cpu: str | None, width: int, dtype: torch.dtype
+) -> None:
+    if cpu is not None:
+        (tmp_path / "cpuinfo").write_text(cpu)
+    monkeypatch.setattr("app.model.CPU_INFO", tmp_path / "cpuinfo")
+    assert best_dtype(torch.device("cpu"), width) == dtype
+    assert best_dtype(torch.device("cuda"), width) == torch.float16
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (2, 65, 127), (1, 2048, 70)])

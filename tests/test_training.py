@@ -29,7 +29,7 @@ from tests.test_checkpoint import CONFIG
 from training.__main__ import main
 from training.augment import augment, crop_fields, geometry, intensity, paper_fields
 from training.cache import IGNORE, CachedCase, DataError, load_cases
-from training.engine import BEST, LAST, Progress, Run, TrainingError, build_network, calibrate, learning_rate
+from training.engine import Run, learning_rate
 from training.export import export
 from training.losses import dice_loss, focal_loss, segmentation_loss
 from training.photometric import bgr_to_hsv, hsv_to_bgr, photometric_distortion
@@ -37,6 +37,7 @@ from training.recipes import Recipe
 from training.recipes.fast import RECIPE as FAST
 from training.recipes.paper import RECIPE as PAPER
 from training.sampling import SliceSampler
+from training.state import BEST, LAST, Progress, TrainingError, build_network, calibrate
 from training.validation import grid_dice
 
 TINY = replace(

@@ -16,10 +16,11 @@ import torch.distributed as dist
 
 from app.checkpoint import WEIGHTS_DIR
 from training.cache import DataError, load_cases
-from training.engine import Run, TrainingError
+from training.engine import Run
 from training.export import export as write_model
 from training.recipes import Recipe
 from training.sampling import SliceSampler
+from training.state import TrainingError
 
 RANK_SEED = 1_000_003  # sets the processes' random batches apart
 

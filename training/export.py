@@ -8,8 +8,8 @@ import torch
 
 from app.checkpoint import ModelConfig, find_model, load_checkpoint, save_checkpoint
 from app.organs import Organ
-from training.engine import BEST, LAST, averaged_weights
 from training.recipes import Recipe
+from training.state import BEST, LAST, averaged_weights
 
 
 def export(
@@ -35,7 +35,7 @@ def export(
         version=version,
         width=recipe.width,
         classes=len(Organ),
-        channels_in=3,
+        channels_in=recipe.channels_in,
         ocr_channels=recipe.ocr_channels,
         key_channels=recipe.key_channels,
         window_hu=recipe.window_hu,

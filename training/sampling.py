@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from app.organs import Organ
-from app.slices import neighbour_step
+from app.slices import neighbour_rows, neighbour_step
 from training.cache import IGNORE, CachedCase
 from training.recipes import Recipe
 
-REPEAT_SHARE = 0.05  # crops whose three channels are the same slice, as a scan of one slice has
-JITTER_SHARE = 0.25  # crops whose neighbours are one slice nearer or farther
+REPEAT_SHARE = 0.05  # crops whose channels are all the same slice, as a scan of one slice has
+JITTER_SHARE = 0.25  # crops whose neighbours are a slice nearer to each other, or farther
 
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images, labels, sizes
@@ -52,12 +52,12 @@ class SliceSampler:
         return index, int(self.rng.integers(len(self.cases[index].images)))
 
     def batch(self) -> Batch:
-        """Images (N, 3, H, W) and labels (N, H, W) uint8 on the canvas, and the slices' sizes (N, 2).
+        """Images (N, C, H, W) and labels (N, H, W) uint8 on the canvas, and the slices' sizes (N, 2).
 
         Around a slice the image is air and the label 255.
         """
         n = self.recipe.batch
-        images = torch.zeros((n, 3, *self.canvas), dtype=torch.uint8)
+        images = torch.zeros((n, self.recipe.channels_in, *self.canvas), dtype=torch.uint8)
         labels = torch.full((n, *self.canvas), IGNORE, dtype=torch.uint8)
         sizes = torch.empty((n, 2))
         for i in range(n):
@@ -70,7 +70,7 @@ class SliceSampler:
                 step = max(1, step + int(self.rng.choice((-1, 1))))
             if self.rng.random() < REPEAT_SHARE:
                 step = 0
-            rows = np.clip([z - step, z, z + step], 0, len(case.images) - 1)
+            rows = neighbour_rows(z, step, self.recipe.channels_in, len(case.images))
             images[i][:, *place] = torch.from_numpy(case.images[rows])
             labels[i][place] = torch.from_numpy(np.array(case.labels[z]))
             sizes[i] = torch.tensor(case.images.shape[1:])

@@ -13,7 +13,7 @@ from torch import nn
 
 from app.intensity import network_input
 from app.organs import Organ
-from app.slices import neighbour_step, to_scan
+from app.slices import neighbour_rows, neighbour_step, to_scan
 from training.cache import IGNORE, CachedCase
 from training.recipes import Recipe
 
@@ -31,7 +31,7 @@ def grid_dice(network: nn.Module, cases: Sequence[CachedCase], recipe: Recipe, e
         last = len(case.images) - 1
         found = []
         for z in range(0, last + 1, every):
-            rows = np.clip([z - step, z, z + step], 0, last)
+            rows = neighbour_rows(z, step, recipe.channels_in, last + 1)
             image = network_input(torch.from_numpy(np.array(case.images[rows]))[None].float().to(device))
             pad = [-side % 32 for side in image.shape[2:]]
             padded = nn.functional.pad(image, (0, pad[1], 0, pad[0]))

@@ -15,7 +15,8 @@ class Recipe:
         ocr_channels: width of the OCR head.
         key_channels: width of its attention.
         spacing_mm: in-plane spacing of the network's grid; None keeps the scan's.
-        neighbour_mm: distance of the slices in the outer two input channels; None repeats the slice.
+        neighbour_mm: distance of the slices in neighbouring input channels; None repeats the slice.
+        channels_in: input channels, odd: the slice and its neighbours on either side.
         window_hu: Hounsfield window mapped to the input range.
         augmentation: `strong` (ours) or `paper`.
         crop: height and width of the training crop, pixels of the grid.
@@ -42,6 +43,7 @@ class Recipe:
     key_channels: int
     spacing_mm: float | None
     neighbour_mm: float | None
+    channels_in: int = 3
     window_hu: tuple[float, float] = (-125.0, 275.0)
     augmentation: Literal["strong", "paper"] = "strong"
     crop: tuple[int, int] = (192, 192)
