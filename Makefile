@@ -1,4 +1,4 @@
-# make demo | test | lint | evaluate | bench | image | container-test | clean
+# make demo | test | lint | evaluate | compare | bench | image | container-test | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,9 +6,10 @@ IMAGE ?= uit-vnu
 DOCKER ?= docker
 BUILD_ARGS ?=
 DATA ?= ../shared/data
+MINUTES ?= 5
 HELD_OUT := btcv_0009 btcv_0026 btcv_0039
 
-.PHONY: demo test lint evaluate bench image container-test clean
+.PHONY: demo test lint evaluate compare bench image container-test clean
 
 demo: $(VENV)/.app  ## segment a synthetic CT and print what was found
 	$(BIN)/python tests/phantom.py inputs/phantom_0000.nii.gz
@@ -32,6 +33,10 @@ evaluate: $(VENV)/.tests  ## score every bundled model on the held-out cases of 
 	        --images cache/held_out/imagesTr --out reports/$$model; \
 	done
 
+compare: $(VENV)/.tests  ## the paper's comparison on DATA: each network trained for MINUTES, scored on the held-out cases
+	$(BIN)/python $(DATA)/unpack.py cache/data
+	$(BIN)/python -m training compare runs/compare --data cache/data --fold 0 --minutes $(MINUTES)
+
 bench: $(VENV)/.tests  ## start-up, reading and writing, inference on a CPU, memory, growth; reports/bench
 	$(BIN)/python -m benchmarks reports/bench $(if $(SCAN),--scan $(SCAN))
 
@@ -46,7 +51,7 @@ $(VENV)/.app: requirements.txt
 	$(BIN)/python -m pip install -q -r requirements.txt
 	touch $@
 
-$(VENV)/.tests: $(VENV)/.app tests/requirements.txt training/requirements.txt evaluation/requirements.txt
+$(VENV)/.tests: $(VENV)/.app tests/requirements.txt training/requirements*.txt evaluation/requirements.txt
 	$(BIN)/python -m pip install -q -r tests/requirements.txt
 	touch $@
 

@@ -15,22 +15,13 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from app import segment
-from app.organs import Organ
 from app.scan import open_scan
 from app.segmenter import Segmenter
 from app.slices import Plan
-from evaluation.metrics import ORGANS
-
-
-def dice(one: NDArray[np.uint8], other: NDArray[np.uint8], organ: Organ) -> float:
-    """DSC of two masks; 1 where both are empty."""
-    a, b = one == organ, other == organ
-    return float(2 * np.count_nonzero(a & b) / max(1, np.count_nonzero(a) + np.count_nonzero(b))) if a.any() else 1.0
+from evaluation.metrics import ORGANS, dice
 
 
 @contextlib.contextmanager
@@ -70,7 +61,7 @@ def levers(scan: pathlib.Path, model: str) -> list[dict[str, Any]]:
             result = segmenter.segment_scan(opened, opened.slices())
             seconds = time.perf_counter() - begin
         reference = result.mask if reference is None else reference
-        agreement = {organ.name.lower(): dice(reference, result.mask, organ) for organ in ORGANS}
+        agreement = {organ.name.lower(): dice(reference == organ, result.mask == organ) for organ in ORGANS}
         rows.append(
             {
                 "lever": name,

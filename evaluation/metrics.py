@@ -61,6 +61,12 @@ def organ_box(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> tuple[slice
     return tuple(box)
 
 
+def dice(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
+    """DSC of two masks of the same shape; 1 where both are empty."""
+    total = np.count_nonzero(truth) + np.count_nonzero(found)
+    return 2 * np.count_nonzero(truth & found) / total if total else 1.0
+
+
 def score_organ(
     truth: NDArray[np.bool_],
     found: NDArray[np.bool_],
@@ -85,11 +91,11 @@ def score_organ(
     truth, found = truth[box], found[box]
     if not truth.any() or not found.any():
         return Score(0.0, 0.0)
-    dice = float(2 * np.count_nonzero(truth & found) / (np.count_nonzero(truth) + np.count_nonzero(found)))
-    if dice < least_dice:
-        return Score(dice, 0.0)
+    overlap = dice(truth, found)
+    if overlap < least_dice:
+        return Score(overlap, 0.0)
     distances = compute_surface_distances(truth, found, spacing_mm)
-    return Score(dice, float(compute_surface_dice_at_tolerance(distances, tolerance_mm)))
+    return Score(overlap, float(compute_surface_dice_at_tolerance(distances, tolerance_mm)))
 
 
 def score_case(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pathlib
 from dataclasses import replace
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -13,6 +15,7 @@ from app import checkpoint
 from tests.phantom import write_phantom
 from tests.test_checkpoint import CONFIG
 from tests.test_network import randomise
+from training.cache import IGNORE
 
 settings.register_profile("any machine", deadline=None)  # a busy machine is no failure
 settings.load_profile("any machine")
@@ -41,3 +44,17 @@ def phantom_path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     path = folder / "phantom_0000.nii.gz"
     write_phantom(path, folder / "phantom.nii.gz", shape=(128, 128, 20), spacing_mm=(3.0, 3.0, 13.0))
     return path
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Two phantoms in the FLARE / nnU-Net layout; the second has unannotated voxels."""
+    folder = tmp_path_factory.mktemp("data")
+    for seed, name in enumerate(("one", "two")):
+        label = folder / "labelsTr" / f"{name}.nii.gz"
+        write_phantom(folder / "imagesTr" / f"{name}_0000.nii.gz", label, (96, 80, 16), (4.0, 4.0, 16.0), seed=seed)
+    reference = nib.load(label)
+    labels = np.asarray(reference.dataobj).copy()
+    labels[:, :, :3] = IGNORE
+    nib.save(nib.Nifti1Image(labels, reference.affine), label)
+    return folder

@@ -46,20 +46,6 @@ TINY = replace(
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Two phantoms in the FLARE / nnU-Net layout; the second has unannotated voxels."""
-    folder = tmp_path_factory.mktemp("data")
-    for seed, name in enumerate(("one", "two")):
-        label = folder / "labelsTr" / f"{name}.nii.gz"
-        write_phantom(folder / "imagesTr" / f"{name}_0000.nii.gz", label, (96, 80, 16), (4.0, 4.0, 16.0), seed=seed)
-    reference = nib.load(label)
-    labels = np.asarray(reference.dataobj).copy()
-    labels[:, :, :3] = IGNORE
-    nib.save(nib.Nifti1Image(labels, reference.affine), label)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def cases(data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
     return load_cases([data], tmp_path_factory.mktemp("cache"), TINY)
 
@@ -280,7 +266,7 @@ def test_training_learns_resumes_and_exports(cases: list[CachedCase], tmp_path: 
 def test_a_run_starts_from_another_with_its_norms_calibrated_and_frozen(
     cases: list[CachedCase], tmp_path: pathlib.Path
 ) -> None:
-    recipe = replace(TINY, steps=2, frozen_norm=True)
+    recipe = replace(TINY, steps=2, frozen_norm="all")
     first = train(tmp_path / "first", cases, replace(TINY, steps=2))
     run = Run(tmp_path / "second", recipe, torch.device("cpu"))
     sampler = SliceSampler(cases, [1.0, 1.0], recipe, seed=0)

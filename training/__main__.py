@@ -8,6 +8,7 @@ import os
 import pathlib
 import runpy
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 import click
@@ -15,14 +16,22 @@ import torch
 import torch.distributed as dist
 
 from app.checkpoint import WEIGHTS_DIR
-from training.cache import DataError, load_cases
+from training.cache import CachedCase, DataError, find_pairs, load_cases
 from training.engine import Run
 from training.export import export as write_model
+from training.folds import FOLDS
 from training.recipes import Recipe
 from training.sampling import SliceSampler
 from training.state import TrainingError
 
 RANK_SEED = 1_000_003  # sets the processes' random batches apart
+
+FOLDER = click.Path(path_type=pathlib.Path)
+DATA = click.option("--data", "folders", multiple=True, required=True, type=FOLDER)
+HOLD_OUT = click.option("--hold-out", multiple=True, metavar="CASE", help="Never train on this case; check on it.")
+FOLD = click.option("--fold", type=click.IntRange(0, len(FOLDS) - 1), help="Hold out this fold of BTCV's cases.")
+CACHE = click.option("--cache", type=FOLDER, default=pathlib.Path("cache"))
+DEVICE = click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 @click.group()
@@ -32,23 +41,25 @@ def main() -> None:
 
 @main.command()
 @click.argument("recipe_name", metavar="RECIPE")
-@click.argument("run_dir", type=click.Path(path_type=pathlib.Path))
-@click.option("--data", "folders", multiple=True, required=True, type=click.Path(path_type=pathlib.Path))
+@click.argument("run_dir", type=FOLDER)
+@DATA
 @click.option(
     "--trust", multiple=True, metavar="PREFIX=WEIGHT", help="How often cases of that name are drawn (else 1)."
 )
-@click.option("--hold-out", multiple=True, metavar="CASE", help="Never train on this case; check on it.")
+@HOLD_OUT
+@FOLD
 @click.option("--minutes", type=float, help="Train this long instead of the recipe's steps.")
 @click.option("--check-minutes", type=float, default=15.0, help="Between looks at the held-out cases.")
 @click.option("--start", metavar="RUN_DIR|MODEL", help="Begin with the weights of another run or a bundled model.")
-@click.option("--cache", type=click.Path(path_type=pathlib.Path), default=pathlib.Path("cache"))
-@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+@CACHE
+@DEVICE
 def train(
     recipe_name: str,
     run_dir: pathlib.Path,
     folders: tuple[pathlib.Path, ...],
     trust: tuple[str, ...],
     hold_out: tuple[str, ...],
+    fold: int | None,
     minutes: float | None,
     check_minutes: float,
     start: str | None,
@@ -61,13 +72,9 @@ def train(
     """
     recipe = find_recipe(recipe_name)
     world, rank = join_processes(device)
-    odds = [(prefix, float(weight)) for prefix, _, weight in (entry.partition("=") for entry in trust)]
+    odds = [read_trust(entry) for entry in trust]
     try:
-        cases = load_cases(folders, cache, recipe)
-        missing = set(hold_out) - {case.name for case in cases}
-        if missing:
-            raise DataError(f"held-out case {min(missing)} is in none of the data folders")
-        training = [case for case in cases if case.name not in hold_out]
+        training, held_out = split(load_cases(folders, cache, recipe), hold_out, fold)
         weights = [next((w for prefix, w in odds if case.name.startswith(prefix)), 1.0) for case in training]
         if recipe.epochs:
             slices = sum(len(case.images) for case in training)
@@ -78,13 +85,39 @@ def train(
             run.start_from(start, SliceSampler(training, weights, recipe, seed=recipe.seed))
         share = replace(recipe, batch=max(1, recipe.batch // world))
         sampler = SliceSampler(training, weights, share, seed=recipe.seed + run.progress.step + rank * RANK_SEED)
-        held_out = [case for case in cases if case.name in hold_out]
         run.train(sampler, held_out, minutes and minutes * 60, check_minutes * 60)
     except (DataError, TrainingError) as error:
         sys.exit(f"error: {error}")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def read_trust(entry: str) -> tuple[str, float]:
+    """PREFIX=WEIGHT -> both."""
+    prefix, _, weight = entry.partition("=")
+    try:
+        return prefix, float(weight)
+    except ValueError as error:
+        raise click.UsageError(f"--trust {entry}: expected PREFIX=WEIGHT, such as btcv=2") from error
+
+
+def split(
+    cases: Sequence[CachedCase], hold_out: Sequence[str], fold: int | None
+) -> tuple[list[CachedCase], list[CachedCase]]:
+    """The cases to train on, and those held out by name or by fold.
+
+    Raises:
+        DataError: a held-out case is not there, or nothing is left to train on.
+    """
+    names = {*hold_out, *(FOLDS[fold] if fold is not None else ())}
+    missing = names - {case.name for case in cases}
+    if missing:
+        raise DataError(f"held-out case {min(missing)} is in none of the data folders")
+    training = [case for case in cases if case.name not in names]
+    if not training:
+        raise DataError("every case is held out, none is left to train on; hold out fewer")
+    return training, [case for case in cases if case.name in names]
 
 
 def find_recipe(name: str) -> Recipe:
@@ -110,18 +143,52 @@ def join_processes(device: str) -> tuple[int, int]:
 
 
 @main.command()
-@click.argument("run_dir", type=click.Path(path_type=pathlib.Path))
+@click.argument("run_dir", type=FOLDER)
 @click.option("--name", required=True, help="Of the model: NAME.safetensors.")
 @click.option("--version", required=True, help="Of the weights.")
 @click.option("--trained-on", required=True, help="The training data, in words; travels with the weights.")
 @click.option("--average-with", default="", metavar="MODEL", help="The bundled model the run started from.")
-@click.option("--to", "folder", type=click.Path(path_type=pathlib.Path), default=WEIGHTS_DIR, show_default="weights/")
+@click.option("--to", "folder", type=FOLDER, default=WEIGHTS_DIR, show_default="weights/")
 def export(
     run_dir: pathlib.Path, name: str, version: str, trained_on: str, average_with: str, folder: pathlib.Path
 ) -> None:
     """Turn the run in RUN_DIR into weights that the container uses."""
-    for path in write_model(run_dir, name, version, trained_on, folder, average_with):
-        click.echo(path)
+    try:
+        for path in write_model(run_dir, name, version, trained_on, folder, average_with):
+            click.echo(path)
+    except TrainingError as error:
+        sys.exit(f"error: {error}")
+
+
+@main.command()
+@click.argument("out", type=FOLDER)
+@DATA
+@HOLD_OUT
+@FOLD
+@click.option("--minutes", type=float, default=5.0, show_default=True, help="Of training, for every network.")
+@CACHE
+@DEVICE
+def compare(
+    out: pathlib.Path,
+    folders: tuple[pathlib.Path, ...],
+    hold_out: tuple[str, ...],
+    fold: int | None,
+    minutes: float,
+    cache: pathlib.Path,
+    device: str,
+) -> None:
+    """Train the paper's other networks and its own for the same time; score them on the held-out cases."""
+    from training import compare as comparison  # what it needs is not needed to train
+
+    try:
+        training, held_out = split(load_cases(folders, cache, comparison.BASE), hold_out, fold)
+        names = {case.name for case in held_out}
+        pairs = [pair for folder in folders for pair in find_pairs(folder) if pair[0] in names]
+        rows = comparison.compare(out, training, pairs, minutes * 60, torch.device(device))
+    except (DataError, TrainingError) as error:
+        sys.exit(f"error: {error}")
+    (out / "compare.md").write_text(comparison.table(rows) + "\n")
+    click.echo(comparison.table(rows))
 
 
 if __name__ == "__main__":

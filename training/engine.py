@@ -25,7 +25,7 @@ from training.cache import CachedCase
 from training.losses import segmentation_loss
 from training.recipes import Recipe
 from training.sampling import Batch, SliceSampler
-from training.state import BEST, Progress, RunState, TrainingError, batch_norms
+from training.state import BEST, Progress, RunState, TrainingError, frozen_norms
 from training.validation import ORGANS, draw_curve, grid_dice
 
 SAVE_SECONDS = 300.0
@@ -77,9 +77,8 @@ class Run(RunState):
         images, labels, sizes = (part.to(self.device) for part in batch)
         inputs, marks = augment(images, labels, sizes, self.recipe)
         self.network.train()
-        if self.recipe.frozen_norm:
-            for norm in batch_norms(self.network):
-                norm.eval()
+        for norm in frozen_norms(self.network, self.recipe.frozen_norm):
+            norm.eval()
         # 16 bits where they are faster; bfloat16 on a GPU too, which needs no scaling of the loss.
         is_faster = best_dtype(self.device, self.recipe.width) != torch.float32
         with torch.autocast(self.device.type, torch.bfloat16, enabled=is_faster):

@@ -8,8 +8,25 @@ import torch
 
 from app.checkpoint import ModelConfig, find_model, load_checkpoint, save_checkpoint
 from app.organs import Organ
-from training.recipes import Recipe
-from training.state import BEST, LAST, averaged_weights
+from training.recipes import HRNET_OCR, Recipe
+from training.state import BEST, LAST, STEM, TrainingError, averaged_weights, widened
+
+
+def model_config(recipe: Recipe, name: str, version: str, training_data: str) -> ModelConfig:
+    """What inference must know of a recipe's network."""
+    return ModelConfig(
+        name=name,
+        version=version,
+        width=recipe.width,
+        classes=len(Organ),
+        channels_in=recipe.channels_in,
+        ocr_channels=recipe.ocr_channels,
+        key_channels=recipe.key_channels,
+        window_hu=recipe.window_hu,
+        spacing_mm=recipe.spacing_mm,
+        neighbour_mm=recipe.neighbour_mm,
+        training_data=training_data,
+    )
 
 
 def export(
@@ -26,25 +43,20 @@ def export(
         average_with: a bundled model from which the run started: the mean of both is written. What training gained
             stays for the most part, and what it forgot comes back (Wortsman et al., "Robust fine-tuning of zero-shot
             models", CVPR 2022).
+
+    Raises:
+        TrainingError: there is no such run, or its network is not HRNet-OCR.
     """
-    best = run_dir / BEST
-    state = torch.load(best if best.exists() else run_dir / LAST, map_location="cpu", weights_only=True)
+    best, last = run_dir / BEST, run_dir / LAST
+    if not last.exists():
+        raise TrainingError(f"{last}: no such checkpoint; give the folder of a run that was trained")
+    state = torch.load(best if best.exists() else last, map_location="cpu", weights_only=True)
     recipe = Recipe(**state["recipe"])
-    config = ModelConfig(
-        name=name,
-        version=version,
-        width=recipe.width,
-        classes=len(Organ),
-        channels_in=recipe.channels_in,
-        ocr_channels=recipe.ocr_channels,
-        key_channels=recipe.key_channels,
-        window_hu=recipe.window_hu,
-        spacing_mm=recipe.spacing_mm,
-        neighbour_mm=recipe.neighbour_mm,
-        training_data=training_data,
-    )
+    if recipe.architecture != HRNET_OCR:
+        raise TrainingError(f"{run_dir}: a run of {recipe.architecture}; the container runs {HRNET_OCR} only")
     weights = averaged_weights(state)
     if average_with:
         other = load_checkpoint(find_model(average_with)).network.state_dict()
+        other[STEM] = widened(other[STEM], recipe.channels_in)
         weights = {key: (value.float() + other[key].float()) / 2 for key, value in weights.items()}
-    return save_checkpoint(config, weights, folder)
+    return save_checkpoint(model_config(recipe, name, version, training_data), weights, folder)

@@ -40,6 +40,8 @@ def segmentation_loss(logits: HrnetOcrLogits, labels: Tensor, dice_weight: float
     """Focal + Dice of the refined logits plus `coarse_weight` times that of the coarse ones, at the labels' size."""
     total = torch.zeros((), device=labels.device)
     for head, weight in ((logits.refined, 1.0), (logits.coarse, coarse_weight)):
+        if not weight:
+            continue
         # float32: sums over some 10^5 pixels do not fit 16 bits.
         full = functional.interpolate(head.float(), labels.shape[1:], mode="bilinear", align_corners=False)
         total = total + weight * (focal_loss(full, labels) + dice_weight * dice_loss(full, labels))

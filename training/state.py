@@ -15,8 +15,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app.checkpoint import bundled_models, find_model, load_checkpoint
 from app.intensity import network_input
 from app.network import HrnetOcr
+from app.network.ocr import ObjectAttention
 from app.organs import Organ
-from training.recipes import Recipe
+from training.other_networks import other_network
+from training.recipes import HRNET_OCR, Recipe
 from training.sampling import SliceSampler
 
 LAST, BEST = "last.pt", "best.pt"
@@ -45,8 +47,10 @@ class Progress:
     looks_since_best: int = 0
 
 
-def build_network(recipe: Recipe) -> HrnetOcr:
-    """The recipe's network, He-initialised."""
+def build_network(recipe: Recipe) -> nn.Module:
+    """The recipe's network, He-initialised if it is HRNet-OCR."""
+    if recipe.architecture != HRNET_OCR:
+        return other_network(recipe.architecture, recipe.channels_in)
     channels = recipe.channels_in, recipe.ocr_channels, recipe.key_channels
     return HrnetOcr(recipe.width, len(Organ), *channels)
 
@@ -64,9 +68,23 @@ def averaged_weights(state: dict[str, Any]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state["average"].items() if key.startswith(prefix)}
 
 
+def widened(stem: Tensor, channels_in: int) -> Tensor:
+    """The first convolution's weights (N, C, 3, 3), for so many input channels; the added outer ones weigh 0."""
+    added = max(0, (channels_in - stem.shape[1]) // 2)
+    return nn.functional.pad(stem, (0, 0, 0, 0, added, added))
+
+
 def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
     """Every batch norm of a network."""
     return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def frozen_norms(network: nn.Module, which: str) -> list[nn.BatchNorm2d]:
+    """The batch norms that a recipe's `frozen_norm` names."""
+    if which != "regions":
+        return batch_norms(network) if which == "all" else []
+    attentions = [module for module in network.modules() if isinstance(module, ObjectAttention)]
+    return [norm for attention in attentions for part in (attention.key, attention.value) for norm in batch_norms(part)]
 
 
 @torch.no_grad()
@@ -162,15 +180,10 @@ class RunState:
             trained = load_checkpoint(find_model(source)).network.state_dict()
         else:
             raise TrainingError(f"{path}: no checkpoint to start from; train there first, or name a bundled model")
-        trained[STEM] = self._widened(trained[STEM])
+        trained[STEM] = widened(trained[STEM], self.recipe.channels_in)
         try:
             self.network.load_state_dict(trained)
         except RuntimeError as error:
             raise TrainingError(f"{source}: its network is not the recipe's; choose another start or recipe") from error
         calibrate(self.network, sampler)
         self.average.module.load_state_dict(self.network.state_dict())
-
-    def _widened(self, stem: Tensor) -> Tensor:
-        """The first convolution for as many input channels as the recipe has; the added outer neighbours weigh 0."""
-        added = (self.recipe.channels_in - stem.shape[1]) // 2
-        return nn.functional.pad(stem, (0, 0, 0, 0, added, added)) if added > 0 else stem

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+HRNET_OCR = "hrnet-ocr"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -30,12 +32,14 @@ class Recipe:
         dice_weight: weight of the soft Dice loss beside focal loss.
         coarse_weight: weight of the FCN head's loss (0.4 in the paper).
         ema_decay: decay of the exponential moving average of the weights; 0 keeps the weights themselves.
-        frozen_norm: batch norm uses its running statistics in training too, as it will at inference.
+        frozen_norm: which batch norms use their running statistics in training too, as they will at inference: `all`,
+            or those of `regions`, the OCR head's keys and values, where a batch holds only five samples an image.
         patience: looks at the held-out cases without a better mean DSC after which training stops; the best look's
             weights are then the run's. None: never.
         organ_share: share of crops drawn from slices that hold a chosen organ.
         pancreas_odds: how often that organ is the pancreas, the hardest and smallest, relative to another one.
         seed: seeds weights, sampling and augmentation.
+        architecture: HRNet-OCR, or one of `training.other_networks`, which know nothing of width and OCR channels.
     """
 
     width: int
@@ -57,8 +61,9 @@ class Recipe:
     dice_weight: float = 1.0
     coarse_weight: float = 0.4
     ema_decay: float = 0.998
-    frozen_norm: bool = False
+    frozen_norm: Literal["none", "regions", "all"] = "none"
     patience: int | None = None
     organ_share: float = 0.67
     pancreas_odds: float = 2.0
     seed: int = 0
+    architecture: str = HRNET_OCR

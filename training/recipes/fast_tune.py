@@ -15,7 +15,7 @@ RECIPE = replace(
     steps=4000,
     warmup_steps=300,
     learning_rate=5e-4,
-    frozen_norm=True,
+    frozen_norm="all",
     organ_share=0.8,
     pancreas_odds=3.0,
 )

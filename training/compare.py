@@ -1,0 +1,147 @@
+"""The paper's comparison: other encoders and decoders beside HRNet-OCR, trained by one loop for the same time each.
+
+Scored on whole held-out volumes through the shipped inference path.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from app.model import Model
+from app.organs import Organ
+from app.scan import open_scan, orient
+from app.segmenter import Segmenter
+from evaluation.metrics import ORGANS, dice
+from training.cache import IGNORE, CachedCase, Pair, read_labels
+from training.engine import Run
+from training.export import model_config
+from training.other_networks import DECODERS, ENCODERS
+from training.recipes import Recipe
+from training.recipes.fast import RECIPE as FAST
+from training.recipes.paper import RECIPE as PAPER
+from training.sampling import SliceSampler
+
+SIDE = 256  # pixels of the slice for flops and milliseconds
+REPEATS = 5
+BASE = replace(FAST, learning_rate=1e-3)
+HEADS = {"width": PAPER.width, "ocr_channels": PAPER.ocr_channels, "key_channels": PAPER.key_channels}
+GRID: dict[str, Recipe] = {
+    **{
+        f"{encoder}-{decoder}": replace(BASE, architecture=f"{encoder}-{decoder}", coarse_weight=0.0)
+        for encoder in ENCODERS
+        for decoder in DECODERS
+    },
+    "hrnet18-ocr": BASE,
+    "hrnet48-ocr": replace(BASE, **HEADS),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of the comparison.
+
+    Attributes:
+        name: of the network.
+        parameters: trainable ones.
+        gflops: floating point operations of one slice of 256 x 256, in 10^9; a multiply-add counts two.
+        milliseconds: for that slice, one at a time, batch norm not folded.
+        steps: training steps in the time given.
+        dice: mean DSC of the held-out volumes, per organ.
+    """
+
+    name: str
+    parameters: int
+    gflops: float
+    milliseconds: float
+    steps: int
+    dice: dict[Organ, float]
+
+
+def compare(
+    folder: pathlib.Path,
+    cases: Sequence[CachedCase],
+    held_out: Sequence[Pair],
+    seconds: float,
+    device: torch.device,
+) -> list[Row]:
+    """Train every network of the grid for the same time and score it.
+
+    Args:
+        folder: gets a run's folder for each; runs that are there go on, or are only scored.
+        cases: to train on; all are drawn alike.
+        held_out: name, image and label of the volumes to score.
+        seconds: of training, each.
+        device: to train and infer on.
+    """
+    rows = []
+    for name, recipe in GRID.items():
+        run = Run(folder / name, recipe, device)
+        run.resume()
+        sampler = SliceSampler(cases, [1.0] * len(cases), recipe, seed=recipe.seed + run.progress.step)
+        run.train(sampler, [], seconds, float("inf"))
+        network = run.average.module.eval()
+        model = Model(model_config(recipe, name, "0", ""), network, device, torch.float32)
+        rows.append(
+            Row(
+                name,
+                sum(p.numel() for p in network.parameters()),
+                count_flops(network, recipe.channels_in, device) / 1e9,
+                1000 * seconds_a_slice(network, recipe.channels_in, device),
+                run.progress.step,
+                mean_dice(Segmenter(model, {}), held_out),
+            )
+        )
+        print(table(rows[-1:]), flush=True)
+    return rows
+
+
+def count_flops(network: nn.Module, channels_in: int, device: torch.device) -> int:
+    """Floating point operations of one slice."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, channels_in, SIDE, SIDE, device=device))
+    return int(counter.get_total_flops())
+
+
+@torch.inference_mode()
+def seconds_a_slice(network: nn.Module, channels_in: int, device: torch.device) -> float:
+    """The fastest of a few, after one to warm up."""
+    image = torch.rand(1, channels_in, SIDE, SIDE, device=device).contiguous(memory_format=torch.channels_last)
+    taken = []
+    for _ in range(1 + REPEATS):
+        begin = time.perf_counter()
+        network(image).refined.sum().item()  # .item() waits for a GPU
+        taken.append(time.perf_counter() - begin)
+    return min(taken[1:])
+
+
+def mean_dice(segmenter: Segmenter, held_out: Sequence[Pair]) -> dict[Organ, float]:
+    """Mean DSC per organ over whole volumes; voxels that nobody annotated are left out."""
+    scores: dict[Organ, list[float]] = {organ: [] for organ in ORGANS}
+    for _, image, label in held_out:
+        scan = open_scan(image)
+        truth, found = read_labels(label, scan), orient(segmenter.segment(image), scan.turn)
+        for organ, values in scores.items():
+            values.append(dice(truth == organ, (found == organ) & (truth != IGNORE)))
+    return {organ: float(np.mean(values)) for organ, values in scores.items()}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown."""
+    organs = [organ.name.lower() for organ in ORGANS]
+    lines = [
+        f"| network | parameters (M) | GFLOP a slice | ms a slice | steps | {' | '.join(f'DSC {o}' for o in organs)} |",
+        "|---" * (5 + len(organs)) + "|",
+    ]
+    for row in rows:
+        cells = [f"{row.parameters / 1e6:.2f}", f"{row.gflops:.1f}", f"{row.milliseconds:.0f}", str(row.steps)]
+        cells += [f"{row.dice[organ]:.3f}" for organ in ORGANS]
+        lines.append(f"| {row.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
