@@ -5,14 +5,20 @@ from __future__ import annotations
 import pathlib
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from isal import igzip
 
 import app.scan
+from app.checkpoint import Checkpoint
+from app.model import activation_bytes, place
 from app.scan import open_scan
 from benchmarks.growth import over_slices
 from tests.conftest import ROOT
+from tests.test_checkpoint import CONFIG
 
 MIB_300_SLICES = 1229  # 1.2 GiB
 HEADER_LOOK = 540  # bytes that are read to recognise NIfTI-1 and 2
@@ -45,3 +51,26 @@ def test_memory_of_300_slices(tmp_path: pathlib.Path) -> None:
     (row,) = over_slices(tmp_path, (300,), "fast")
     assert row["peak_mib"] < MIB_300_SLICES
     assert row["network_slices"] < 300 / 3  # thin slices: anchors every 4 mm, fewer where scouts show nothing
+
+
+def allocator_peak(network: torch.nn.Module, images: torch.Tensor) -> int:
+    """The most bytes that were allocated at once, beyond what there was before, by one pass on the CPU."""
+    with torch.inference_mode():
+        network(images)  # what is kept for later passes is not this one's
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            network(images)
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return int(np.cumsum([change for _, change in changes]).max())
+
+
+@pytest.mark.parametrize("dimensions", [(18, 128, 64), (48, 512, 256)], ids=["fast", "paper"])
+def test_a_batch_takes_no_more_than_its_estimate(dimensions: tuple[int, int, int]) -> None:
+    """And twice the slices take at most twice the memory."""
+    width, channels, keys = dimensions
+    config = replace(CONFIG, width=width, ocr_channels=channels, key_channels=keys)
+    model = place(Checkpoint(config, config.build(), {}), torch.device("cpu"), torch.float32)
+    one, two = (allocator_peak(model.network, torch.rand(n, config.channels_in, 128, 128)) for n in (1, 2))
+    assert 0.2 * activation_bytes(config, (128, 128), torch.float32) < one  # the estimate is not idle either
+    assert one < activation_bytes(config, (128, 128), torch.float32)
+    assert two < 2.05 * one
