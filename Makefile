@@ -1,4 +1,4 @@
-# make demo | test | lint | evaluate | compare | bench | image | container-test | clean
+# make demo | test | lint | evaluate | compare | bench | bench-gpu | image | container-test | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ DATA ?= ../shared/data
 MINUTES ?= 5
 HELD_OUT := btcv_0009 btcv_0026 btcv_0039
 
-.PHONY: demo test lint evaluate compare bench image container-test clean
+.PHONY: demo test lint evaluate compare bench bench-gpu image container-test clean
 
 demo: $(VENV)/.app  ## segment a synthetic CT and print what was found
 	$(BIN)/python tests/phantom.py inputs/phantom_0000.nii.gz
@@ -39,6 +39,9 @@ compare: $(VENV)/.tests  ## the paper's comparison on DATA: each network trained
 
 bench: $(VENV)/.tests  ## start-up, reading and writing, inference on a CPU, memory, growth; reports/bench
 	$(BIN)/python -m benchmarks reports/bench $(if $(SCAN),--scan $(SCAN))
+
+bench-gpu: $(VENV)/.tests  ## the same for an NVIDIA GPU; reports/bench
+	$(BIN)/python -m benchmarks.gpu reports/bench $(if $(SCAN),--scan $(SCAN))
 
 image:  ## the container image; BUILD_ARGS="--build-arg TORCH_VERSION=2.13.0 --build-arg TORCH_INDEX_URL=" for one without CUDA
 	DOCKER_BUILDKIT=1 $(DOCKER) build $(BUILD_ARGS) -t $(IMAGE) .

@@ -64,8 +64,9 @@ def main() -> None:
     """Print a line for each trial."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, network input {SIDE[0]} x {SIDE[1]}")
     model = place(load_checkpoint(find_model("fast")), torch.device("cpu"), torch.float32)
+    channels = model.config.channels_in
     for batch in (1, 4, 8):
-        image = torch.rand(batch, 3, *SIDE).contiguous(memory_format=torch.channels_last)
+        image = torch.rand(batch, channels, *SIDE).contiguous(memory_format=torch.channels_last)
         taken = milliseconds(lambda image=image: model.network(image), batch)
         print(f"channels last, batches of {batch}: {taken:.1f} ms a slice")
     with FlopCounterMode(display=False) as counter:
@@ -80,7 +81,7 @@ def main() -> None:
         taken = milliseconds(lambda stride=stride: functional.avg_pool2d(inputs, 11, stride, 5), 16)
         print(f"the wall's box, smoothing at every {stride}. pixel: {taken:.1f} ms a slice")
     plain = model.network.to(memory_format=torch.contiguous_format)
-    image = torch.rand(4, 3, *SIDE)
+    image = torch.rand(4, channels, *SIDE)
     print(f"channels first, batches of 4: {milliseconds(lambda: plain(image), 4):.1f} ms a slice")
     if importlib.util.find_spec("openvino"):
         with torch.inference_mode(False), torch.no_grad():

@@ -1,0 +1,216 @@
+"""python -m benchmarks.gpu OUT [--scan SCAN]: time, throughput and memory on an NVIDIA GPU; JSON and a table.
+
+On 512 x 512 x 100 voxels of 0.8 x 0.8 x 3 mm, for `fast` and for `paper` (random weights where none are bundled, which
+cost the same).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from app.checkpoint import bundled_models, find_model, load_checkpoint
+from app.gpu_memory import MIB, MemorySampler, nvml_reader, peak_flare2021
+from app.model import Model, place
+from app.segmenter import MODEL_SUFFIX, Segmenter
+from app.slices import network_grid
+from benchmarks.processes import SHAPE, SPACING_MM, phantom_scan, random_paper, run_fresh
+from evaluation.metrics import ORGANS, dice
+
+BATCHES = (1, 2, 4, 8, 16)
+REPEATS = 20
+ROUNDS = 3
+MATRIX_SIDE = 8192
+STAGES = """
+import json, sys, time
+from app.run_log import seconds_since_process_start
+marks = {"python": seconds_since_process_start()}
+def mark(stage, begin=[time.perf_counter()]):
+    now = time.perf_counter()
+    marks[stage], begin[0] = now - begin[0], now
+import app.cli, torch, app.predict
+mark("imports")
+torch.zeros(1, device="cuda")
+mark("CUDA start")
+from app.segmenter import Segmenter
+Segmenter.load(sys.argv[1], "cuda")
+torch.cuda.synchronize()
+mark("weights, folded, on the GPU")
+open(sys.argv[2], "w").write(json.dumps(marks))
+"""
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(call: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Mean seconds of a call, after two to warm up."""
+    for _ in range(2):
+        call()
+    wait_for(device)
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    wait_for(device)
+    return (time.perf_counter() - begin) / repeats
+
+
+def matrix_peak_tflops(device: torch.device, dtype: torch.dtype, side: int = MATRIX_SIDE) -> float:
+    """What the device reaches in a product of two large square matrices: the roof for any network."""
+    a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / seconds_of(lambda: a @ b, device, REPEATS) / 1e12
+
+
+@torch.inference_mode()
+def steady_state(model: Model, grid: tuple[int, int], batches: Sequence[int], repeats: int) -> list[dict[str, Any]]:
+    """Slices a second, TFLOP/s and the allocator's peak, for each batch size."""
+    rows = []
+    for batch in batches:
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(model.device)
+        image = torch.rand(batch, model.config.channels_in, *grid, device=model.device).to(model.dtype)
+        image = image.contiguous(memory_format=torch.channels_last)
+        seconds = seconds_of(lambda image=image: model.network(image), model.device, repeats)
+        with FlopCounterMode(display=False) as counter:
+            model.network(image)
+        on_gpu = model.device.type == "cuda"
+        rows.append(
+            {
+                "batch": batch,
+                "slices_a_second": batch / seconds,
+                "tflops": counter.get_total_flops() / seconds / 1e12,
+                "allocated_mib": torch.cuda.max_memory_allocated(model.device) / MIB if on_gpu else None,
+                "reserved_mib": torch.cuda.max_memory_reserved(model.device) / MIB if on_gpu else None,
+            }
+        )
+    return rows
+
+
+def load(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Model:
+    """A bundled model, or one of a weights file, in its usual precision or in another."""
+    return place(load_checkpoint([pathlib.Path(name)] if is_file(name) else find_model(name)), device, dtype)
+
+
+def is_file(name: str) -> bool:
+    """Whether this is a weights file, not a bundled model's name."""
+    return name.endswith(MODEL_SUFFIX)
+
+
+def fresh_process(name: str, scan: pathlib.Path, device: str, uuid: str | None) -> dict[str, Any]:
+    """A process from start to exit: wall seconds, its log's stages, and the card's memory by the organisers' rule."""
+    chosen = ["--weights" if is_file(name) else "--model", name]
+    with tempfile.TemporaryDirectory() as folder, nvml_reader(uuid) as read_used_mib:
+        with MemorySampler(read_used_mib) as sampler:
+            cost = run_fresh(["-m", "app", str(scan), folder, "--device", device, *chosen])
+        record = json.loads((pathlib.Path(folder) / "run_log.jsonl").read_text())
+    return {
+        "seconds": cost.seconds,
+        "stages_s": record["seconds"],
+        "host_peak_mib": cost.peak_mib,
+        "gpu_flare2021_mib": peak_flare2021(sampler.samples_mib),
+        "gpu_maximum_mib": max(sampler.samples_mib, default=None),
+        "gpu_torch_mib": record["gpu_peak_mib"]["torch"],
+        "batch_size": record["batch_size"],
+        "network_slices": record["network_slices"],
+    }
+
+
+def start_up_stages(name: str) -> dict[str, float]:
+    """Seconds of each stage of a GPU process's start."""
+    with tempfile.NamedTemporaryFile("r") as file:
+        run_fresh(["-c", STAGES, name, file.name])
+        stages: dict[str, float] = json.loads(file.read())
+        return stages
+
+
+def precision(name: str, scan: pathlib.Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """How far the labels in 16 bits are from those in float32: share of differing voxels, DSC per organ."""
+    masks = []
+    for kind in (torch.float32, dtype):
+        masks.append(Segmenter(load(name, device, kind), {}).segment(scan))
+    single, half = masks
+    agreement = {organ.name.lower(): dice(single == organ, half == organ) for organ in ORGANS}
+    return {"differing_share": float(np.mean(single != half)), **agreement}
+
+
+def measure(name: str, scan: pathlib.Path, real: pathlib.Path | None, uuid: str) -> dict[str, Any]:
+    """Everything about one model; fresh processes first, while this one holds no memory of the card."""
+    fresh = [fresh_process(name, scan, "cuda", uuid) for _ in range(ROUNDS)]
+    stages = start_up_stages(name)
+    device = torch.device("cuda")
+    model = load(name, device)
+    grid = network_grid(SHAPE[:2], SPACING_MM[:2], model.config.spacing_mm)
+    return {
+        "grid": grid,
+        "fresh_process": fresh,
+        "start_up_stages_s": stages,
+        "steady_state": steady_state(model, grid, BATCHES, REPEATS),
+        "precision": precision(name, real or scan, device, torch.float16),
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = [
+        f"{found['device']}, torch {found['torch']}; fp16 matrix product {found['matrix_peak_tflops']:.0f} TFLOP/s",
+        "",
+        "| model | batch | slices/s | TFLOP/s | of the matrix peak | allocated MiB | reserved MiB |",
+        "|---" * 7 + "|",
+    ]
+    for name, model in found["models"].items():
+        for row in model["steady_state"]:
+            share = row["tflops"] / found["matrix_peak_tflops"]
+            lines.append(
+                f"| {name} {model['grid'][0]} x {model['grid'][1]} | {row['batch']} | {row['slices_a_second']:.0f} | "
+                f"{row['tflops']:.1f} | {share:.0%} | {row['allocated_mib']:.0f} | {row['reserved_mib']:.0f} |"
+            )
+    lines += ["", "| model | fresh process | its stages | GPU MiB (2021 rule) | GPU MiB (maximum) |", "|---" * 5 + "|"]
+    for name, model in found["models"].items():
+        for run in model["fresh_process"]:
+            stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in run["stages_s"].items())
+            memory = f"{run['gpu_flare2021_mib']} | {run['gpu_maximum_mib']}"
+            lines.append(f"| {name} | {run['seconds']:.2f} s | {stages} | {memory} |")
+    for name, model in found["models"].items():
+        lines += ["", f"{name}, fp16 against float32: {json.dumps(model['precision'])}"]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure both models; gpu.json and gpu.md go to OUT."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--scan", type=pathlib.Path, help="A real CT for the agreement of fp16; default: the phantom.")
+    parser.add_argument("--scratch", type=pathlib.Path, default=pathlib.Path("cache/bench"), help="For test volumes.")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.exit(2, "no usable NVIDIA GPU; `python -m benchmarks OUT` measures a CPU\n")
+    args.out.mkdir(parents=True, exist_ok=True)
+    scan, card = phantom_scan(args.scratch), torch.cuda.get_device_properties(0)
+    paper = "paper" if "paper" in bundled_models() else str(random_paper(args.scratch))
+    names = {"fast": "fast", "paper": paper}
+    found: dict[str, Any] = {
+        "device": card.name,
+        "torch": torch.__version__,
+        "models": {short: measure(name, scan, args.scan, str(card.uuid)) for short, name in names.items()},
+        "matrix_peak_tflops": matrix_peak_tflops(torch.device("cuda"), torch.float16),
+    }
+    (args.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
+    (args.out / "gpu.md").write_text(table(found))
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

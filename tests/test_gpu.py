@@ -1,0 +1,87 @@
+"""What only a GPU can show; and the GPU benchmark's code, as far as a CPU can run it."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from app.checkpoint import load_checkpoint
+from app.cli import main
+from app.model import Model, place
+from app.segment import segment_slices
+from app.segmenter import Segmenter
+from benchmarks import gpu
+
+needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no usable NVIDIA GPU")]
+LITTLE_BYTES = 60e6
+
+
+@pytest.fixture
+def on_gpu(tiny_weights: pathlib.Path) -> Model:
+    return place(load_checkpoint([tiny_weights]), torch.device("cuda"))
+
+
+class TestOnGpu:
+    """Run where there is a GPU, skipped elsewhere."""
+
+    pytestmark = needs_gpu
+
+    def test_fp16_labels_agree_with_float32(self, phantom_path: pathlib.Path) -> None:
+        found = gpu.precision("fast", phantom_path, torch.device("cuda"), torch.float16)
+        assert found["differing_share"] < 1e-3
+        assert min(found[organ] for organ in ("liver", "kidneys", "spleen", "pancreas")) > 0.99
+
+    def test_the_gpus_labels_agree_with_the_cpus(self, phantom_path: pathlib.Path) -> None:
+        masks = [Segmenter.load("fast", device).segment(phantom_path) for device in ("cuda", "cpu")]
+        assert np.mean(masks[0] != masks[1]) < 2e-3
+
+    def test_a_full_gpu_is_survived_with_smaller_batches(self, on_gpu: Model) -> None:
+        volume = np.full((16, 1024, 1024), 50, np.int16)
+        labels = np.zeros(volume.shape, np.uint8)
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(LITTLE_BYTES / total)
+        try:
+            findings = segment_slices(on_gpu, enumerate(volume), (5.0, 6.0, 6.0), labels, batch_size=16)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        assert findings.batch_size < 16
+        assert findings.network_slices > 0
+
+    def test_the_log_tells_the_gpus_memory(self, phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:
+        result = CliRunner().invoke(main, [str(phantom_path), str(tmp_path), "--device", "cuda"])
+        assert result.exit_code == 0
+        record = json.loads((tmp_path / "run_log.jsonl").read_text())
+        assert record["precision"] == "float16"
+        assert 0 < record["gpu_peak_mib"]["torch"] <= record["gpu_peak_mib"]["maximum"]
+
+
+def test_the_benchmarks_parts_on_a_cpu(tiny_weights: pathlib.Path, phantom_path: pathlib.Path) -> None:
+    cpu = torch.device("cpu")
+    model = gpu.load(str(tiny_weights), cpu)
+    one, two = gpu.steady_state(model, (64, 96), batches=(1, 2), repeats=1)
+    assert (one["batch"], two["batch"]) == (1, 2)
+    for row in (one, two):
+        assert row["tflops"] * 1e12 / row["slices_a_second"] == pytest.approx(
+            one["tflops"] * 1e12 / one["slices_a_second"]
+        )
+        assert row["allocated_mib"] is None
+    assert gpu.matrix_peak_tflops(cpu, torch.float32, side=64) > 0
+    same = gpu.precision(str(tiny_weights), phantom_path, cpu, torch.float32)
+    assert same == {"differing_share": 0.0, "liver": 1.0, "kidneys": 1.0, "spleen": 1.0, "pancreas": 1.0}
+    fresh = gpu.fresh_process(str(tiny_weights), phantom_path, "cpu", None)
+    assert fresh["seconds"] > fresh["stages_s"]["start_up"] > 0
+    assert fresh["gpu_flare2021_mib"] is None
+
+
+def test_the_benchmarks_table() -> None:
+    steady = {"batch": 4, "slices_a_second": 250.4, "tflops": 81.0, "allocated_mib": 300.2, "reserved_mib": 400.0}
+    fresh = {"seconds": 3.456, "stages_s": {"read": 0.5}, "gpu_flare2021_mib": 900, "gpu_maximum_mib": 950}
+    model = {"grid": (512, 512), "steady_state": [steady], "fresh_process": [fresh], "precision": {"liver": 1.0}}
+    text = gpu.table({"device": "Card", "torch": "2", "matrix_peak_tflops": 324.0, "models": {"paper": model}})
+    assert "| paper 512 x 512 | 4 | 250 | 81.0 | 25% | 300 | 400 |" in text
+    assert "| paper | 3.46 s | read 0.50 | 900 | 950 |" in text
