@@ -34,14 +34,21 @@ from training.export import export
 from training.losses import dice_loss, focal_loss, segmentation_loss
 from training.photometric import bgr_to_hsv, hsv_to_bgr, photometric_distortion
 from training.recipes import Recipe
-from training.recipes.fast import RECIPE as FAST
 from training.recipes.paper import RECIPE as PAPER
 from training.sampling import SliceSampler
 from training.state import BEST, LAST, Progress, TrainingError, build_network, calibrate
 from training.validation import grid_dice
 
-TINY = replace(
-    FAST, width=4, ocr_channels=16, key_channels=8, spacing_mm=6.0, crop=(64, 48), batch=2, steps=6, warmup_steps=2
+TINY = Recipe(
+    width=4,
+    ocr_channels=16,
+    key_channels=8,
+    spacing_mm=6.0,
+    neighbour_mm=3.0,
+    crop=(64, 48),
+    batch=2,
+    steps=6,
+    warmup_steps=2,
 )
 
 
@@ -281,10 +288,30 @@ def test_a_run_starts_from_another_with_its_norms_calibrated_and_frozen(
     frozen = calibrated[stem].clone()
     run.step(sampler.batch())
     assert torch.equal(run.network.state_dict()[stem], frozen)
+    wider = Run(tmp_path / "third", replace(recipe, channels_in=7), torch.device("cpu"))
+    wider.start_from(str(tmp_path / "first"), SliceSampler(cases, [1.0, 1.0], wider.recipe, seed=0))
+    image = torch.rand(1, 7, 64, 64)
+    stem, widened = (network.backbone.stem[0].conv for network in (first.average.module, wider.network))
+    torch.testing.assert_close(widened(image), stem(image[:, 2:5]))  # new neighbours count for nothing yet
     with pytest.raises(TrainingError, match="no checkpoint to start from"):
         run.start_from(str(tmp_path / "nowhere"), sampler)
     with pytest.raises(TrainingError, match="fast: its network is not the recipe's"):
         run.start_from("fast", sampler)
+
+
+@pytest.mark.parametrize(("which", "moving"), [("none", True), ("regions", False), ("all", False)])
+def test_the_recipe_says_which_norms_are_frozen(
+    cases: list[CachedCase], tmp_path: pathlib.Path, which: Literal["none", "regions", "all"], moving: bool
+) -> None:
+    run = Run(tmp_path, replace(TINY, frozen_norm=which), torch.device("cpu"))
+    run.step(SliceSampler(cases, [1.0, 1.0], run.recipe, seed=0).batch())
+    moved = {name: bool(norm.num_batches_tracked) for name, norm in run.network.named_modules() if is_norm(norm)}
+    assert {moved[name] for name in moved if ".key." in name or ".value." in name} == {moving}
+    assert {moved[name] for name in moved if ".query." in name or "backbone" in name} == {which != "all"}
+
+
+def is_norm(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.BatchNorm2d)
 
 
 def test_calibration_takes_plain_means_over_whole_slices(cases: list[CachedCase]) -> None:
