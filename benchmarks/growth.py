@@ -25,20 +25,19 @@ def _run(source: pathlib.Path, model: str) -> tuple[Cost, list[dict[str, Any]]]:
 
 def over_slices(folder: pathlib.Path, depths: tuple[int, ...], model: str) -> list[dict[str, Any]]:
     """Whole process on a scan of so many slices of 1 mm: seconds, peak memory, slices that the network saw."""
-    rows = []
-    for depth in depths:
-        scan = long_scan(folder, depth)
-        cost, (log,) = _run(scan, model)
-        rows.append(
-            {
-                "slices": depth,
-                "seconds": cost.seconds,
-                "peak_mib": cost.peak_mib,
-                "network_slices": log["network_slices"],
-                "network_share": log["seconds"]["network"] / cost.seconds,
-            }
-        )
-    return rows
+    return [one_scan(long_scan(folder, depth), depth, model) for depth in depths]
+
+
+def one_scan(scan: pathlib.Path, depth: int, model: str) -> dict[str, Any]:
+    """Whole process on one scan; a row of `over_slices`."""
+    cost, (log,) = _run(scan, model)
+    return {
+        "slices": depth,
+        "seconds": cost.seconds,
+        "peak_mib": cost.peak_mib,
+        "network_slices": log["network_slices"],
+        "network_share": log["seconds"]["network"] / cost.seconds,
+    }
 
 
 def over_cases(folder: pathlib.Path, model: str) -> list[dict[str, Any]]:

@@ -118,6 +118,16 @@ def long_scan(folder: pathlib.Path, depth: int) -> pathlib.Path:
     return path
 
 
+def turned_scan(folder: pathlib.Path, depth: int) -> pathlib.Path:
+    """The same scan, stored with its slices as the fastest axis, so that they cannot be streamed."""
+    path = folder / f"turned_{depth}_0000.nii.gz"
+    if not path.exists():
+        image = nib.load(long_scan(folder, depth))
+        turned = np.asarray(image.dataobj).transpose(2, 0, 1)
+        nib.save(nib.Nifti1Image(turned, image.affine[:, [2, 0, 1, 3]]), path)
+    return path
+
+
 def write_scan(path: pathlib.Path, image: np.ndarray, spacing_mm: Sequence[float], rows: Sequence[int]) -> None:
     """Write these slices (x, y, z) of an image as .nii.gz, in LPS order, without holding the volume they make."""
     path.parent.mkdir(parents=True, exist_ok=True)

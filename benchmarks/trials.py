@@ -73,6 +73,9 @@ def main() -> None:
         model.network(image)
     giga = counter.get_total_flops() / 1e9 / len(image)
     print(f"{giga:.1f} GFLOP a slice, {1000 * giga / taken:.0f} GFLOP/s")
+    half = place(load_checkpoint(find_model("fast")), torch.device("cpu"), torch.bfloat16).network
+    image = torch.rand(4, channels, *SIDE).to(torch.bfloat16, memory_format=torch.channels_last)
+    print(f"bfloat16, batches of 4: {milliseconds(lambda: half(image), 4):.1f} ms a slice")
     logits = to_scan(torch.randn(1, 5, 72, 72), (512, 512))
     print(f"argmax of 5 x 512 x 512: {milliseconds(lambda: logits.argmax(1)):.1f} ms")
     print(f"the same by max's index: {milliseconds(lambda: logits.max(1)[1]):.1f} ms")
