@@ -63,10 +63,11 @@ def main(
     with contextlib.closing(CaseQueue(cases, skip_existing)) as queue:  # decodes the first scan from now on
         # Imported here, because this imports torch: usage errors and --help come at once.
         from app.checkpoint import CheckpointError
-        from app.model import SegmentError
+        from app.model import SegmentError, limit_threads
         from app.predict import FolderRun
         from app.segmenter import DeviceError, Segmenter
 
+        limit_threads()
         try:
             name = weights or model or _default_model(device)
             segmenter = Segmenter.load(name, device, batch_size, postprocess=not no_postprocess)

@@ -53,9 +53,9 @@ class MemorySampler:
 
 
 @contextlib.contextmanager
-def nvml_reader(uuid: str | None) -> Iterator[Callable[[], int] | None]:
-    """A function that reads the used memory (MiB) of the card with this UUID; None where NVML has no such card."""
-    if uuid is None:
+def nvml_reader(card: str | int | None) -> Iterator[Callable[[], int] | None]:
+    """A function that reads the used memory (MiB) of a card, by UUID or index; None where NVML has no such card."""
+    if card is None:
         yield None
         return
     import pynvml  # only a run on a GPU needs it
@@ -66,7 +66,11 @@ def nvml_reader(uuid: str | None) -> Iterator[Callable[[], int] | None]:
         yield None
         return
     try:
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
+        handle = (
+            pynvml.nvmlDeviceGetHandleByIndex(card)
+            if isinstance(card, int)
+            else pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{card.removeprefix('GPU-')}")
+        )
 
         def read_used_mib() -> int:
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from app.checkpoint import Checkpoint, ModelConfig
+from app.limits import allowed_cpus, allowed_memory
 from app.network import fold_batch_norm
 
 MAX_BATCH = {"cuda": 8, "cpu": 4}  # larger ones cost memory and gain nothing
@@ -75,14 +76,19 @@ def choose_batch_size(model: Model, grid: Sequence[int], free_bytes: int) -> int
 
 
 def free_memory(device: torch.device) -> int:
-    """Free bytes of the device's memory; on Linux the host's available memory for the CPU."""
+    """Free bytes of the device's memory; for the CPU those of the host, or of a container's limit."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
-    for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 1 << 30
+    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    allowed = allowed_memory()
+    return available if allowed is None else min(available, allowed)
+
+
+def limit_threads() -> None:
+    """Give this process no more threads than it has CPU time for; more of them wait for each other, spinning."""
+    torch.set_num_threads(min(torch.get_num_threads(), allowed_cpus() or torch.get_num_threads()))
 
 
 def refined_logits(model: Model, images: Tensor) -> Tensor:

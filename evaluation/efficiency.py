@@ -5,7 +5,6 @@ Source of rules and columns: github.com/JunMa11/FLARE, FLARE21/Evaluation and FL
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
@@ -15,12 +14,12 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import psutil
 
-from app.gpu_memory import INTERVAL_S, MIB, peak_flare2021
+from app.gpu_memory import INTERVAL_S, MIB, nvml_reader, peak_flare2021
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -44,27 +43,6 @@ class Samples:
     cpu_list: list[tuple[float, float, float]] = field(default_factory=list)
     RAM_list: list[float] = field(default_factory=list)
     time: float = 0.0
-
-
-@contextlib.contextmanager
-def gpu_reader(index: int) -> Iterator[Callable[[], int] | None]:
-    """A function that reads the used memory of GPU `index`, MiB; None where there is no such GPU."""
-    import pynvml
-
-    with contextlib.ExitStack() as stack:
-        try:
-            pynvml.nvmlInit()
-            stack.callback(pynvml.nvmlShutdown)
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        except pynvml.NVMLError:
-            yield None
-            return
-
-        def read() -> int:
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            return int(memory.total - memory.free) // MIB
-
-        yield read
 
 
 def measure(run: Callable[[], None], read_gpu_mib: Callable[[], int] | None) -> Samples:
@@ -111,7 +89,7 @@ def run_case(scan: pathlib.Path, outputs: pathlib.Path, image: str | None, gpu: 
     Raises:
         EfficiencyError: the command failed.
     """
-    with tempfile.TemporaryDirectory() as folder, gpu_reader(gpu) as read_gpu_mib:
+    with tempfile.TemporaryDirectory() as folder, nvml_reader(gpu) as read_gpu_mib:
         inputs = pathlib.Path(folder)
         inputs.chmod(0o755)
         shutil.copy(scan, inputs / scan.name)

@@ -43,6 +43,7 @@ def test_no_gpu_gives_no_samples() -> None:
     assert sampler.samples_mib == []
 
 
-def test_a_machine_without_nvml_has_no_reader() -> None:
-    with nvml_reader("00000000-0000-0000-0000-000000000000") as read:
+@pytest.mark.parametrize("card", ["00000000-0000-0000-0000-000000000000", 999])
+def test_a_card_that_is_not_there_has_no_reader(card: str | int) -> None:
+    with nvml_reader(card) as read:
         assert read is None

@@ -27,7 +27,7 @@ ARROWS = {
     "app.scan": {"app.read_ahead"},
     "app.segment": {"app.body", "app.intensity", "app.model", "app.slices"},
     "app.body": {"app.slices"},
-    "app.model": {"app.checkpoint", "app.network"},
+    "app.model": {"app.checkpoint", "app.limits", "app.network"},
     "app.checkpoint": {"app.network"},
     "app.components": {"app.organs"},
     "app.network": {"app.network.hrnet_ocr"},

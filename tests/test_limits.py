@@ -1,0 +1,66 @@
+"""What a container may use, from the files that the kernel shows it."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+import torch
+
+from app import model
+from app.limits import allowed_cpus, allowed_memory
+
+
+def cgroup(folder: pathlib.Path, **files: str) -> pathlib.Path:
+    """A folder like /sys/fs/cgroup; __ in a name stands for a dot, ___ for a slash."""
+    for name, content in files.items():
+        path = folder / name.replace("___", "/").replace("__", ".")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu__max": "200000 100000"}, 2),
+        ({"cpu__max": "150000 100000"}, 2),  # a second thread helps
+        ({"cpu__max": "10000 100000"}, 1),
+        ({"cpu__max": "max 100000"}, None),
+        ({"cpu___cpu__cfs_quota_us": "400000", "cpu___cpu__cfs_period_us": "100000"}, 4),
+        ({"cpu___cpu__cfs_quota_us": "-1", "cpu___cpu__cfs_period_us": "100000"}, None),
+        ({}, None),
+        ({"cpu__max": "garbage"}, None),
+    ],
+)
+def test_cpus(tmp_path: pathlib.Path, files: dict[str, str], cpus: int | None) -> None:
+    assert allowed_cpus(cgroup(tmp_path, **files)) == cpus
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({"memory__max": "1000", "memory__current": "300"}, 700),
+        ({"memory__max": "1000", "memory__current": "1001"}, 0),
+        ({"memory__max": "max", "memory__current": "300"}, None),
+        ({"memory___memory__limit_in_bytes": "1000", "memory___memory__usage_in_bytes": "1"}, 999),
+        ({}, None),
+    ],
+)
+def test_memory(tmp_path: pathlib.Path, files: dict[str, str], left: int | None) -> None:
+    assert allowed_memory(cgroup(tmp_path, **files)) == left
+
+
+def test_a_run_takes_no_more_threads_and_memory_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    try:
+        for allowed, expected in ((None, threads), (threads + 5, threads), (1, 1)):
+            monkeypatch.setattr(model, "allowed_cpus", lambda allowed=allowed: allowed)
+            model.limit_threads()
+            assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(threads)
+    monkeypatch.setattr(model, "allowed_memory", lambda: 12345)
+    assert model.free_memory(torch.device("cpu")) == 12345
+    monkeypatch.setattr(model, "allowed_memory", lambda: None)
+    assert model.free_memory(torch.device("cpu")) > 12345
