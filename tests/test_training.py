@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from torch.distributed.run import get_args_parser
 
 from app.checkpoint import Checkpoint, find_model, load_checkpoint
 from app.model import place
@@ -388,6 +389,14 @@ def test_stops_when_the_looks_get_no_better_and_exports_the_best(
     exported = load_checkpoint(export(tmp_path, "mine", "1", "phantoms", tmp_path / "weights"))
     name = "fcn_head.classify.bias"
     assert torch.equal(exported.network.state_dict()[name], best["average"][f"module.{name}"])
+
+
+def test_torchrun_takes_no_option_of_ours_for_its_own() -> None:
+    """It would, were one the beginning of one of its own."""
+    options = [parameter.opts[0] for parameter in main.commands["train"].params if parameter.opts[0].startswith("--")]
+    words = ["train", "fast", "run", *(f"{option}=1" for option in options)]
+    parsed = get_args_parser().parse_args(["--nproc-per-node=2", "-m", "training", *words])
+    assert parsed.training_script_args == words
 
 
 def test_two_processes_train_together(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
