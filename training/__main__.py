@@ -50,7 +50,7 @@ def main() -> None:
 @FOLD
 @click.option("--minutes", type=float, help="Train this long instead of the recipe's steps.")
 @click.option("--check-minutes", type=float, default=15.0, help="Between looks at the held-out cases.")
-@click.option("--start-from", "start", metavar="RUN_DIR|MODEL", help="Weights to begin with: a run's or a bundled model's.")
+@click.option("--start-from", "start", metavar="RUN_DIR|MODEL", help="Whose weights to begin with.")
 @CACHE
 @DEVICE
 def train(
