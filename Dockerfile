@@ -19,6 +19,8 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     PYTHONUNBUFFERED=1
 
 WORKDIR /workspace
+# torch is pinned, but the option for its index hides that from the rule.
+# hadolint ignore=DL3013
 RUN pip install --no-cache-dir ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} "torch==${TORCH_VERSION}"
 COPY --chmod=755 requirements.txt ./
 RUN pip install --no-cache-dir -r requirements.txt

@@ -24,6 +24,7 @@ lint: $(VENV)/.tests  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	sh -n predict.sh
+	$(BIN)/hadolint Dockerfile
 
 evaluate: $(VENV)/.tests  ## score every bundled model on the held-out cases of DATA; reports/MODEL/report.html
 	$(BIN)/python $(DATA)/unpack.py cache/held_out $(HELD_OUT)
