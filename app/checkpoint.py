@@ -58,9 +58,10 @@ class ModelConfig:
     neighbour_mm: float | None
     training_data: str
 
-    def build(self) -> HrnetOcr:
-        """The network with these dimensions, weights not set."""
-        return HrnetOcr(self.width, self.classes, self.channels_in, self.ocr_channels, self.key_channels)
+    def build(self, initialise: bool = True) -> HrnetOcr:
+        """The network with these dimensions; without `initialise` its weights are not set."""
+        channels = self.channels_in, self.ocr_channels, self.key_channels
+        return HrnetOcr(self.width, self.classes, *channels, initialise=initialise)
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,7 @@ def _read_config(path: pathlib.Path, metadata: Mapping[str, str]) -> ModelConfig
 
 def _network(path: pathlib.Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> HrnetOcr:
     """The network with these weights, in float32 on the CPU, in evaluation mode."""
-    with torch.device("meta"):  # no time is spent on initial values
-        network = config.build()
+    network = config.build(initialise=False)
     state = network.state_dict()
     wanted = {name: tuple(t.shape) for name, t in state.items() if not name.endswith(COUNTER)}
     found = {name: tuple(t.shape) for name, t in weights.items()}

@@ -122,6 +122,9 @@ def test_object_regions_survive_half_precision() -> None:
 def test_object_attention_is_scaled_dot_product_attention_over_the_regions() -> None:
     torch.manual_seed(0)
     attention = ObjectAttention(channels=6, key_channels=4).eval()
+    for module in attention.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.Conv2d.reset_parameters(module)  # torch's own weights are small enough
     pixels, regions = 10 * torch.randn(1, 6, 2, 3), 10 * torch.randn(1, 5, 6)
     with torch.inference_mode():
         found = attention(pixels, regions)
@@ -139,6 +142,12 @@ def test_starts_by_he_initialisation() -> None:
     conv = HrnetOcr(width=18).backbone.stage1[1].conv.conv
     expected = (2 / (conv.out_channels * 9)) ** 0.5  # He et al. 2015, fan-out
     assert conv.weight.std().item() == pytest.approx(expected, rel=0.03)
+
+
+def test_draws_no_weights_that_come_from_a_file() -> None:
+    state = torch.get_rng_state()
+    HrnetOcr(width=2, ocr_channels=8, key_channels=4, initialise=False)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 if __name__ == "__main__":  # writes the golden file anew: python -m tests.test_network

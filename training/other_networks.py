@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from app.network import HrnetOcrLogits
-from app.network.hrnet import resize
+from app.network.hrnet import he_initialise, resize
 from app.network.ocr import FcnHead
 from app.organs import Organ
 
@@ -59,6 +59,7 @@ class Fcn(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = FcnHead(encoder.out_channels[-1], len(Organ))
+        he_initialise(self.head)
 
     def forward(self, image: Tensor) -> Tensor:
         """(N, C, H, W) -> logits (N, classes, H / 4, W / 4)."""

@@ -31,6 +31,28 @@ def resize(features: Tensor, size: Sequence[int]) -> Tensor:
     return functional.interpolate(features, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+class Conv(nn.Conv2d):
+    """A convolution whose weights are not set: they come from a file, or from `he_initialise`.
+
+    torch would draw some of its own, which takes time at every start.
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave them as they are."""
+
+
+def he_initialise(network: nn.Module) -> None:
+    """Draw every convolution's weights anew (normal, fan-out), biases zero.
+
+    Source: He et al., "Delving Deep into Rectifiers", ICCV 2015.
+    """
+    for module in network.modules():
+        if isinstance(module, Conv):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 class ConvNorm(nn.Module):
     """Convolution without bias, batch norm, and a ReLU unless `activate` is False."""
 
@@ -38,7 +60,7 @@ class ConvNorm(nn.Module):
         self, channels_in: int, channels_out: int, kernel: int = 1, stride: int = 1, activate: bool = True
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
+        self.conv = Conv(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(channels_out)
         self.activation: nn.Module = nn.ReLU(inplace=True) if activate else nn.Identity()
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from app.network.hrnet import ConvNorm, Hrnet
+from app.network.hrnet import ConvNorm, Hrnet, he_initialise
 from app.network.ocr import FcnHead, OcrHead
 
 
@@ -27,6 +27,7 @@ class HrnetOcr(nn.Module):
         channels_in: channels of the input image.
         ocr_channels: width of the OCR head's pixel features.
         key_channels: width of the OCR head's attention.
+        initialise: draw weights; without it they are whatever the memory held, until they are loaded from a file.
     """
 
     def __init__(
@@ -36,16 +37,14 @@ class HrnetOcr(nn.Module):
         channels_in: int = 3,
         ocr_channels: int = 512,
         key_channels: int = 256,
+        initialise: bool = True,
     ) -> None:
         super().__init__()
         self.backbone = Hrnet(width, channels_in)
         self.fcn_head = FcnHead(self.backbone.channels_out, classes)
         self.ocr_head = OcrHead(self.backbone.channels_out, classes, ocr_channels, key_channels)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        if initialise:
+            he_initialise(self)
 
     def forward(self, image: Tensor) -> HrnetOcrLogits:
         """Segment an image (N, channels_in, H, W) with values 0..1, zero meaning air; H and W at least 32."""

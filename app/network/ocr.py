@@ -10,7 +10,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from app.network.hrnet import ConvNorm
+from app.network.hrnet import Conv, ConvNorm
 
 
 class FcnHead(nn.Module):
@@ -19,7 +19,7 @@ class FcnHead(nn.Module):
     def __init__(self, channels_in: int, classes: int) -> None:
         super().__init__()
         self.hidden = ConvNorm(channels_in, channels_in)
-        self.classify = nn.Conv2d(channels_in, classes, 1)
+        self.classify = Conv(channels_in, classes, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, channels_in, H, W) -> logits (N, classes, H, W)."""
@@ -87,7 +87,7 @@ class OcrHead(nn.Module):
         self.pixels = ConvNorm(channels_in, channels, kernel=3)
         self.attention = ObjectAttention(channels, key_channels)
         self.combine = ConvNorm(2 * channels, channels)
-        self.classify = nn.Conv2d(channels, classes, 1)
+        self.classify = Conv(channels, classes, 1)
 
     def forward(self, features: Tensor, coarse_logits: Tensor) -> Tensor:
         """Backbone features (N, channels_in, H, W), coarse logits (N, K, H, W) -> logits (N, K, H, W)."""
