@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from app.checkpoint import find_model, load_checkpoint
+from app.model import CPU_INFO, best_dtype
 from benchmarks.growth import one_scan, over_cases, over_slices, plot
 from benchmarks.levers import levers
 from benchmarks.levers import table as levers_table
@@ -23,6 +25,13 @@ from benchmarks.start_up import start_up
 DEPTHS = (100, 300, 1000, 3000)
 TURNED_DEPTH = 300
 PAPER_SLICES = 4  # of the paper's plain network, which takes seconds for each
+
+
+def processor() -> str:
+    """The CPU's name, as far as it tells."""
+    lines = CPU_INFO.read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'CPU'} ({platform.machine()})"
 
 
 def inference(scan: pathlib.Path, folder: pathlib.Path, rounds: int) -> dict[str, Any]:
@@ -59,7 +68,7 @@ def summary(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
     start, files, run = found["start_up"], found["reading"], found["inference"]
     lines = [
-        f"{found['machine']}, {found['threads']} threads, torch {found['torch']}, model `fast`",
+        f"{found['machine']}, {found['threads']} threads, torch {found['torch']}, model `fast` in {found['precision']}",
         "",
         "| what | ours | compared with | ratio |",
         "|---|---|---|---|",
@@ -109,7 +118,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     phantom = phantom_scan(args.scratch)
     found: dict[str, Any] = {
-        "machine": platform.machine(),
+        "machine": processor(),
+        "precision": str(best_dtype(torch.device("cpu"), load_checkpoint(find_model("fast")).config.width)),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "start_up": start_up(middle_scan(args.scratch, 1), "fast", args.rounds),
