@@ -13,7 +13,7 @@ from torch.nn import functional
 
 Item = TypeVar("Item")
 GRID_STEP = 32  # the coarsest branch has 1/32 of the resolution
-ANCHOR_MM = 4.0  # logits may be interpolated between slices that far apart
+ANCHOR_MM = 3.0  # logits may be interpolated between slices that far apart
 SCOUT_MM = 12.0  # no organ is flatter
 CHUNK_SCOUTS = 4  # stretches that are handled together, so that there are batches
 

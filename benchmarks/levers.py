@@ -1,20 +1,22 @@
-"""What each lever of the CPU path brings: network seconds with it, and how far it changes the labels of the plain way.
+"""What each lever of the CPU path brings: seconds with it, and how far it changes the labels of the plain way.
 
-    python -m benchmarks.levers SCAN.nii.gz [MODEL]
+    python -m benchmarks.levers SCAN.nii.gz [MODEL [LABEL.nii.gz]]
 
-Each row keeps the levers above it. A real scan tells more than a phantom.
+Each row keeps the levers above it. A real scan tells more than a phantom. The DSC is with an expert's LABEL if given.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import pathlib
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
+import nibabel as nib
+import numpy as np
 import torch
 
 from app import segment
@@ -54,9 +56,9 @@ LEVERS = [
 ]
 
 
-def levers(scan: pathlib.Path, model: str) -> list[dict[str, Any]]:
-    """One row a lever: network seconds, slices seen by the network, DSC with the mask of the first row."""
-    rows, reference = [], None
+def levers(scan: pathlib.Path, model: str, label: pathlib.Path | None = None) -> list[dict[str, Any]]:
+    """One row a lever: seconds, slices seen by the network, DSC with the label or else with the first row's mask."""
+    rows, reference = [], None if label is None else np.asarray(nib.load(label).dataobj)
     single = Segmenter(place(load_checkpoint(find_model(model)), torch.device("cpu"), torch.float32), {})
     for name, missing in LEVERS:
         segmenter = Segmenter.load(model, "cpu") if name == ALL else single
@@ -90,4 +92,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    print(table(levers(pathlib.Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "fast")))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scan", type=pathlib.Path)
+    parser.add_argument("model", nargs="?", default="fast")
+    parser.add_argument("label", nargs="?", type=pathlib.Path)
+    print(table(levers(**vars(parser.parse_args()))))

@@ -102,7 +102,8 @@ def random_paper(folder: pathlib.Path) -> pathlib.Path:
     if not path.exists():
         config = ModelConfig("paper", "random", 48, 5, 3, 512, 256, (-125.0, 275.0), None, None, "nothing")
         state = config.build().state_dict()
-        state["ocr_head.classify.bias"][1] = 1e4
+        state["ocr_head.classify.weight"].zero_()  # else its logits could be larger than the liver's
+        state["ocr_head.classify.bias"][1] = 1.0
         with patch.object(checkpoint, "SHARD_BYTES", 1 << 40):
             checkpoint.save_checkpoint(config, state, path.parent)
     return path

@@ -50,7 +50,7 @@ def test_nothing_is_imported_that_a_run_does_not_need() -> None:
 def test_memory_of_300_slices(tmp_path: pathlib.Path) -> None:
     (row,) = over_slices(tmp_path, (300,), "fast")
     assert row["peak_mib"] < MIB_300_SLICES
-    assert row["network_slices"] < 300 / 3  # thin slices: anchors every 4 mm, fewer where scouts show nothing
+    assert row["network_slices"] < 300 / 3  # thin slices: anchors every 3 mm, fewer where scouts show nothing
 
 
 def allocator_peak(network: torch.nn.Module, images: torch.Tensor) -> int:

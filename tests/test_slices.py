@@ -100,7 +100,8 @@ def test_the_plan_covers_every_slice_once(depth: int, spacing_z_mm: float) -> No
 
 
 @pytest.mark.parametrize(
-    ("spacing_z_mm", "anchor_step", "scout_step"), [(5, 1, 2), (3, 1, 4), (2.5, 1, 4), (2, 2, 6), (1, 4, 12), (8, 1, 1)]
+    ("spacing_z_mm", "anchor_step", "scout_step"),
+    [(5, 1, 2), (3, 1, 4), (2.5, 1, 4), (2, 1, 6), (1.5, 2, 8), (1, 3, 12), (8, 1, 1)],
 )
 def test_the_plan_by_hand(spacing_z_mm: float, anchor_step: int, scout_step: int) -> None:
     assert Plan.of(100, spacing_z_mm) == Plan(100, anchor_step, scout_step)
