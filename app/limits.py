@@ -25,7 +25,7 @@ def allowed_cpus(cgroup: pathlib.Path = CGROUP) -> int | None:
 
 
 def allowed_memory(cgroup: pathlib.Path = CGROUP) -> int | None:
-    """Bytes that are left of a memory limit (`docker run --memory`); None without one.
+    """Bytes that are left of a memory limit (`docker run --memory`); None without one. Cached files count as used.
 
     Source: the Linux kernel's cgroup-v2 (memory.max, memory.current) and cgroup-v1 (memory.limit_in_bytes).
     """
