@@ -31,6 +31,7 @@ def test_other_networks_answer_as_ours(encoder: str, decoder: str) -> None:
     with torch.no_grad():
         logits = network(torch.rand(2, 7, 96, 64))
     assert logits.refined.shape == logits.coarse.shape == (2, len(Organ), 24, 16)
+    assert {module.momentum for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)} == {0.1}
 
 
 def test_an_unknown_network_is_named() -> None:

@@ -294,7 +294,7 @@ def test_a_run_starts_from_another_with_its_norms_calibrated_and_frozen(
     image = torch.rand(1, 7, 64, 64)
     stem, widened = (network.backbone.stem[0].conv for network in (first.average.module, wider.network))
     torch.testing.assert_close(widened(image), stem(image[:, 2:5]))  # new neighbours count for nothing yet
-    with pytest.raises(TrainingError, match="no checkpoint to start from"):
+    with pytest.raises(TrainingError, match=r"nowhere/last\.pt: no checkpoint there"):
         run.start_from(str(tmp_path / "nowhere"), sampler)
     with pytest.raises(TrainingError, match="fast: its network is not the recipe's"):
         run.start_from("fast", sampler)
@@ -428,15 +428,38 @@ def test_two_processes_train_together(data: pathlib.Path, tmp_path: pathlib.Path
     assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_export_averages_with_the_model_it_started_from(
-    cases: list[CachedCase], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def bundled(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+    """The network of a model `start` that takes the place of the bundled ones."""
+    network = build_network(TINY)
+    monkeypatch.setattr("training.state.bundled_models", lambda: ["start"])
+    monkeypatch.setattr("training.state.find_model", lambda name: [pathlib.Path(f"{name}.safetensors")])
+    monkeypatch.setattr("training.state.load_checkpoint", lambda paths: Checkpoint(CONFIG, network, {}))
+    return network
+
+
+def test_a_run_starts_from_a_bundled_model_as_it_is(
+    cases: list[CachedCase], tmp_path: pathlib.Path, bundled: torch.nn.Module
 ) -> None:
-    run = train(tmp_path, cases, replace(TINY, steps=2))
-    start = build_network(TINY)
-    monkeypatch.setattr("training.export.find_model", lambda name: [tmp_path / f"{name}.safetensors"])
-    monkeypatch.setattr("training.export.load_checkpoint", lambda paths: Checkpoint(CONFIG, start, {}))
-    exported = load_checkpoint(export(tmp_path, "mine", "1", "phantoms", tmp_path / "weights", average_with="start"))
+    run = Run(tmp_path, TINY, torch.device("cpu"))
+    run.start_from("start", SliceSampler(cases, [1.0, 1.0], TINY, seed=0))
+    for network in (run.network, run.average.module):
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(tensor, bundled.state_dict()[name])  # statistics of batch norm too
+
+
+def test_export_averages_with_the_model_it_started_from_and_other_runs(
+    cases: list[CachedCase], tmp_path: pathlib.Path, bundled: torch.nn.Module
+) -> None:
+    one, other = (train(tmp_path / str(seed), cases, replace(TINY, steps=2, seed=seed)) for seed in (1, 2))
+    arguments = tmp_path / "1", "mine", "1", "phantoms", tmp_path / "weights"
+    exported = load_checkpoint(export(*arguments, average_with=[str(tmp_path / "2"), "start"]))
+    every = [network.state_dict() for network in (one.average.module, other.average.module, bundled)]
     for name, tensor in exported.network.state_dict().items():
         if tensor.is_floating_point():
-            mean = (run.average.module.state_dict()[name] + start.state_dict()[name]) / 2
-            torch.testing.assert_close(tensor, mean, rtol=2e-3, atol=1e-4)
+            torch.testing.assert_close(tensor, sum(state[name] for state in every) / 3, rtol=2e-3, atol=1e-4)
+    with pytest.raises(TrainingError, match=r"nowhere/last\.pt: no checkpoint there"):
+        export(*arguments, average_with=["nowhere"])
+    train(tmp_path / "wide", cases, replace(TINY, steps=2, width=6))
+    with pytest.raises(TrainingError, match="wide: its network is not that of"):
+        export(*arguments, average_with=[str(tmp_path / "wide")])

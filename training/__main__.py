@@ -147,10 +147,10 @@ def join_processes(device: str) -> tuple[int, int]:
 @click.option("--name", required=True, help="Of the model: NAME.safetensors.")
 @click.option("--version", required=True, help="Of the weights.")
 @click.option("--trained-on", required=True, help="The training data, in words; travels with the weights.")
-@click.option("--average-with", default="", metavar="MODEL", help="The bundled model the run started from.")
+@click.option("--average-with", multiple=True, metavar="RUN_DIR|MODEL", help="Also take the mean with these weights.")
 @click.option("--to", "folder", type=FOLDER, default=WEIGHTS_DIR, show_default="weights/")
 def export(
-    run_dir: pathlib.Path, name: str, version: str, trained_on: str, average_with: str, folder: pathlib.Path
+    run_dir: pathlib.Path, name: str, version: str, trained_on: str, average_with: tuple[str, ...], folder: pathlib.Path
 ) -> None:
     """Turn the run in RUN_DIR into weights that the container uses."""
     try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 
 import torch
 
-from app.checkpoint import ModelConfig, find_model, load_checkpoint, save_checkpoint
+from app.checkpoint import ModelConfig, save_checkpoint
 from app.organs import Organ
 from training.recipes import HRNET_OCR, Recipe
-from training.state import BEST, LAST, STEM, TrainingError, averaged_weights, widened
+from training.state import BEST, LAST, TrainingError, averaged_weights, trained_weights
 
 
 def model_config(recipe: Recipe, name: str, version: str, training_data: str) -> ModelConfig:
@@ -30,7 +31,12 @@ def model_config(recipe: Recipe, name: str, version: str, training_data: str) ->
 
 
 def export(
-    run_dir: pathlib.Path, name: str, version: str, training_data: str, folder: pathlib.Path, average_with: str = ""
+    run_dir: pathlib.Path,
+    name: str,
+    version: str,
+    training_data: str,
+    folder: pathlib.Path,
+    average_with: Sequence[str] = (),
 ) -> list[pathlib.Path]:
     """Write the averaged weights of a run, of its best look where there is one, as model `name`; returns its files.
 
@@ -40,12 +46,12 @@ def export(
         version: of the weights.
         training_data: what they were trained on, in words; travels with the weights.
         folder: usually weights/.
-        average_with: a bundled model from which the run started: the mean of both is written. What training gained
-            stays for the most part, and what it forgot comes back (Wortsman et al., "Robust fine-tuning of zero-shot
-            models", CVPR 2022).
+        average_with: bundled models from which the run started, or folders of runs with the same start: the mean of
+            all is written. What training gained stays for the most part, and what it forgot comes back (Wortsman et
+            al., "Model soups", ICML 2022, and "Robust fine-tuning of zero-shot models", CVPR 2022).
 
     Raises:
-        TrainingError: there is no such run, or its network is not HRNet-OCR.
+        TrainingError: there is no such run, its network is not HRNet-OCR, or not that of what it is averaged with.
     """
     best, last = run_dir / BEST, run_dir / LAST
     if not last.exists():
@@ -55,8 +61,10 @@ def export(
     if recipe.architecture != HRNET_OCR:
         raise TrainingError(f"{run_dir}: a run of {recipe.architecture}; the container runs {HRNET_OCR} only")
     weights = averaged_weights(state)
-    if average_with:
-        other = load_checkpoint(find_model(average_with)).network.state_dict()
-        other[STEM] = widened(other[STEM], recipe.channels_in)
-        weights = {key: (value.float() + other[key].float()) / 2 for key, value in weights.items()}
+    others = [trained_weights(source, recipe.channels_in) for source in average_with]
+    for source, other in zip(average_with, others, strict=True):
+        if {key: value.shape for key, value in other.items()} != {key: value.shape for key, value in weights.items()}:
+            raise TrainingError(f"{source}: its network is not that of {run_dir}; average runs of one recipe")
+    if others:
+        weights = {key: torch.stack([one[key].float() for one in (weights, *others)]).mean(0) for key in weights}
     return save_checkpoint(model_config(recipe, name, version, training_data), weights, folder)

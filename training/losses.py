@@ -26,7 +26,10 @@ def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
 
 
 def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 - soft Dice, mean over the organs (not background) that occur in the batch; the batch counts as one image."""
+    """1 - soft Dice, mean over the organs (not background); the batch counts as one image.
+
+    An organ that the batch does not hold costs what is predicted of it: 1 - 1 / (1 + its summed probabilities).
+    """
     known = labels != IGNORE
     probabilities = logits.softmax(1) * known[:, None]
     truth = functional.one_hot(labels.masked_fill(~known, 0), logits.shape[1]).movedim(3, 1) * known[:, None]

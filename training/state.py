@@ -68,6 +68,32 @@ def averaged_weights(state: dict[str, Any]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state["average"].items() if key.startswith(prefix)}
 
 
+def is_run(source: str) -> bool:
+    """Whether this is the folder of a run, and not a bundled model's name."""
+    return (pathlib.Path(source) / LAST).exists()
+
+
+def trained_weights(source: str, channels_in: int) -> dict[str, Tensor]:
+    """A run's averaged weights or a bundled model's, for so many input channels.
+
+    Args:
+        source: the folder of the run, or the model's name.
+        channels_in: no fewer than they were trained with.
+
+    Raises:
+        TrainingError: there is neither.
+    """
+    path = pathlib.Path(source) / LAST
+    if is_run(source):
+        weights = averaged_weights(torch.load(path, map_location="cpu", weights_only=True))
+    elif source in bundled_models():
+        weights = load_checkpoint(find_model(source)).network.state_dict()
+    else:
+        raise TrainingError(f"{path}: no checkpoint there; train there first, or name a bundled model")
+    weights[STEM] = widened(weights[STEM], channels_in)
+    return weights
+
+
 def widened(stem: Tensor, channels_in: int) -> Tensor:
     """The first convolution's weights (N, C, 3, 3), for so many input channels; the added outer ones weigh 0."""
     added = max(0, (channels_in - stem.shape[1]) // 2)
@@ -164,7 +190,10 @@ class RunState:
         torch.set_rng_state(state["rng"])
 
     def start_from(self, source: str, sampler: SliceSampler) -> None:
-        """Begin with trained weights, their batch-norm statistics taken anew on whole slices.
+        """Begin with trained weights.
+
+        A run's batch-norm statistics, of changing weights and augmented crops, are taken anew on whole slices. A
+        bundled model keeps its own: they belong to the weights that were scored.
 
         Args:
             source: the folder of another run, whose averaged weights are taken, or a bundled model's name.
@@ -173,17 +202,11 @@ class RunState:
         Raises:
             TrainingError: there are no such weights, or they belong to another network.
         """
-        path = pathlib.Path(source) / LAST
-        if path.exists():
-            trained = averaged_weights(torch.load(path, map_location="cpu", weights_only=True))
-        elif source in bundled_models():
-            trained = load_checkpoint(find_model(source)).network.state_dict()
-        else:
-            raise TrainingError(f"{path}: no checkpoint to start from; train there first, or name a bundled model")
-        trained[STEM] = widened(trained[STEM], self.recipe.channels_in)
+        trained = trained_weights(source, self.recipe.channels_in)
         try:
             self.network.load_state_dict(trained)
         except RuntimeError as error:
             raise TrainingError(f"{source}: its network is not the recipe's; choose another start or recipe") from error
-        calibrate(self.network, sampler)
+        if is_run(source):
+            calibrate(self.network, sampler)
         self.average.module.load_state_dict(self.network.state_dict())
