@@ -57,7 +57,9 @@ def place(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | Non
     network = fold_batch_norm(checkpoint.network)
     try:
         network = network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
         raise SegmentError(f"{device}: no memory left for the weights; free the GPU or use --device cpu") from error
     return Model(checkpoint.config, network, device, dtype)
 
@@ -101,7 +103,7 @@ def refined_logits(model: Model, images: Tensor) -> Tensor:
         logits: Tensor = model.network(images.contiguous(memory_format=torch.channels_last)).refined
         # float32: between two pixels logits differ by less than 16 bits can tell.
         return logits.float()
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
     if model.device.type == "cuda":
@@ -112,9 +114,9 @@ def refined_logits(model: Model, images: Tensor) -> Tensor:
     )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch has a class for a full GPU only; for the CPU it raises a RuntimeError with one of these texts."""
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """PyTorch has a class for what its GPU allocator refuses; others (CPU, CUDA, cuDNN, cuBLAS) are known by a text."""
     return isinstance(error, torch.OutOfMemoryError) or any(
         text in str(error)
-        for text in ("can't allocate memory", "could not create a memory", "CUBLAS_STATUS_ALLOC_FAILED")
+        for text in ("can't allocate memory", "could not create a memory", "out of memory", "STATUS_ALLOC_FAILED")
     )

@@ -19,21 +19,27 @@ from tests.test_checkpoint import CONFIG
 from tests.test_network import randomise
 
 SPACING = (3.0, 1.0, 1.0)
+NO_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to"),
+)
 
 
 class ByBrightness(nn.Module):
     """Labels 0..4 by the brightness of the middle channel; remembers the batches it saw."""
 
-    def __init__(self, largest_batch: int = 99) -> None:
+    def __init__(self, largest_batch: int = 99, refusal: Exception = NO_MEMORY[0]) -> None:
         super().__init__()
-        self.largest_batch = largest_batch
+        self.largest_batch, self.refusal = largest_batch, refusal
         self.batches: list[int] = []
         self.refused: list[int] = []
 
     def forward(self, image: Tensor) -> HrnetOcrLogits:
         if len(image) > self.largest_batch:
             self.refused.append(len(image))
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+            raise self.refusal
         self.batches.append(len(image))
         levels = torch.arange(5)[None, :, None, None] / 4
         logits = -((nn.functional.avg_pool2d(image[:, 1:2].float(), 4) - levels) ** 2)
@@ -140,11 +146,12 @@ def test_order_and_batch_size_change_no_label_of_thin_slices(batch_size: int) ->
     assert np.mean(found[0] != found[1]) < 1e-4
 
 
-def test_a_full_memory_halves_the_batch_and_loses_nothing() -> None:
+@pytest.mark.parametrize("refusal", NO_MEMORY)
+def test_a_full_memory_halves_the_batch_and_loses_nothing(refusal: Exception) -> None:
     volume = scan(16)
     expected, labels = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.uint8)
     segment_slices(model(ByBrightness()), slices(volume), SPACING, expected, 8)
-    network = ByBrightness(largest_batch=3)
+    network = ByBrightness(3, refusal)
     findings = segment_slices(model(network), slices(volume), SPACING, labels, 8)
     np.testing.assert_array_equal(labels, expected)
     assert findings.batch_size == 2
@@ -158,6 +165,17 @@ def test_no_memory_for_one_slice_is_one_clear_line() -> None:
     volume = scan(2)
     with pytest.raises(SegmentError, match=line):
         segment_slices(model(ByBrightness(0)), slices(volume), SPACING, np.zeros(volume.shape, np.uint8))
+
+
+@pytest.mark.parametrize("refusal", NO_MEMORY)
+def test_no_memory_for_the_weights_is_one_clear_line(refusal: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise refusal
+
+    checkpoint = Checkpoint(CONFIG, CONFIG.build(), {})
+    monkeypatch.setattr(nn.Module, "to", full)
+    with pytest.raises(SegmentError, match="cpu: no memory left for the weights; free the GPU or use --device cpu"):
+        place(checkpoint, torch.device("cpu"))
 
 
 def test_another_runtime_error_is_not_taken_for_a_lack_of_memory() -> None:
