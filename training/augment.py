@@ -14,7 +14,7 @@ from training.recipes import Recipe
 ROTATION_DEG = 20.0
 SCALE = (0.7, 1.4)
 PAPER_ROTATION_DEG, PAPER_SCALE, PAPER_SHIFT, PAPER_SHARE = 45.0, (0.9, 1.1), 0.0625, 0.5  # albumentations' defaults
-ELASTIC_SHARE, ELASTIC_KNOTS, ELASTIC_PIXELS = 0.5, 6, 7.0
+ELASTIC_SHARE, ELASTIC_KNOTS, ELASTIC_PIXELS = 0.5, 6, 7.0  # pixels: the standard deviation at a knot
 GAMMA = (0.7, 1.45)
 SHIFT = 0.10  # of the input range, 40 HU in a window of 400
 CONTRAST = (0.75, 1.3)
@@ -45,7 +45,7 @@ def crop_fields(sizes: Tensor, canvas: tuple[int, int], crop: tuple[int, int]) -
     room = (0.5 * (sizes - torch.tensor(crop, device=device) / scale[:, None])).clamp_min(16.0)
     centre = room * torch.empty(n, 2, device=device).uniform_(-1, 1)
     fields = similarity_fields(angle, scale, centre, canvas, crop)
-    knots = torch.randn(n, 2, ELASTIC_KNOTS, ELASTIC_KNOTS, device=device) * ELASTIC_PIXELS / 2
+    knots = torch.randn(n, 2, ELASTIC_KNOTS, ELASTIC_KNOTS, device=device) * ELASTIC_PIXELS
     bend = functional.interpolate(knots, size=crop, mode="bicubic", align_corners=True)
     bend = bend * _chosen(n, ELASTIC_SHARE, device)[:, None, None, None]
     return fields + bend.movedim(1, 3) * 2 / torch.tensor([canvas[1], canvas[0]], device=device)
