@@ -33,11 +33,12 @@ from training.cache import IGNORE, CachedCase, DataError, load_cases
 from training.engine import Run, learning_rate
 from training.export import export
 from training.losses import dice_loss, focal_loss, segmentation_loss
+from training.norms import calibrate
 from training.photometric import bgr_to_hsv, hsv_to_bgr, photometric_distortion
 from training.recipes import Recipe
 from training.recipes.paper import RECIPE as PAPER
 from training.sampling import SliceSampler
-from training.state import BEST, LAST, Progress, TrainingError, build_network, calibrate
+from training.state import BEST, LAST, Progress, TrainingError, build_network, trained_weights
 from training.validation import grid_dice
 
 TINY = Recipe(
@@ -389,6 +390,7 @@ def test_stops_when_the_looks_get_no_better_and_exports_the_best(
     exported = load_checkpoint(export(tmp_path, "mine", "1", "phantoms", tmp_path / "weights"))
     name = "fcn_head.classify.bias"
     assert torch.equal(exported.network.state_dict()[name], best["average"][f"module.{name}"])
+    assert torch.equal(trained_weights(str(tmp_path), TINY.channels_in)[name], best["average"][f"module.{name}"])
 
 
 def test_torchrun_takes_no_option_of_ours_for_its_own() -> None:

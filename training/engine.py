@@ -23,9 +23,10 @@ from app.run_log import peak_rss_mib
 from training.augment import augment
 from training.cache import CachedCase
 from training.losses import segmentation_loss
+from training.norms import frozen_norms
 from training.recipes import Recipe
 from training.sampling import Batch, SliceSampler
-from training.state import BEST, Progress, RunState, TrainingError, frozen_norms
+from training.state import BEST, Progress, RunState, TrainingError
 from training.validation import ORGANS, draw_curve, grid_dice
 
 SAVE_SECONDS = 300.0

@@ -10,7 +10,7 @@ import torch
 from app.checkpoint import ModelConfig, save_checkpoint
 from app.organs import Organ
 from training.recipes import HRNET_OCR, Recipe
-from training.state import BEST, LAST, TrainingError, averaged_weights, trained_weights
+from training.state import TrainingError, averaged_weights, load_run, trained_weights
 
 
 def model_config(recipe: Recipe, name: str, version: str, training_data: str) -> ModelConfig:
@@ -53,10 +53,7 @@ def export(
     Raises:
         TrainingError: there is no such run, its network is not HRNet-OCR, or not that of what it is averaged with.
     """
-    best, last = run_dir / BEST, run_dir / LAST
-    if not last.exists():
-        raise TrainingError(f"{last}: no such checkpoint; give the folder of a run that was trained")
-    state = torch.load(best if best.exists() else last, map_location="cpu", weights_only=True)
+    state = load_run(run_dir)
     recipe = Recipe(**state["recipe"])
     if recipe.architecture != HRNET_OCR:
         raise TrainingError(f"{run_dir}: a run of {recipe.architecture}; the container runs {HRNET_OCR} only")
@@ -65,6 +62,5 @@ def export(
     for source, other in zip(average_with, others, strict=True):
         if {key: value.shape for key, value in other.items()} != {key: value.shape for key, value in weights.items()}:
             raise TrainingError(f"{source}: its network is not that of {run_dir}; average runs of one recipe")
-    if others:
-        weights = {key: torch.stack([one[key].float() for one in (weights, *others)]).mean(0) for key in weights}
+    weights = {key: torch.stack([one[key].float() for one in (weights, *others)]).mean(0) for key in weights}
     return save_checkpoint(model_config(recipe, name, version, training_data), weights, folder)

@@ -1,6 +1,6 @@
 """The networks that the paper compares its own with: a ResNet or an EfficientNet under an FCN or a DeepLabV3+ head.
 
-Encoders and DeepLabV3+ are segmentation-models-pytorch's, the FCN head is ours. Needs training/compare/requirements.
+Encoders and DeepLabV3+ are segmentation-models-pytorch's, the FCN head is ours. Needs requirements-compare.txt.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from app.network import HrnetOcrLogits
 from app.network.hrnet import he_initialise, resize
 from app.network.ocr import FcnHead
 from app.organs import Organ
+from training.norms import batch_norms
 
 ENCODERS = ("resnet50", "efficientnet-b3")
 DECODERS = ("fcn", "deeplabv3plus")
@@ -84,7 +85,6 @@ def other_network(name: str, channels_in: int) -> nn.Module:
         network = library.DeepLabV3Plus(
             encoder, encoder_weights=None, in_channels=channels_in, classes=len(Organ), upsampling=1
         )
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = NORM_MOMENTUM
+    for norm in batch_norms(network):
+        norm.momentum = NORM_MOMENTUM
     return OneHead(network)

@@ -13,17 +13,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.checkpoint import bundled_models, find_model, load_checkpoint
-from app.intensity import network_input
 from app.network import HrnetOcr
-from app.network.ocr import ObjectAttention
 from app.organs import Organ
+from training.norms import calibrate
 from training.other_networks import other_network
 from training.recipes import HRNET_OCR, Recipe
 from training.sampling import SliceSampler
 
 LAST, BEST = "last.pt", "best.pt"
 STEM = "backbone.stem.0.conv.weight"
-CALIBRATION_BATCHES = 50
 
 
 class TrainingError(Exception):
@@ -68,6 +66,19 @@ def averaged_weights(state: dict[str, Any]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state["average"].items() if key.startswith(prefix)}
 
 
+def load_run(folder: pathlib.Path) -> dict[str, Any]:
+    """A run's checkpoint: of its best look where its recipe has a patience, else the last one.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    best, last = folder / BEST, folder / LAST
+    if not last.exists():
+        raise TrainingError(f"{last}: no such checkpoint; give the folder of a run that was trained")
+    state: dict[str, Any] = torch.load(best if best.exists() else last, map_location="cpu", weights_only=True)
+    return state
+
+
 def is_run(source: str) -> bool:
     """Whether this is the folder of a run, and not a bundled model's name."""
     return (pathlib.Path(source) / LAST).exists()
@@ -83,13 +94,13 @@ def trained_weights(source: str, channels_in: int) -> dict[str, Tensor]:
     Raises:
         TrainingError: there is neither.
     """
-    path = pathlib.Path(source) / LAST
+    path = pathlib.Path(source)
     if is_run(source):
-        weights = averaged_weights(torch.load(path, map_location="cpu", weights_only=True))
+        weights = averaged_weights(load_run(path))
     elif source in bundled_models():
         weights = load_checkpoint(find_model(source)).network.state_dict()
     else:
-        raise TrainingError(f"{path}: no checkpoint there; train there first, or name a bundled model")
+        raise TrainingError(f"{path / LAST}: no checkpoint there; train there first, or name a bundled model")
     weights[STEM] = widened(weights[STEM], channels_in)
     return weights
 
@@ -98,38 +109,6 @@ def widened(stem: Tensor, channels_in: int) -> Tensor:
     """The first convolution's weights (N, C, 3, 3), for so many input channels; the added outer ones weigh 0."""
     added = max(0, (channels_in - stem.shape[1]) // 2)
     return nn.functional.pad(stem, (0, 0, 0, 0, added, added))
-
-
-def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
-    """Every batch norm of a network."""
-    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-
-
-def frozen_norms(network: nn.Module, which: str) -> list[nn.BatchNorm2d]:
-    """The batch norms that a recipe's `frozen_norm` names."""
-    if which != "regions":
-        return batch_norms(network) if which == "all" else []
-    attentions = [module for module in network.modules() if isinstance(module, ObjectAttention)]
-    return [norm for attention in attentions for part in (attention.key, attention.value) for norm in batch_norms(part)]
-
-
-@torch.no_grad()
-def calibrate(network: nn.Module, sampler: SliceSampler, batches: int = CALIBRATION_BATCHES) -> None:
-    """Take batch norm's running statistics anew, as plain means over whole slices without augmentation."""
-    device = next(network.parameters()).device
-    norms = batch_norms(network)
-    before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    network.train()
-    height, width = (side // 32 * 32 for side in sampler.canvas)
-    top, left = ((side - kept) // 2 for side, kept in zip(sampler.canvas, (height, width), strict=True))
-    for _ in range(batches):
-        images = sampler.batch()[0][:, :, top : top + height, left : left + width]
-        network(network_input(images.to(device).float()).contiguous(memory_format=torch.channels_last))
-    for norm, momentum in zip(norms, before, strict=True):
-        norm.momentum = momentum
 
 
 class RunState:
