@@ -15,7 +15,7 @@ import click
 import torch
 import torch.distributed as dist
 
-from app.checkpoint import WEIGHTS_DIR
+from app.checkpoint import WEIGHTS_DIR, CheckpointError
 from training.cache import CachedCase, DataError, find_pairs, load_cases
 from training.engine import Run
 from training.export import export as write_model
@@ -140,6 +140,22 @@ def join_processes(device: str) -> tuple[int, int]:
         if device.startswith("cuda"):
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return world, rank
+
+
+@main.command()
+@click.argument("model")
+@click.option("--recipe", "recipe_name", required=True, help="Whose network is wanted.")
+@click.option("--to", "run_dir", type=FOLDER, required=True, metavar="RUN_DIR", help="Gets the run to go on with.")
+def grow(model: str, recipe_name: str, run_dir: pathlib.Path) -> None:
+    """Begin a run with the bundled MODEL, grown into a wider network that computes the same."""
+    run = Run(run_dir, find_recipe(recipe_name), torch.device("cpu"))
+    try:
+        if run.checkpoint.exists():
+            raise TrainingError(f"{run.checkpoint}: there is a run already; choose another folder")
+        run.grow_from(model)
+    except (CheckpointError, TrainingError) as error:
+        sys.exit(f"error: {error}")
+    run.save()
 
 
 @main.command()

@@ -22,12 +22,12 @@ from app.segmenter import Segmenter
 from evaluation.metrics import ORGANS, dice
 from training.cache import IGNORE, CachedCase, Pair, read_labels
 from training.engine import Run
-from training.export import model_config
 from training.other_networks import DECODERS, ENCODERS
 from training.recipes import Recipe
 from training.recipes.fast import RECIPE as FAST
 from training.recipes.paper import RECIPE as PAPER
 from training.sampling import SliceSampler
+from training.state import model_config
 
 SIDE = 256  # pixels of the slice for flops and milliseconds
 REPEATS = 5

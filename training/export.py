@@ -7,27 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from app.checkpoint import ModelConfig, save_checkpoint
-from app.organs import Organ
+from app.checkpoint import save_checkpoint
 from training.recipes import HRNET_OCR, Recipe
-from training.state import TrainingError, averaged_weights, load_run, trained_weights
-
-
-def model_config(recipe: Recipe, name: str, version: str, training_data: str) -> ModelConfig:
-    """What inference must know of a recipe's network."""
-    return ModelConfig(
-        name=name,
-        version=version,
-        width=recipe.width,
-        classes=len(Organ),
-        channels_in=recipe.channels_in,
-        ocr_channels=recipe.ocr_channels,
-        key_channels=recipe.key_channels,
-        window_hu=recipe.window_hu,
-        spacing_mm=recipe.spacing_mm,
-        neighbour_mm=recipe.neighbour_mm,
-        training_data=training_data,
-    )
+from training.state import TrainingError, averaged_weights, load_run, model_config, trained_weights
 
 
 def export(

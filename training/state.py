@@ -12,16 +12,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from app.checkpoint import bundled_models, find_model, load_checkpoint
+from app.checkpoint import ModelConfig, bundled_models, find_model, load_checkpoint
 from app.network import HrnetOcr
 from app.organs import Organ
+from training.grow import STEM, fit_input_channels, grown_weights
 from training.norms import calibrate
 from training.other_networks import other_network
 from training.recipes import HRNET_OCR, Recipe
 from training.sampling import SliceSampler
 
 LAST, BEST = "last.pt", "best.pt"
-STEM = "backbone.stem.0.conv.weight"
 
 
 class TrainingError(Exception):
@@ -51,6 +51,23 @@ def build_network(recipe: Recipe) -> nn.Module:
         return other_network(recipe.architecture, recipe.channels_in)
     channels = recipe.channels_in, recipe.ocr_channels, recipe.key_channels
     return HrnetOcr(recipe.width, len(Organ), *channels)
+
+
+def model_config(recipe: Recipe, name: str, version: str, training_data: str) -> ModelConfig:
+    """What inference must know of a recipe's network."""
+    return ModelConfig(
+        name=name,
+        version=version,
+        width=recipe.width,
+        classes=len(Organ),
+        channels_in=recipe.channels_in,
+        ocr_channels=recipe.ocr_channels,
+        key_channels=recipe.key_channels,
+        window_hu=recipe.window_hu,
+        spacing_mm=recipe.spacing_mm,
+        neighbour_mm=recipe.neighbour_mm,
+        training_data=training_data,
+    )
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -101,14 +118,8 @@ def trained_weights(source: str, channels_in: int) -> dict[str, Tensor]:
         weights = load_checkpoint(find_model(source)).network.state_dict()
     else:
         raise TrainingError(f"{path / LAST}: no checkpoint there; train there first, or name a bundled model")
-    weights[STEM] = widened(weights[STEM], channels_in)
+    weights[STEM] = fit_input_channels(weights[STEM], channels_in)
     return weights
-
-
-def widened(stem: Tensor, channels_in: int) -> Tensor:
-    """The first convolution's weights (N, C, 3, 3), for so many input channels; the added outer ones weigh 0."""
-    added = max(0, (channels_in - stem.shape[1]) // 2)
-    return nn.functional.pad(stem, (0, 0, 0, 0, added, added))
 
 
 class RunState:
@@ -188,4 +199,19 @@ class RunState:
             raise TrainingError(f"{source}: its network is not the recipe's; choose another start or recipe") from error
         if is_run(source):
             calibrate(self.network, sampler)
+        self.average.module.load_state_dict(self.network.state_dict())
+
+    def grow_from(self, model: str) -> None:
+        """Begin with a narrower bundled model, grown to the recipe's size; see `training.grow`.
+
+        Raises:
+            CheckpointError: there is no such model.
+            TrainingError: the recipe's network is narrower somewhere, or another one.
+        """
+        small = load_checkpoint(find_model(model))
+        try:
+            target = model_config(self.recipe, model, "0", "")
+            self.network.load_state_dict(grown_weights(small.network.state_dict(), small.config, self.network, target))
+        except (ValueError, KeyError) as error:
+            raise TrainingError(f"{model} cannot grow into the recipe's network: {error}") from error
         self.average.module.load_state_dict(self.network.state_dict())
