@@ -23,7 +23,7 @@ WORKDIR /workspace
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} "torch==${TORCH_VERSION}"
 COPY --chmod=755 requirements.txt ./
-RUN pip install --no-cache-dir -r requirements.txt
+RUN pip install --no-cache-dir --no-deps --require-hashes -r requirements.txt
 # 755: readable by any user, whatever the umask of the checkout.
 COPY --chmod=755 weights weights
 COPY --chmod=755 app app

@@ -1,7 +1,8 @@
-# make demo | test | lint | evaluate | compare | bench | bench-gpu | image | container-test | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q
+TORCH ?= torch>=2.7,<2.14
 IMAGE ?= uit-vnu
 DOCKER ?= docker
 BUILD_ARGS ?=
@@ -9,24 +10,38 @@ DATA ?= ../shared/data
 MINUTES ?= 5
 HELD_OUT := btcv_0009 btcv_0026 btcv_0039
 
-.PHONY: demo test lint evaluate compare bench bench-gpu image container-test clean
+.PHONY: help demo test lint wheel lock evaluate compare train-paper bench bench-gpu image container-test clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: $(VENV)/.app  ## segment a synthetic CT and print what was found
 	$(BIN)/python tests/phantom.py inputs/phantom_0000.nii.gz
 	PYTHON=$(BIN)/python sh predict.sh inputs outputs
 	$(BIN)/python tests/run_log_table.py outputs/run_log.jsonl
 
-test: $(VENV)/.tests  ## the whole test suite
+test: $(VENV)/.dev  ## the whole test suite
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.tests  ## style and types
+lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	sh -n predict.sh
 	$(BIN)/hadolint Dockerfile
 
-evaluate: $(VENV)/.tests  ## score every bundled model on the held-out cases of DATA; reports/MODEL/report.html
+wheel: $(VENV)/.dev  ## the Python distribution, in dist/
+	$(BIN)/python -m build --wheel
+
+lock: $(VENV)/.dev  ## resolve the pinned requirements anew from pyproject.toml; torch is left to who installs
+	$(PIP) uv
+	printf "torch; sys_platform == 'never'\ntorchvision; sys_platform == 'never'\n" > $(VENV)/no-torch.txt
+	for file in requirements.txt "requirements-dev.txt --extra dev"; do set -- $$file; lock=$$1; shift; \
+	    $(BIN)/uv pip compile pyproject.toml "$$@" -q --upgrade --python-version 3.11 --generate-hashes \
+	        --no-annotate --overrides $(VENV)/no-torch.txt --custom-compile-command "make lock" -o $$lock; done
+
+evaluate: $(VENV)/.dev  ## score every bundled model on the held-out cases of DATA; reports/MODEL/report.html
 	$(BIN)/python $(DATA)/unpack.py cache/held_out $(HELD_OUT)
 	set -e; for model in $(notdir $(basename $(wildcard weights/*.md))); do \
 	    $(BIN)/python -m app cache/held_out/imagesTr reports/$$model/masks --model $$model; \
@@ -34,17 +49,21 @@ evaluate: $(VENV)/.tests  ## score every bundled model on the held-out cases of 
 	        --images cache/held_out/imagesTr --out reports/$$model; \
 	done
 
-compare: $(VENV)/.tests  ## the paper's comparison on DATA: each network trained for MINUTES, scored on the held-out cases
+compare: $(VENV)/.dev  ## the paper's comparison on DATA: each network trained for MINUTES, scored on the held-out cases
 	$(BIN)/python $(DATA)/unpack.py cache/data
 	$(BIN)/python -m training compare runs/compare --data cache/data --fold 0 --minutes $(MINUTES)
 
-bench: $(VENV)/.tests  ## start-up, reading and writing, inference on a CPU, memory, growth; reports/bench
+train-paper: $(VENV)/.dev  ## train the paper's network on DATA, in the background's spare time; again to go on
+	test -d cache/data || $(BIN)/python $(DATA)/unpack.py cache/data
+	PYTHON=$(BIN)/python sh training/paper.sh cache/data
+
+bench: $(VENV)/.dev  ## start-up, reading and writing, inference on a CPU, memory, growth; reports/bench
 	$(BIN)/python -m benchmarks reports/bench $(if $(SCAN),--scan $(SCAN))
 
-bench-gpu: $(VENV)/.tests  ## the same for an NVIDIA GPU; reports/bench
+bench-gpu: $(VENV)/.dev  ## the same for an NVIDIA GPU; reports/bench
 	$(BIN)/python -m benchmarks.gpu reports/bench $(if $(SCAN),--scan $(SCAN))
 
-image:  ## the container image; BUILD_ARGS="--build-arg TORCH_VERSION=2.13.0 --build-arg TORCH_INDEX_URL=" for one without CUDA
+image:  ## the container image; for one without CUDA see README.md
 	DOCKER_BUILDKIT=1 $(DOCKER) build $(BUILD_ARGS) -t $(IMAGE) .
 
 container-test: $(VENV)/.app image  ## run the image as the organisers do, and locked down; compare the masks
@@ -52,12 +71,15 @@ container-test: $(VENV)/.app image  ## run the image as the organisers do, and l
 
 $(VENV)/.app: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -r requirements.txt
+	$(PIP) "$(TORCH)"
+	$(PIP) --no-deps --require-hashes -r requirements.txt
 	touch $@
 
-$(VENV)/.tests: $(VENV)/.app tests/requirements.txt training/requirements*.txt evaluation/requirements.txt
-	$(BIN)/python -m pip install -q -r tests/requirements.txt
+# torchvision's version follows torch's; it is for `make compare`.
+$(VENV)/.dev: $(VENV)/.app requirements-dev.txt
+	$(PIP) --no-deps --require-hashes -r requirements-dev.txt
+	$(PIP) "$$($(BIN)/python -m pip freeze | grep -i '^torch==')" torchvision
 	touch $@
 
-clean:  ## everything that was made here, but not the inputs
-	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove everything that was made here, but not the inputs
+	rm -rf $(VENV) outputs dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,13 +10,13 @@ __version__ = "0.4.0"
 __all__ = ["Segmenter", "__version__"]
 
 if TYPE_CHECKING:
-    from app.segmenter import Segmenter
+    from .segmenter import Segmenter
 
 
 def __getattr__(name: str) -> object:
     """Import torch only when it is asked for: `--help`, `--version` and usage errors do without."""
     if name == "Segmenter":
-        from app.segmenter import Segmenter
+        from .segmenter import Segmenter
 
         return Segmenter
-    raise AttributeError(f"module 'app' has no attribute {name!r}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """python -m app INPUT OUTPUT"""
 
-from app.cli import main
+from .cli import main
 
 if __name__ == "__main__":
     main(prog_name="python -m app")

@@ -1,6 +1,6 @@
 """What there is to do: the scans of a folder, where their masks go, and the next scan opened ahead of its turn.
 
-Knows nothing of torch, whose import takes most of a short run: the first scan is decoded meanwhile.
+Imports no torch: that import takes most of a short run, and the first scan is decoded meanwhile.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from app.scan import Scan, ScanError, Slices, mask_name, open_scan
+from .errors import InputError, VolumeError
+from .volumes import Slices, Volume, extension_of, open_volume
 
-
-class InputError(Exception):
-    """The input or output folder cannot be used at all; the message says why and what to do."""
+CHANNEL = "_0000"  # the number of the first channel, which nnU-Net and FLARE add to a scan's name
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def find_cases(source: pathlib.Path, output: pathlib.Path) -> list[Case]:
         paths = sorted(source.iterdir()) if source.is_dir() else [source]
     except OSError as error:
         raise InputError(f"{source}: cannot be listed ({error.strerror}); check its permissions") from error
-    scans = [path for path in paths if path.name.endswith((".nii.gz", ".nii")) and not path.name.startswith(".")]
+    scans = [path for path in paths if extension_of(path)]
     if not scans:
         raise InputError(f"{source}: no .nii.gz or .nii file; convert DICOM with dcm2niix")
     cases = [_case(path, output) for path in scans]
@@ -59,8 +58,9 @@ def _clashing(case: Case) -> Case:
 
 
 def _case(path: pathlib.Path, output: pathlib.Path) -> Case:
-    mask_path = output / mask_name(path.name)
-    name = mask_path.name.removesuffix(".gz").removesuffix(".nii")
+    extension = extension_of(path) or ""
+    name = path.name.removesuffix(extension).removesuffix(CHANNEL)
+    mask_path = output / (name + extension)
     if mask_path.exists() and mask_path.samefile(path):
         return Case(name, path, mask_path, f"{path}: its mask would overwrite it; choose another OUTPUT folder")
     return Case(name, path, mask_path)
@@ -81,13 +81,13 @@ def check_output(folder: pathlib.Path) -> None:
         raise InputError(f"{folder}: not writable ({error.strerror}); check its owner, or docker run --user") from error
 
 
-Opened = Future[tuple[Scan, Slices]]
+Opened = Future[tuple[Volume, Slices]]
 
 
 class CaseQueue(Iterator[tuple[Case, Opened | None]]):
     """Iterates over cases, each with its scan; opens a scan, and begins to decode it, one case ahead of its turn.
 
-    A case's future raises ScanError if its scan cannot be opened; there is None for a case that is skipped.
+    A case's future raises VolumeError if its scan cannot be opened; there is None for a case that is skipped.
     """
 
     def __init__(self, cases: Sequence[Case], skip_existing: bool = False) -> None:
@@ -100,7 +100,7 @@ class CaseQueue(Iterator[tuple[Case, Opened | None]]):
     def _begin(self) -> Opened | None:
         if not self._left or (self._skip_existing and self._left[0].mask_path.exists()):
             return None
-        return self._pool.submit(_open, self._left[0])
+        return self._pool.submit(open_case, self._left[0])
 
     def __next__(self) -> tuple[Case, Opened | None]:
         if not self._left:
@@ -116,8 +116,13 @@ class CaseQueue(Iterator[tuple[Case, Opened | None]]):
             self._next.result()[1].close()
 
 
-def _open(case: Case) -> tuple[Scan, Slices]:
+def open_case(case: Case) -> tuple[Volume, Slices]:
+    """Open a case's scan and begin to decode it.
+
+    Raises:
+        VolumeError: the scan cannot be read as a CT, or the case has a problem that is known beforehand.
+    """
     if case.problem:
-        raise ScanError(case.problem)
-    scan = open_scan(case.scan_path)
-    return scan, scan.slices()
+        raise VolumeError(case.problem)
+    volume = open_volume(case.scan_path)
+    return volume, volume.slices()

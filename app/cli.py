@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from app import __version__
-from app.cases import CaseQueue, InputError, check_output, find_cases
-from app.run_log import seconds_since_process_start
+from . import __version__
+from .cases import CaseQueue, check_output, find_cases
+from .errors import AppError
+from .host import seconds_since_process_start
 
-_log = logging.getLogger("app")
+_log = logging.getLogger(__package__)
 
-DONE, SOME_FAILED, USAGE = 0, 1, 2
+DONE, SOME_FAILED = 0, 1  # an error that ends the run has an exit status of its own, see errors.py
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,43 +58,28 @@ def main(
     try:
         cases = find_cases(source, output)
         check_output(output)
-    except InputError as error:
+        with contextlib.closing(CaseQueue(cases, skip_existing)) as queue:  # decodes the first scan from now on
+            # Imported here, because this imports torch: usage errors and --help come at once.
+            from .inference.predictor import limit_threads
+            from .run import FolderRun
+            from .segmenter import Segmenter
+
+            limit_threads()
+            segmenter = Segmenter.load(weights or model, device, batch_size, postprocess=not no_postprocess)
+            run = FolderRun(segmenter, output, seconds_since_process_start())
+            if sys.stderr.isatty():
+                run.progress = _progress_bar
+            sys.exit(SOME_FAILED if run.predict(queue) else DONE)
+    except AppError as error:
         _log.error("%s", error)
-        sys.exit(USAGE)
-    with contextlib.closing(CaseQueue(cases, skip_existing)) as queue:  # decodes the first scan from now on
-        # Imported here, because this imports torch: usage errors and --help come at once.
-        from app.checkpoint import CheckpointError
-        from app.model import SegmentError, limit_threads
-        from app.predict import FolderRun
-        from app.segmenter import DeviceError, Segmenter
-
-        limit_threads()
-        try:
-            name = weights or model or _default_model(device)
-            segmenter = Segmenter.load(name, device, batch_size, postprocess=not no_postprocess)
-        except (CheckpointError, DeviceError, SegmentError) as error:
-            _log.error("%s", error)
-            sys.exit(USAGE)
-        run = FolderRun(segmenter, output, seconds_since_process_start())
-        if sys.stderr.isatty():
-            run.progress = _progress_bar
-        sys.exit(SOME_FAILED if run.predict(queue) else DONE)
-
-
-def _default_model(device: str) -> str:
-    import torch
-
-    from app.checkpoint import bundled_models
-
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    return "paper" if on_gpu and "paper" in bundled_models() else "fast"
+        sys.exit(error.exit_code)
 
 
 def _set_up_logging(verbose: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    logging.getLogger("app").setLevel(logging.DEBUG if verbose else logging.INFO)
+    _log.setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 def _terminate(number: int, _frame: object) -> None:

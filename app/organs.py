@@ -11,3 +11,7 @@ class Organ(IntEnum):
     KIDNEYS = 2
     SPLEEN = 3
     PANCREAS = 4
+
+
+ORGANS = tuple(organ for organ in Organ if organ != Organ.BACKGROUND)
+IGNORE = 255  # in a reference: nobody annotated this voxel; it counts in no loss and no score

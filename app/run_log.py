@@ -5,33 +5,73 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 RUN_LOG = "run_log.jsonl"
+RESULT_FIELDS = ("shape", "spacing_zyx_mm", "network_slices", "batch_size", "volumes_ml")
 
 
-def append(folder: pathlib.Path, record: Mapping[str, object]) -> None:
+@dataclass
+class CaseRecord:
+    """What the log says of one case; the field names are the log's. None is a figure that could not be had.
+
+    Attributes:
+        case: its name.
+        status: whether its mask was written, could not be, or was there already.
+        error: one line for a failed case.
+        seconds: start_up (of the process, in its first case), read (time spent waiting for slices), network,
+            postprocess, write, total.
+        warnings: a sentence each.
+        shape: voxels along the stored axes.
+        spacing_zyx_mm: distance of slices, rows and columns.
+        network_slices: slices that went through the network.
+        batch_size: slices that went through it at a time, at most.
+        volumes_ml: per organ.
+        gpu_peak_mib: by the organisers' rule (`flare2021`), plain (`maximum`), and as torch's allocator has it.
+        host_peak_rss_mib: largest resident memory of the process so far.
+        device: its name.
+        precision: of the network.
+        model: its name.
+        weights_sha256: of each weights file.
+        versions: of this program, the weights, torch, CUDA and Python.
+    """
+
+    case: str
+    status: Literal["done", "failed", "skipped"] = "done"
+    error: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    shape: list[int] | None = None
+    spacing_zyx_mm: list[float] | None = None
+    network_slices: int | None = None
+    batch_size: int | None = None
+    volumes_ml: dict[str, float] | None = None
+    gpu_peak_mib: dict[str, int | None] | None = None
+    host_peak_rss_mib: float | None = None
+    device: str | None = None
+    precision: str | None = None
+    model: str | None = None
+    weights_sha256: dict[str, str] | None = None
+    versions: dict[str, str | None] | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """The fields that a case of this status has: a failed one lacks its results, a skipped one all but its name."""
+        if self.status == "skipped":
+            return {"case": self.case, "status": self.status}
+        left_out = RESULT_FIELDS if self.status == "failed" else ()
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+
+def append(folder: pathlib.Path, record: CaseRecord) -> None:
     """Append a record as one line, in one write, so that lines of several processes do not mix.
 
     Raises:
         OSError: the folder is not writable or the disk is full.
     """
-    line = json.dumps(record, allow_nan=False) + "\n"
+    line = json.dumps(record.as_dict(), allow_nan=False) + "\n"
     descriptor = os.open(folder / RUN_LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         os.write(descriptor, line.encode())
     finally:
         os.close(descriptor)
-
-
-def peak_rss_mib() -> float:
-    """The largest resident memory of this process so far; not ru_maxrss, which starts at the parent's size."""
-    status = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return round(next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 1024, 1)  # KiB, proc(5)
-
-
-def seconds_since_process_start() -> float:
-    """Wall time since the kernel started this process, to 0.01 s; imports that came before us included."""
-    started_ticks = int(pathlib.Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])  # proc(5): field 22
-    uptime = float(pathlib.Path("/proc/uptime").read_text().split()[0])
-    return max(0.0, uptime - started_ticks / os.sysconf("SC_CLK_TCK"))

@@ -1,4 +1,7 @@
-"""A model, loaded once, and what it makes of one scan: the Python call behind everything else."""
+"""A model, loaded once, and what it makes of one scan: the Python call behind everything else.
+
+All defaults are here: which model, which device, whether small components are removed.
+"""
 
 from __future__ import annotations
 
@@ -10,48 +13,42 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from app.checkpoint import find_model, load_checkpoint
-from app.components import keep_largest
-from app.model import Model, place
-from app.scan import Scan, Slices, open_scan, orient
-from app.segment import Findings, OnSlice, segment_slices
+from .checkpoint import bundled_models, find_model, load_checkpoint
+from .inference.components import keep_largest
+from .inference.grid import network_grid
+from .inference.labelling import Findings, OnSlice, label_slices
+from .inference.predictor import Model, NetworkPredictor, choose_device, load_onto
+from .volumes import Slices, Volume, open_volume
 
-log = logging.getLogger("app")
+log = logging.getLogger(__package__)
 
 MODEL_SUFFIX = ".safetensors"
 
 
-class DeviceError(Exception):
-    """The device that was asked for is not there; the message says what to do."""
-
-
 @dataclass(frozen=True)
 class Segmentation:
-    """A mask (uint8, the file's axis order and shape), what the loop saw, and seconds by stage."""
+    """What a scan's segmentation gave.
 
-    scan: Scan
+    Attributes:
+        volume: the scan.
+        mask: labels 0..4, uint8, in the scan's stored axis order and shape, Fortran-contiguous.
+        findings: what the loop over the slices saw.
+        batch_size: slices that went through the network at a time, at most.
+        seconds: by stage.
+    """
+
+    volume: Volume
     mask: NDArray[np.uint8]
     findings: Findings
+    batch_size: int
     seconds: dict[str, float]
 
 
-def choose_device(wanted: str) -> torch.device:
-    """`auto`, `cuda` or `cpu` -> a device that works.
-
-    Raises:
-        DeviceError: `cuda` was asked for and there is none.
-    """
-    usable = wanted != "cpu" and torch.cuda.is_available()
-    if wanted == "cuda" and not usable:
-        raise DeviceError(
-            "--device cuda: no usable NVIDIA GPU; start the container with --gpus all, or use --device cpu"
-        )
-    if wanted == "auto" and not usable:
-        log.warning("no usable NVIDIA GPU (start a container with --gpus all to use one): running on the CPU")
-    return torch.device("cuda" if usable else "cpu")
+def default_model(device: str) -> str:
+    """`paper` where it is bundled and a GPU will run it, else `fast`."""
+    return "paper" if "paper" in bundled_models() and choose_device(device).type == "cuda" else "fast"
 
 
 class Segmenter:
@@ -68,26 +65,30 @@ class Segmenter:
     @classmethod
     def load(
         cls,
-        name: str | pathlib.Path = "fast",
+        name: str | pathlib.Path | None = None,
         device: str = "auto",
         batch_size: int | None = None,
         postprocess: bool = True,
     ) -> Segmenter:
-        """Load a bundled model by name, or any weights file of ours by path (a Path, or ending with .safetensors).
+        """Load a bundled model by name, or a weights file by path (a Path, or a string ending with .safetensors).
 
         Args:
-            name: `fast`, `paper`, or a path.
+            name: `fast`, `paper`, or a path; None: see `default_model`.
             device: `auto`, `cuda` or `cpu`.
             batch_size: slices a batch; None chooses from the free memory.
             postprocess: keep only the largest components of each organ.
 
         Raises:
             CheckpointError: the weights are missing, altered or foreign.
-            DeviceError: the device is not there.
+            DeviceError: the device is not there, or has no room for the weights.
         """
+        chosen = choose_device(device)
+        if device == "auto" and chosen.type == "cpu":
+            log.warning("no usable NVIDIA GPU (start a container with --gpus all to use one): running on the CPU")
+        name = name or default_model(device)
         is_file = isinstance(name, pathlib.Path) or name.endswith(MODEL_SUFFIX)
         checkpoint = load_checkpoint([pathlib.Path(name)] if is_file else find_model(str(name)))
-        return cls(place(checkpoint, choose_device(device)), checkpoint.sha256, batch_size, postprocess)
+        return cls(load_onto(checkpoint, chosen), checkpoint.sha256, batch_size, postprocess)
 
     def segment(self, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         """Segment one scan.
@@ -96,21 +97,23 @@ class Segmenter:
             path: a .nii or .nii.gz file.
 
         Returns:
-            Labels 0..4 (see `app.organs.Organ`), uint8, in the file's own axis order and shape.
+            Labels 0..4 (see `Organ`), uint8, in the file's own axis order and shape.
 
         Raises:
-            ScanError: the file is not a readable CT.
-            SegmentError: there is not enough memory.
+            VolumeError: the file is not a readable CT.
+            InferenceError: there is not enough memory.
         """
-        scan = open_scan(pathlib.Path(path))
-        return self.segment_scan(scan, scan.slices()).mask
+        volume = open_volume(pathlib.Path(path))
+        return self.segment_volume(volume, volume.slices()).mask
 
-    def segment_scan(self, scan: Scan, slices: Slices, on_slice: OnSlice = lambda count: None) -> Segmentation:
-        """The same for an opened scan and its slices, which are closed, with all that is worth logging."""
+    def segment_volume(self, volume: Volume, slices: Slices, on_slice: OnSlice = lambda count: None) -> Segmentation:
+        """Segment an opened scan, given its slices, which are closed at the end; all that is worth logging."""
+        geometry = volume.geometry
+        grid = network_grid(geometry.shape_zyx[1:], geometry.spacing_zyx_mm[1:], self.model.config.spacing_mm)
+        predictor = NetworkPredictor(self.model, grid, self.batch_size)
         with contextlib.closing(slices):
-            mask = np.zeros(scan.shape, np.uint8, order="F")
-            view = orient(mask, scan.turn)
-            findings = segment_slices(self.model, slices, scan.spacing_zyx_mm, view, self.batch_size, on_slice)
+            mask = np.zeros(geometry.shape, np.uint8, order="F")
+            findings = label_slices(predictor, slices, geometry.spacing_zyx_mm, geometry.orient(mask), on_slice)
         begin = time.perf_counter()
         if self.postprocess:
             keep_largest(mask)
@@ -119,4 +122,4 @@ class Segmenter:
             "network": findings.network_seconds,
             "postprocess": time.perf_counter() - begin,
         }
-        return Segmentation(scan, mask, findings, seconds)
+        return Segmentation(volume, mask, findings, predictor.batch_size, seconds)

@@ -1,6 +1,6 @@
 """Seconds a slice of the folded network on this CPU, float32 against bfloat16: python -m benchmarks.cpu_precision.
 
-What `app.model.best_dtype` rests on.
+What `app.inference.predictor.best_dtype` rests on.
 """
 
 from __future__ import annotations

@@ -20,11 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from app.checkpoint import bundled_models, find_model, load_checkpoint
 from app.gpu_memory import MIB, MemorySampler, nvml_reader, peak_flare2021
-from app.model import Model, place
+from app.inference.grid import network_grid
+from app.inference.predictor import Model, load_onto
+from app.organs import ORGANS
 from app.segmenter import MODEL_SUFFIX, Segmenter
-from app.slices import network_grid
 from benchmarks.processes import SHAPE, SPACING_MM, phantom_scan, random_paper, run_fresh
-from evaluation.metrics import ORGANS, dice
+from evaluation.overlap import dice
 
 BATCHES = (1, 2, 4, 8, 16)
 REPEATS = 20
@@ -32,12 +33,12 @@ ROUNDS = 3
 MATRIX_SIDE = 8192
 STAGES = """
 import json, sys, time
-from app.run_log import seconds_since_process_start
+from app.host import seconds_since_process_start
 marks = {"python": seconds_since_process_start()}
 def mark(stage, begin=[time.perf_counter()]):
     now = time.perf_counter()
     marks[stage], begin[0] = now - begin[0], now
-import app.cli, torch, app.predict
+import app.cli, torch, app.run
 mark("imports")
 torch.zeros(1, device="cuda")
 mark("CUDA start")
@@ -101,7 +102,7 @@ def steady_state(model: Model, grid: tuple[int, int], batches: Sequence[int], re
 
 def load(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Model:
     """A bundled model, or one of a weights file, in its usual precision or in another."""
-    return place(load_checkpoint([pathlib.Path(name)] if is_file(name) else find_model(name)), device, dtype)
+    return load_onto(load_checkpoint([pathlib.Path(name)] if is_file(name) else find_model(name)), device, dtype)
 
 
 def is_file(name: str) -> bool:

@@ -8,42 +8,54 @@ Each row keeps the levers above it. A real scan tells more than a phantom. The D
 from __future__ import annotations
 
 import argparse
-import contextlib
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
-from unittest.mock import patch
 
 import nibabel as nib
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from app import segment
 from app.checkpoint import find_model, load_checkpoint
-from app.model import place
-from app.scan import open_scan
-from app.segmenter import Segmenter
-from app.slices import Plan
-from evaluation.metrics import ORGANS, dice
+from app.inference.components import keep_largest
+from app.inference.grid import network_grid
+from app.inference.labelling import Findings, label_slices
+from app.inference.plan import Plan
+from app.inference.predictor import Model, NetworkPredictor, load_onto
+from app.inference.preprocess import Box, body_box
+from app.organs import ORGANS
+from app.volumes import open_volume
+from evaluation.overlap import dice
 
 
-@contextlib.contextmanager
-def without(*levers: str) -> Iterator[None]:
-    """The product with some of its levers taken out."""
+def whole_slice(inputs: Tensor, *_: Sequence[float]) -> Box:
+    """Takes the place of `body_box`."""
+    height, width = inputs.shape[1:]
+    return slice(0, height), slice(0, width)
 
-    def every(depth: int, spacing_z_mm: float) -> Plan:
-        plan = original(depth, spacing_z_mm)
-        anchor_step = 1 if "interpolation" in levers else plan.anchor_step
-        return Plan(depth, anchor_step, anchor_step if "scouts" in levers else plan.scout_step)
 
-    original = Plan.of
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(patch.object(Plan, "of", every))
-        if "box" in levers:
-            whole = lambda inputs, *_: tuple(slice(0, side) for side in inputs.shape[1:])  # noqa: E731
-            stack.enter_context(patch.object(segment, "body_box", whole))
-        yield
+def segment_without(missing: Sequence[str], model: Model, scan: pathlib.Path) -> tuple[NDArray[np.uint8], Findings]:
+    """What the product does with a scan, with some of its levers taken out: `box`, `scouts`, `interpolation`."""
+    volume = open_volume(scan)
+    geometry, config = volume.geometry, model.config
+    plan = Plan.of(geometry.shape_zyx[0], geometry.spacing_zyx_mm[0])
+    anchor_step = 1 if "interpolation" in missing else plan.anchor_step
+    plan = Plan(plan.depth, anchor_step, anchor_step if "scouts" in missing else plan.scout_step)
+    grid = network_grid(geometry.shape_zyx[1:], geometry.spacing_zyx_mm[1:], config.spacing_mm)
+    mask = np.zeros(geometry.shape, np.uint8, order="F")
+    findings = label_slices(
+        NetworkPredictor(model, grid),
+        volume.slices(),
+        geometry.spacing_zyx_mm,
+        geometry.orient(mask),
+        plan=plan,
+        find_box=whole_slice if "box" in missing else body_box,
+    )
+    keep_largest(mask)
+    return mask, findings
 
 
 ALL = "+ 16 bits, where the CPU is faster with them"
@@ -59,24 +71,15 @@ LEVERS = [
 def levers(scan: pathlib.Path, model: str, label: pathlib.Path | None = None) -> list[dict[str, Any]]:
     """One row a lever: seconds, slices seen by the network, DSC with the label or else with the first row's mask."""
     rows, reference = [], None if label is None else np.asarray(nib.load(label).dataobj)
-    single = Segmenter(place(load_checkpoint(find_model(model)), torch.device("cpu"), torch.float32), {})
+    cpu = torch.device("cpu")
     for name, missing in LEVERS:
-        segmenter = Segmenter.load(model, "cpu") if name == ALL else single
-        with without(*missing):
-            opened = open_scan(scan)
-            begin = time.perf_counter()
-            result = segmenter.segment_scan(opened, opened.slices())
-            seconds = time.perf_counter() - begin
-        reference = result.mask if reference is None else reference
-        agreement = {organ.name.lower(): dice(reference == organ, result.mask == organ) for organ in ORGANS}
-        rows.append(
-            {
-                "lever": name,
-                "seconds": seconds,
-                "network_slices": result.findings.network_slices,
-                **agreement,
-            }
-        )
+        placed = load_onto(load_checkpoint(find_model(model)), cpu, None if name == ALL else torch.float32)
+        begin = time.perf_counter()
+        mask, findings = segment_without(missing, placed, scan)
+        seconds = time.perf_counter() - begin
+        reference = mask if reference is None else reference
+        agreement = {organ.name.lower(): dice(reference == organ, mask == organ) for organ in ORGANS}
+        rows.append({"lever": name, "seconds": seconds, "network_slices": findings.network_slices, **agreement})
     return rows
 
 

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from app.checkpoint import bundled_models, find_model, load_checkpoint
-from app.components import keep_largest
-from app.intensity import network_input, window
-from app.scan import orient
-from app.slices import neighbour_rows, neighbour_step, network_grid, to_grid, to_scan
+from app.inference.components import keep_largest
+from app.inference.grid import network_grid, to_scan
+from app.inference.plan import neighbour_rows, neighbour_step
+from app.inference.preprocess import network_input, windowed_slice
+from app.volumes import Geometry
 
 
 @torch.inference_mode()
@@ -27,20 +28,17 @@ def main(scan: str, mask: str, model: str) -> None:
     config, network = checkpoint.config, checkpoint.network
     image = nib.load(scan)
     voxels = image.get_fdata()
-    turn = nib.orientations.ornt_transform(
-        nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt("LPS")
-    ).astype(int)
-    volume = orient(voxels, turn)
+    geometry = Geometry.of(voxels.shape, image.affine)
+    volume = geometry.orient(voxels)
     labels = np.zeros(voxels.shape, np.uint8, order="F")
-    view = orient(labels, turn)
-    zooms = image.header.get_zooms()
-    spacing_z, *spacing_yx = (zooms[int(np.flatnonzero(turn[:, 0] == axis)[0])] for axis in (2, 1, 0))
+    view = geometry.orient(labels)
+    spacing_z, *spacing_yx = geometry.spacing_zyx_mm
     grid = network_grid(volume.shape[1:], spacing_yx, config.spacing_mm)
     step = neighbour_step(spacing_z, config.neighbour_mm)
     for z in range(len(volume)):
-        rows = np.stack([volume[row] for row in neighbour_rows(z, step, config.channels_in, len(volume))])
-        windowed = window(torch.from_numpy(rows).float()[None], *config.window_hu)
-        logits = network(network_input(to_grid(windowed, grid))).refined
+        rows = [torch.from_numpy(volume[row]) for row in neighbour_rows(z, step, config.channels_in, len(volume))]
+        windowed = torch.stack([windowed_slice(row, config.window_hu, grid) for row in rows])
+        logits = network(network_input(windowed)[None]).refined
         view[z] = to_scan(logits, volume.shape[1:]).argmax(1)[0].byte().numpy()
     keep_largest(labels)
     nib.save(nib.Nifti1Image(labels, image.affine), mask)

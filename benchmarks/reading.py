@@ -11,7 +11,8 @@ REPEATS = 4  # in one process, so that its start does not drown the writing
 IMPORTS = """
 import pathlib, sys
 import nibabel as nib, numpy as np
-from app.scan import open_scan, write_mask
+from app.volumes import open_volume
+from app.results import NiftiMask
 scan, mask = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 """
 LABELS = """
@@ -22,12 +23,12 @@ labels[300:350, 200:300] = 2
 PARTS = {
     "read": (
         IMPORTS,
-        f"for _ in range({REPEATS}):\n    for z, plane in open_scan(scan).slices(): pass",
+        f"for _ in range({REPEATS}):\n    for z, plane in open_volume(scan).slices(): pass",
         f"for _ in range({REPEATS}): nib.load(scan).get_fdata()",
     ),
     "write": (
         IMPORTS + LABELS,
-        f"for _ in range({REPEATS}): write_mask(labels, open_scan(scan), mask)",
+        f"for _ in range({REPEATS}): NiftiMask().write(labels, open_volume(scan), mask)",
         f"for _ in range({REPEATS}):\n    image = nib.load(scan)\n"
         "    nib.save(nib.Nifti1Image(labels, image.affine, image.header, dtype=np.uint8), mask)",
     ),

@@ -13,7 +13,7 @@ from benchmarks.processes import in_turn, run_fresh
 
 STAGES = """
 import json, sys, time
-from app.run_log import seconds_since_process_start
+from app.host import seconds_since_process_start
 marks = {"python": seconds_since_process_start()}
 def mark(stage, begin=[time.perf_counter()]):
     now = time.perf_counter()
@@ -22,7 +22,7 @@ import app.cli
 mark("click, numpy, nibabel, isal")
 import torch
 mark("torch")
-import app.predict
+import app.run
 mark("the rest of the program")
 from app.segmenter import Segmenter
 Segmenter.load(sys.argv[1], "cpu")
@@ -32,7 +32,7 @@ open(sys.argv[2], "w").write(json.dumps(marks))
 FLOOR = "import pathlib, sys, torch; [pathlib.Path(path).read_bytes() for path in sys.argv[1:]]"
 IMPORTED = """
 import json, sys
-import app.predict
+import app.run
 names = {name.split(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
 open(sys.argv[1], "w").write(json.dumps(sorted(name for name in names if not name.startswith("_"))))
 """

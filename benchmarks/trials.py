@@ -16,8 +16,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from app.checkpoint import find_model, load_checkpoint
-from app.model import place
-from app.slices import to_scan
+from app.inference.grid import to_scan
+from app.inference.predictor import load_onto
 
 SIDE = (192, 256)
 REPEATS = 5
@@ -63,7 +63,7 @@ def openvino_milliseconds(network: nn.Module, image: Tensor) -> float:
 def main() -> None:
     """Print a line for each trial."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, network input {SIDE[0]} x {SIDE[1]}")
-    model = place(load_checkpoint(find_model("fast")), torch.device("cpu"), torch.float32)
+    model = load_onto(load_checkpoint(find_model("fast")), torch.device("cpu"), torch.float32)
     channels = model.config.channels_in
     for batch in (1, 4, 8):
         image = torch.rand(batch, channels, *SIDE).contiguous(memory_format=torch.channels_last)
@@ -73,7 +73,7 @@ def main() -> None:
         model.network(image)
     giga = counter.get_total_flops() / 1e9 / len(image)
     print(f"{giga:.1f} GFLOP a slice, {1000 * giga / taken:.0f} GFLOP/s")
-    half = place(load_checkpoint(find_model("fast")), torch.device("cpu"), torch.bfloat16).network
+    half = load_onto(load_checkpoint(find_model("fast")), torch.device("cpu"), torch.bfloat16).network
     image = torch.rand(4, channels, *SIDE).to(torch.bfloat16, memory_format=torch.channels_last)
     print(f"bfloat16, batches of 4: {milliseconds(lambda: half(image), 4):.1f} ms a slice")
     logits = to_scan(torch.randn(1, 5, 72, 72), (512, 512))

@@ -10,6 +10,7 @@ import click
 from evaluation import figures, report
 from evaluation.accuracy import EvaluationError, evaluate, markdown_table, write_csv, write_summary_csv
 from evaluation.efficiency import EfficiencyError, measure_folder
+from evaluation.labels import LabelError
 from evaluation.metrics import PROTOCOLS
 
 
@@ -37,7 +38,7 @@ def accuracy(
     rules = PROTOCOLS[protocol]
     try:
         results = evaluate(predictions, references, rules, cases)
-    except EvaluationError as error:
+    except (EvaluationError, LabelError) as error:
         sys.exit(f"error: {error}")
     out.mkdir(parents=True, exist_ok=True)
     write_csv(results, rules, out / "scores.csv")

@@ -12,19 +12,19 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from app.organs import Organ
-from evaluation.metrics import IGNORE, ORGANS, Protocol, Score, score_case
+from app.organs import IGNORE, ORGANS, Organ
+from evaluation.labels import check_same_grid, read_labels
+from evaluation.metrics import Protocol, Score, score_case
 
 BOOTSTRAP_SAMPLES = 10_000
 
 
 class EvaluationError(Exception):
-    """Masks cannot be scored; the message names the case and what to do."""
+    """Masks cannot be scored at all; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -33,56 +33,35 @@ class CaseScores:
 
     name: str
     scores: dict[Organ, Score]
-    truth_ml: dict[Organ, float]
-    found_ml: dict[Organ, float]
+    reference_ml: dict[Organ, float]
+    prediction_ml: dict[Organ, float]
     missing: bool = False
 
 
-def read_labels(path: pathlib.Path, allowed: Sequence[int]) -> tuple[NDArray[np.uint8], nib.Nifti1Image]:
-    """A label file as uint8, in its own axis order, and its image.
-
-    Raises:
-        EvaluationError: it cannot be read, or holds another value than those allowed.
-    """
-    try:
-        image = nib.load(path)
-        stored = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
-        raise EvaluationError(f"{path}: cannot be read ({error}); copy or predict it again") from error
-    labels = np.zeros(stored.shape, np.uint8)
-    known = np.zeros(stored.shape, bool)
-    for value in allowed:
-        same = stored == value
-        known |= same
-        labels[same] = value
-    if not known.all():
-        accepted = ", ".join(str(int(value)) for value in allowed)
-        raise EvaluationError(f"{path}: holds the value {stored[~known].flat[0]}; labels are {accepted}")
-    return labels, image
-
-
-def evaluate_case(truth_path: pathlib.Path, predictions: pathlib.Path, protocol: Protocol) -> CaseScores:
+def evaluate_case(reference_path: pathlib.Path, predictions: pathlib.Path, protocol: Protocol) -> CaseScores:
     """Score one case; a missing prediction scores 0 for every organ.
 
     Raises:
-        EvaluationError: the grids differ, or a file is no mask.
+        LabelError: the grids differ, or a file is no mask.
     """
-    name = truth_path.name.removesuffix(".gz").removesuffix(".nii")
-    truth, image = read_labels(truth_path, [*Organ, IGNORE])
-    spacing = tuple(float(mm) for mm in image.header.get_zooms()[:3])
-    voxel_ml = float(np.prod(spacing)) / 1000
-    truth_ml = {organ: float(np.count_nonzero(truth == organ)) * voxel_ml for organ in ORGANS}
-    path = predictions / truth_path.name
+    name = reference_path.name.removesuffix(".gz").removesuffix(".nii")
+    reference, geometry = read_labels(reference_path, [*Organ, IGNORE])
+    spacing_mm = geometry.spacing_zyx_mm
+    reference_ml = volumes_ml(reference, spacing_mm)
+    path = predictions / reference_path.name
     if not path.exists():
         nothing = dict.fromkeys(ORGANS, Score(0.0, 0.0))
-        return CaseScores(name, nothing, truth_ml, dict.fromkeys(ORGANS, 0.0), missing=True)
-    found, other = read_labels(path, list(Organ))
-    if found.shape != truth.shape:
-        raise EvaluationError(f"{path}: shape {found.shape}, the reference has {truth.shape}; predict on its grid")
-    if not np.allclose(other.affine, image.affine, atol=1e-2):
-        raise EvaluationError(f"{path}: its affine is not the reference's; predict on the reference's grid")
-    found_ml = {organ: float(np.count_nonzero(found == organ)) * voxel_ml for organ in ORGANS}
-    return CaseScores(name, score_case(truth, found, spacing, protocol), truth_ml, found_ml)
+        return CaseScores(name, nothing, reference_ml, dict.fromkeys(ORGANS, 0.0), missing=True)
+    prediction, other = read_labels(path, list(Organ))
+    check_same_grid(path, other, geometry)
+    scores = score_case(reference, prediction, spacing_mm, protocol)
+    return CaseScores(name, scores, reference_ml, volumes_ml(prediction, spacing_mm))
+
+
+def volumes_ml(labels: NDArray[np.uint8], spacing_mm: Sequence[float]) -> dict[Organ, float]:
+    """The volume of every organ."""
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    return {organ: float(np.count_nonzero(labels == organ)) * voxel_ml for organ in ORGANS}
 
 
 def evaluate(

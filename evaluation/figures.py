@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from app.organs import Organ
-from app.scan import open_scan, orient
-from evaluation.accuracy import CaseScores, read_labels, values
-from evaluation.metrics import IGNORE, ORGANS, Protocol
+from app.organs import IGNORE, ORGANS, Organ
+from app.volumes import open_volume
+from evaluation.accuracy import CaseScores, values
+from evaluation.labels import read_labels
+from evaluation.metrics import Protocol
 
 ORGAN_COLORS = {Organ.LIVER: "#d1495b", Organ.KIDNEYS: "#30a14e", Organ.SPLEEN: "#3a6ea5", Organ.PANCREAS: "#edae49"}
 DISPLAY_WINDOW_HU = (-125, 275)
@@ -50,9 +51,9 @@ def bland_altman(results: Sequence[CaseScores]) -> Figure:
     """Organ volumes: difference over mean, with the mean difference and 1.96 standard deviations."""
     figure = Figure(figsize=(9, 5.6), layout="constrained", facecolor=FACE)
     for axes, organ in zip(figure.subplots(2, 2).flat, ORGANS, strict=True):
-        truth = np.array([case.truth_ml[organ] for case in results])
-        found = np.array([case.found_ml[organ] for case in results])
-        difference, mean = found - truth, (found + truth) / 2
+        reference = np.array([case.reference_ml[organ] for case in results])
+        prediction = np.array([case.prediction_ml[organ] for case in results])
+        difference, mean = prediction - reference, (prediction + reference) / 2
         spread = 1.96 * difference.std(ddof=1) if len(difference) > 1 else 0.0
         axes.scatter(mean, difference, s=22, color=ORGAN_COLORS[organ], edgecolor="white", linewidth=0.5, zorder=3)
         for level, style in ((difference.mean(), "-"), *((difference.mean() + s * spread, "--") for s in (-1, 1))):
@@ -65,7 +66,7 @@ def bland_altman(results: Sequence[CaseScores]) -> Figure:
 
 
 def case_slices(
-    image_path: pathlib.Path, truth_path: pathlib.Path, found_path: pathlib.Path
+    image_path: pathlib.Path, reference_path: pathlib.Path, prediction_path: pathlib.Path
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8], int, float]:
     """Image (HU), reference and prediction of a case, (Y, X) each, at the slice where most voxels disagree.
 
@@ -74,17 +75,17 @@ def case_slices(
     Returns:
         The three slices, the slice's number, and the height of a pixel over its width.
     """
-    scan = open_scan(image_path)
-    truth, _ = read_labels(truth_path, [*Organ, IGNORE])
-    found = read_labels(found_path, list(Organ))[0] if found_path.exists() else np.zeros_like(truth)
-    truth, found = orient(truth, scan.turn), orient(found, scan.turn)
-    disagreement = ((truth != found) & (truth != IGNORE)).sum(axis=(1, 2))
-    z_most = int(np.argmax(disagreement if disagreement.any() else (found > 0).sum(axis=(1, 2))))
-    slices = scan.slices()
+    volume = open_volume(image_path)
+    reference, _ = read_labels(reference_path, [*Organ, IGNORE])
+    exists = prediction_path.exists()
+    prediction = read_labels(prediction_path, list(Organ))[0] if exists else np.zeros_like(reference)
+    disagreement = ((reference != prediction) & (reference != IGNORE)).sum(axis=(1, 2))
+    z_most = int(np.argmax(disagreement if disagreement.any() else (prediction > 0).sum(axis=(1, 2))))
+    slices = volume.slices()
     plane = next(plane for z, plane in slices if z == z_most)
     slices.close()
-    _, height, width = scan.spacing_zyx_mm
-    return plane, truth[z_most], found[z_most], z_most, height / width
+    _, height, width = volume.geometry.spacing_zyx_mm
+    return plane, reference[z_most], prediction[z_most], z_most, height / width
 
 
 def panels(
@@ -98,10 +99,12 @@ def panels(
     for row, (word, case) in zip(figure.subplots(len(chosen), 3), chosen.items(), strict=True):
         mask_name = f"{case.name}.nii.gz"
         image_path = images / f"{case.name}_0000.nii.gz"
-        plane, truth, found, z, aspect = case_slices(image_path, references / mask_name, predictions / mask_name)
+        plane, reference, prediction, z, aspect = case_slices(
+            image_path, references / mask_name, predictions / mask_name
+        )
         dice = ", ".join(f"{case.scores[organ].dice:.2f}" for organ in ORGANS)
         titles = (f"{word}: {case.name}, slice {z}", "reference", f"prediction, DSC {dice}")
-        for axes, labels, title in zip(row, (None, truth, found), titles, strict=True):
+        for axes, labels, title in zip(row, (None, reference, prediction), titles, strict=True):
             axes.imshow(plane, "gray", vmin=DISPLAY_WINDOW_HU[0], vmax=DISPLAY_WINDOW_HU[1], aspect=aspect)
             if labels is not None:
                 shown = np.where(labels == IGNORE, 0, labels)

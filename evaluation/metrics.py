@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
 
-from app.organs import Organ
-
-ORGANS = tuple(organ for organ in Organ if organ != Organ.BACKGROUND)
-IGNORE = 255  # label of voxels that nobody annotated
+from app.organs import IGNORE, ORGANS, Organ
+from evaluation.overlap import dice
 
 
 @dataclass(frozen=True)
@@ -49,27 +47,21 @@ class Score:
     surface_dice: float
 
 
-def organ_box(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> tuple[slice, ...] | None:
+def organ_box(reference: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> tuple[slice, ...] | None:
     """The smallest box that holds both; None where both are empty."""
     box = []
-    for axis in range(truth.ndim):
-        others = tuple(a for a in range(truth.ndim) if a != axis)
-        rows = np.flatnonzero(truth.any(others) | found.any(others))
+    for axis in range(reference.ndim):
+        others = tuple(a for a in range(reference.ndim) if a != axis)
+        rows = np.flatnonzero(reference.any(others) | prediction.any(others))
         if not rows.size:
             return None
         box.append(slice(rows[0], rows[-1] + 1))
     return tuple(box)
 
 
-def dice(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
-    """DSC of two masks of the same shape; 1 where both are empty."""
-    total = np.count_nonzero(truth) + np.count_nonzero(found)
-    return 2 * np.count_nonzero(truth & found) / total if total else 1.0
-
-
 def score_organ(
-    truth: NDArray[np.bool_],
-    found: NDArray[np.bool_],
+    reference: NDArray[np.bool_],
+    prediction: NDArray[np.bool_],
     spacing_mm: tuple[float, ...],
     tolerance_mm: float,
     least_dice: float = 0.0,
@@ -79,41 +71,41 @@ def score_organ(
     Both empty: 1 and 1. One of them empty: 0 and 0.
 
     Args:
-        truth: the reference's voxels, 3-D.
-        found: the prediction's, same shape.
+        reference: the organ's voxels, 3-D.
+        prediction: of the same shape.
         spacing_mm: voxel size along each axis.
         tolerance_mm: of the NSD.
         least_dice: below this DSC the NSD is 0.
     """
-    box = organ_box(truth, found)
+    box = organ_box(reference, prediction)
     if box is None:
         return Score(1.0, 1.0)
-    truth, found = truth[box], found[box]
-    if not truth.any() or not found.any():
+    reference, prediction = reference[box], prediction[box]
+    if not reference.any() or not prediction.any():
         return Score(0.0, 0.0)
-    overlap = dice(truth, found)
+    overlap = dice(reference, prediction)
     if overlap < least_dice:
         return Score(overlap, 0.0)
-    distances = compute_surface_distances(truth, found, spacing_mm)
+    distances = compute_surface_distances(reference, prediction, spacing_mm)
     return Score(overlap, float(compute_surface_dice_at_tolerance(distances, tolerance_mm)))
 
 
 def score_case(
-    truth: NDArray[Any], found: NDArray[Any], spacing_mm: tuple[float, ...], protocol: Protocol
+    reference: NDArray[Any], prediction: NDArray[Any], spacing_mm: tuple[float, ...], protocol: Protocol
 ) -> dict[Organ, Score]:
     """Score every organ of a case; voxels labelled 255 in the reference count as background in both.
 
     Args:
-        truth: reference labels 0..4 and 255.
-        found: predicted labels 0..4, same shape.
+        reference: reference labels 0..4 and 255.
+        prediction: predicted labels 0..4, same shape.
         spacing_mm: voxel size along each axis.
         protocol: tolerances and rules.
     """
-    if (truth == IGNORE).any():
-        found = np.where(truth == IGNORE, 0, found)
+    if (reference == IGNORE).any():
+        prediction = np.where(reference == IGNORE, 0, prediction)
     return {
         organ: score_organ(
-            truth == organ, found == organ, spacing_mm, protocol.tolerance_mm[organ], protocol.least_dice
+            reference == organ, prediction == organ, spacing_mm, protocol.tolerance_mm[organ], protocol.least_dice
         )
         for organ in ORGANS
     }

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+from app.organs import ORGANS
 from evaluation.accuracy import CaseScores, summarise
-from evaluation.metrics import ORGANS, Protocol
+from evaluation.metrics import Protocol
 
 STYLE = """
 :root { color-scheme: light; }

@@ -12,10 +12,9 @@ import torch
 from hypothesis import settings
 
 from app import checkpoint
+from app.organs import IGNORE
 from tests.phantom import write_phantom
-from tests.test_checkpoint import CONFIG
-from tests.test_network import randomise
-from training.cache import IGNORE
+from tests.tiny import CONFIG, randomise
 
 settings.register_profile("any machine", deadline=None)  # a busy machine is no failure
 settings.load_profile("any machine")

@@ -12,13 +12,12 @@ import pytest
 import torch
 from isal import igzip
 
-import app.scan
 from app.checkpoint import Checkpoint
-from app.model import activation_bytes, place
-from app.scan import open_scan
+from app.inference.predictor import activation_bytes, load_onto
+from app.volumes import gzip_file, open_volume
 from benchmarks.growth import over_slices
 from tests.conftest import ROOT
-from tests.test_checkpoint import CONFIG
+from tests.tiny import CONFIG
 
 MIB_300_SLICES = 1229  # 1.2 GiB
 HEADER_LOOK = 540  # bytes that are read to recognise NIfTI-1 and 2
@@ -34,8 +33,8 @@ def test_a_scan_is_decompressed_once(phantom_path: pathlib.Path, monkeypatch: py
             decompressed.append(len(data))
             return data
 
-    monkeypatch.setattr(app.scan.igzip, "IGzipFile", Counting)
-    scan = open_scan(phantom_path)
+    monkeypatch.setattr(gzip_file.igzip, "IGzipFile", Counting)
+    scan = open_volume(phantom_path)
     voxels = 2 * sum(plane.size for _, plane in scan.slices())
     assert sum(decompressed) == HEADER_LOOK + 352 + voxels
 
@@ -69,7 +68,7 @@ def test_a_batch_takes_no_more_than_its_estimate(dimensions: tuple[int, int, int
     """And twice the slices take at most twice the memory."""
     width, channels, keys = dimensions
     config = replace(CONFIG, width=width, ocr_channels=channels, key_channels=keys)
-    model = place(Checkpoint(config, config.build(), {}), torch.device("cpu"), torch.float32)
+    model = load_onto(Checkpoint(config, config.build(), {}), torch.device("cpu"), torch.float32)
     one, two = (allocator_peak(model.network, torch.rand(n, config.channels_in, 128, 128)) for n in (1, 2))
     assert 0.2 * activation_bytes(config, (128, 128), torch.float32) < one  # the estimate is not idle either
     assert one < activation_bytes(config, (128, 128), torch.float32)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pathlib
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from app.cases import CaseQueue, find_cases
-from app.scan import Scan, ScanError
+from app.errors import VolumeError
+from app.volumes.nifti import NiftiVolume
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_each_case_comes_with_its_own_scan_or_error(folders: tuple[pathlib.Path,
             assert scan.path == case.scan_path
             found.append((case.name, sum(1 for _ in slices)))
         else:
-            assert isinstance(error, ScanError)
+            assert isinstance(error, VolumeError)
             assert str(case.scan_path) in str(error)
             found.append((case.name, 0))
     assert found == [("a", 20), ("b", 0), ("c", 20)]
@@ -48,17 +49,17 @@ def test_the_first_scan_is_decoded_before_anybody_asks(
 ) -> None:
     began, may_go_on = threading.Event(), threading.Event()
     ended = threading.Event()
-    decode = Scan._decode
+    decode = NiftiVolume._decode
 
-    def observed(scan: Scan) -> Iterator[object]:
+    def observed(volume: NiftiVolume, convert: Callable[..., object]) -> Iterator[object]:
         began.set()
         may_go_on.wait(10)
         try:
-            yield from decode(scan)
+            yield from decode(volume, convert)
         finally:
             ended.set()
 
-    monkeypatch.setattr(Scan, "_decode", observed)
+    monkeypatch.setattr(NiftiVolume, "_decode", observed)
     queue = CaseQueue(find_cases(*folders))
     assert began.wait(10)
     may_go_on.set()
@@ -71,3 +72,19 @@ def test_what_is_skipped_is_not_opened(folders: tuple[pathlib.Path, pathlib.Path
     queue = CaseQueue(find_cases(*folders), skip_existing=True)
     assert [opened is None for _, opened in queue] == [True, False, False]
     queue.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("FLARE_001_0000.nii.gz", "FLARE_001.nii.gz"),
+        ("a.nii.gz", "a.nii.gz"),
+        ("a_0000.nii", "a.nii"),
+        ("a_0000_b.nii.gz", "a_0000_b.nii.gz"),
+        ("scan.v2_0000.nii.gz", "scan.v2.nii.gz"),
+    ],
+)
+def test_mask_names(tmp_path: pathlib.Path, name: str, expected: str) -> None:
+    (tmp_path / name).touch()
+    (case,) = find_cases(tmp_path, tmp_path / "out")
+    assert case.mask_path == tmp_path / "out" / expected

@@ -10,24 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from app import checkpoint
-from app.checkpoint import CheckpointError, ModelConfig, find_model, from_mmsegmentation, load_checkpoint
+from app.checkpoint import ModelConfig, find_model, load_checkpoint
+from app.errors import CheckpointError
 from app.network import HrnetOcr
-from tests.test_network import randomise
+from tests.tiny import CONFIG, randomise
+from training.mmsegmentation import from_mmsegmentation
 
 MMSEGMENTATION = pathlib.Path(__file__).parent / "mmseg_ocrnet_hr48_state_dict.txt"
-CONFIG = ModelConfig(
-    name="tiny",
-    version="1",
-    width=2,
-    classes=5,
-    channels_in=3,
-    ocr_channels=8,
-    key_channels=4,
-    window_hu=(-125.0, 275.0),
-    spacing_mm=1.5,
-    neighbour_mm=3.0,
-    training_data="none: random weights of a test",
-)
 
 
 @pytest.fixture

@@ -22,11 +22,10 @@ from click.testing import CliRunner
 from app import Segmenter, __version__
 from app.cases import CaseQueue, find_cases
 from app.cli import main
-from app.predict import FolderRun
-from app.scan import open_scan
+from app.run import FolderRun
 from tests.conftest import ROOT
+from tests.nifti_files import damaged
 from tests.phantom import write_phantom
-from tests.test_scan import damaged
 
 BAD_KINDS = [
     *("truncated gz", "empty", "text", "2-D", "4-D with 3 volumes", "RGB", "zero spacing", "NaN spacing"),
@@ -283,7 +282,7 @@ def test_postprocessing_can_be_switched_off(run: Run, folders: Folders) -> None:
         (["--weights", "nowhere.bin"], "nowhere.bin: cannot be read (No such file or directory)"),
         (["--batch-size", "0"], "Invalid value for '--batch-size'"),
         (["--model", "fast", "--weights", "x.safetensors"], "--model and --weights exclude each other"),
-        (["--device", "cuda"], "--device cuda: no usable NVIDIA GPU"),
+        (["--device", "cuda"], "device cuda: no usable NVIDIA GPU"),
     ],
 )
 def test_bad_options(
@@ -363,6 +362,6 @@ def test_predict_sh_is_posix_and_passes_its_arguments(folders: Folders, tiny_wei
     command = ["sh", str(ROOT / "predict.sh"), str(inputs), str(outputs), "--weights", str(tiny_weights)]
     shown = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", check=False)
     assert shown.returncode == 0, shown.stderr
-    assert nib.load(outputs / "good.nii.gz").shape == open_scan(inputs / "good_0000.nii.gz").shape
+    assert nib.load(outputs / "good.nii.gz").shape == nib.load(inputs / "good_0000.nii.gz").shape
     assert shown.stdout == ""
     assert "\r" not in shown.stderr  # no progress bar outside a terminal

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from app.organs import Organ
 from app.segmenter import Segmenter
-from tests.test_training import TINY
+from tests.tiny import TINY
 from training import compare
 from training.__main__ import main
 from training.cache import find_pairs

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from app.components import COMPONENTS_KEPT, keep_largest, organ_voxels
+from app.inference.components import COMPONENTS_KEPT, keep_largest, organ_voxels
 from app.organs import Organ
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from app.organs import Organ
 from evaluation.__main__ import main
 from evaluation.accuracy import EvaluationError, bootstrap_interval, evaluate, evaluate_case
+from evaluation.labels import LabelError
 from evaluation.metrics import PROTOCOLS, Score, score_case, score_organ
 
 FLARE21 = PROTOCOLS["flare21"]
@@ -148,8 +149,8 @@ def test_a_missing_prediction_counts_as_zero_and_is_named(
 @pytest.mark.parametrize(
     ("labels", "affine", "line"),
     [
-        (np.zeros((8, 8, 7), np.uint8), np.eye(4), "shape (8, 8, 7), the reference has (8, 8, 8); predict on its grid"),
-        (np.zeros((8, 8, 8), np.uint8), np.diag([2.0, 1, 1, 1]), "its affine is not the reference's; predict on"),
+        (np.zeros((8, 8, 7), np.uint8), np.eye(4), "shape (8, 8, 7), the reference has (8, 8, 8); resample it onto"),
+        (np.zeros((8, 8, 8), np.uint8), np.diag([2.0, 1, 1, 1]), "its affine is not the reference's; resample it onto"),
         (np.full((8, 8, 8), 7, np.uint8), np.eye(4), "holds the value 7; labels are 0, 1, 2, 3, 4"),
         (np.full((8, 8, 8), 0.5, np.float32), np.eye(4), "holds the value 0.5; labels are 0, 1, 2, 3, 4"),
     ],
@@ -159,7 +160,7 @@ def test_what_cannot_be_scored_names_the_case(
 ) -> None:
     predictions, references = folders
     nib.save(nib.Nifti1Image(labels, affine), predictions / "a.nii.gz")
-    with pytest.raises(EvaluationError, match=re.escape(f"{predictions}/a.nii.gz: {line}")):
+    with pytest.raises(LabelError, match=re.escape(f"{predictions}/a.nii.gz: {line}")):
         evaluate_case(references / "a.nii.gz", predictions, FLARE21)
 
 

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from app.checkpoint import load_checkpoint
 from app.cli import main
-from app.model import Model, place
-from app.segment import segment_slices
+from app.inference.grid import network_grid
+from app.inference.labelling import label_slices
+from app.inference.predictor import Model, NetworkPredictor, load_onto
 from app.segmenter import Segmenter
 from benchmarks import gpu
 
@@ -23,7 +24,7 @@ LITTLE_BYTES = 60e6
 
 @pytest.fixture
 def on_gpu(tiny_weights: pathlib.Path) -> Model:
-    return place(load_checkpoint([tiny_weights]), torch.device("cuda"))
+    return load_onto(load_checkpoint([tiny_weights]), torch.device("cuda"))
 
 
 class TestOnGpu:
@@ -46,10 +47,11 @@ class TestOnGpu:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(LITTLE_BYTES / total)
         try:
-            findings = segment_slices(on_gpu, enumerate(volume), (5.0, 6.0, 6.0), labels, batch_size=16)
+            predictor = NetworkPredictor(on_gpu, network_grid((1024, 1024), (6.0, 6.0), on_gpu.config.spacing_mm), 16)
+            findings = label_slices(predictor, enumerate(volume), (5.0, 6.0, 6.0), labels)
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
-        assert findings.batch_size < 16
+        assert predictor.batch_size < 16
         assert findings.network_slices > 0
 
     def test_the_log_tells_the_gpus_memory(self, phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:

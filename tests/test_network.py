@@ -11,27 +11,11 @@ from torch import nn
 
 from app.network import HrnetOcr, fold_batch_norm
 from app.network.ocr import ObjectAttention, gather_object_regions
+from tests.tiny import randomise
 
 PAPER_PARAMETERS = 70_354_170
 PAPER_FLOPS = 162_178_878_720
 GOLDEN = pathlib.Path(__file__).parent / "golden_logits.json"
-
-
-def randomise(network: HrnetOcr, seed: int) -> HrnetOcr:
-    """Give every tensor of a network, batch norm's statistics too, values that do not depend on the initialisation."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in network.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var"):
-                tensor.copy_(1 + 0.5 * noise.abs())
-            elif tensor.ndim == 4:
-                tensor.copy_(noise * tensor[0].numel() ** -0.5)
-            else:
-                tensor.copy_(0.1 * noise + 0.6 * name.endswith("norm.weight"))
-    return network.eval()
 
 
 def test_width_48_has_the_papers_parameters() -> None:

@@ -13,17 +13,13 @@ import numpy as np
 import pytest
 
 from app import Segmenter
-from app.organs import Organ
-from app.scan import open_scan
+from app.organs import ORGANS, Organ
+from app.volumes import open_volume
+from evaluation.overlap import dice
 from tests.conftest import ROOT
 from tests.phantom import make_phantom, write_phantom
 
 REAL_DATA = ROOT.parent / "shared" / "data"
-ORGANS = [organ for organ in Organ if organ != Organ.BACKGROUND]
-
-
-def dice(found: np.ndarray, truth: np.ndarray, organ: Organ) -> float:
-    return float(2 * np.sum((found == organ) & (truth == organ)) / (np.sum(found == organ) + np.sum(truth == organ)))
 
 
 def test_it_looks_like_a_ct_with_four_organs() -> None:
@@ -47,8 +43,8 @@ def test_a_seed_decides_it() -> None:
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "SLP", "IPR"])
 def test_orientations_hold_the_same_patient(tmp_path: pathlib.Path, axes: str) -> None:
     write_phantom(tmp_path / "x.nii", shape=(40, 48, 12), spacing_mm=(8.0, 7.0, 22.0), axes=axes)
-    scan = open_scan(tmp_path / "x.nii")
-    assert "".join(nib.aff2axcodes(scan.affine)) == axes
+    scan = open_volume(tmp_path / "x.nii")
+    assert "".join(nib.aff2axcodes(scan.geometry.affine)) == axes
     image, _ = make_phantom((40, 48, 12), (8.0, 7.0, 22.0))
     for z, plane in scan.slices():
         np.testing.assert_array_equal(plane, image[:, :, z].T)
@@ -57,8 +53,8 @@ def test_orientations_hold_the_same_patient(tmp_path: pathlib.Path, axes: str) -
 def test_the_bundled_model_finds_the_phantoms_organs(tmp_path: pathlib.Path) -> None:
     write_phantom(tmp_path / "p.nii.gz", tmp_path / "l.nii.gz", (256, 256, 40), (1.5, 1.5, 7.5), axes="RAS", seed=3)
     mask = Segmenter.load("fast", device="cpu").segment(tmp_path / "p.nii.gz")
-    truth = np.asarray(nib.load(tmp_path / "l.nii.gz").dataobj)
-    scores = {organ: dice(mask, truth, organ) for organ in ORGANS}
+    reference = np.asarray(nib.load(tmp_path / "l.nii.gz").dataobj)
+    scores = {organ: dice(reference == organ, mask == organ) for organ in ORGANS}
     assert scores[Organ.LIVER] > 0.95
     assert min(scores.values()) > 0.7, scores
 
@@ -74,8 +70,8 @@ def test_a_real_ct_goes_through_predict_sh(tmp_path: pathlib.Path) -> None:
     scan, mask = (nib.load(tmp_path / p) for p in ("imagesTr/btcv_0026_0000.nii.gz", "out/btcv_0026.nii.gz"))
     assert mask.shape == scan.shape
     np.testing.assert_array_equal(mask.affine, scan.affine)
-    truth = np.asarray(nib.load(tmp_path / "labelsTr" / "btcv_0026.nii.gz").dataobj)
-    scores = [dice(np.asarray(mask.dataobj), truth, organ) for organ in ORGANS]
+    reference = np.asarray(nib.load(tmp_path / "labelsTr" / "btcv_0026.nii.gz").dataobj)
+    scores = [dice(reference == organ, np.asarray(mask.dataobj) == organ) for organ in ORGANS]
     assert np.all(np.array(scores) > [0.85, 0.7, 0.7, 0.25]), scores
     record = json.loads((tmp_path / "out" / "run_log.jsonl").read_text())
     assert record["status"] == "done"

@@ -1,4 +1,4 @@
-"""The arrows of the design, read from the imports; and what the image may carry."""
+"""The arrows of docs/ARCHITECTURE.md, read from the imports; and what the image may carry."""
 
 from __future__ import annotations
 
@@ -12,65 +12,120 @@ import pytest
 from tests.conftest import ROOT
 
 APP = sorted((ROOT / "app").rglob("*.py"))
+WINGS = ("volumes", "inference", "results", "network")
+# From each room of app/ to those that it may import; every room may import errors and organs.
 ARROWS = {
-    "app": {"app.segmenter"},
-    "app.__main__": {"app.cli"},
-    "app.cli": {
-        *("app", "app.cases", "app.checkpoint", "app.model", "app.predict", "app.run_log", "app.segmenter"),
-    },
-    "app.cases": {"app.scan"},
-    "app.predict": {
-        *("app", "app.cases", "app.components", "app.gpu_memory", "app.model", "app.run_log", "app.scan"),
-        *("app.segment", "app.segmenter"),
-    },
-    "app.segmenter": {"app.checkpoint", "app.components", "app.model", "app.scan", "app.segment"},
-    "app.scan": {"app.read_ahead"},
-    "app.segment": {"app.body", "app.intensity", "app.model", "app.slices"},
-    "app.body": {"app.slices"},
-    "app.model": {"app.checkpoint", "app.limits", "app.network"},
-    "app.checkpoint": {"app.network"},
-    "app.components": {"app.organs"},
-    "app.network": {"app.network.hrnet_ocr"},
-    "app.network.hrnet_ocr": {"app.network.hrnet", "app.network.ocr"},
-    "app.network.ocr": {"app.network.hrnet"},
+    "": {"segmenter"},  # the package itself, when Segmenter is asked for
+    "__main__": {"cli"},
+    "cli": {"", "cases", "host", "inference", "run", "segmenter"},
+    "run": {"", "cases", "gpu_memory", "host", "inference", "results", "run_log", "segmenter"},
+    "segmenter": {"checkpoint", "inference", "volumes"},
+    "cases": {"volumes"},
+    "inference": {"checkpoint", "host", "network"},
+    "checkpoint": {"network"},
+    "results": {"volumes", "whole_file"},
 }
-ONE_HOME = {"nibabel": "app.scan", "isal": "app.scan", "pynvml": "app.gpu_memory", "click": "app.cli"}
+FOR_ALL = {"errors", "organs"}
+# Which library lives where; a scan's geometry and its NIfTI file both need nibabel.
+HOMES = {
+    "click": {"cli"},
+    "pynvml": {"gpu_memory"},
+    "isal": {"volumes.gzip_file"},
+    "nibabel": {"volumes.nifti", "volumes.volume"},
+    "cc3d": {"inference.components"},
+    "safetensors": {"checkpoint"},
+}
+WITHOUT_TORCH = ("volumes", "results", "cases", "host", "errors", "organs", "gpu_memory", "run_log", "whole_file")
 
 
-def module_name(path: pathlib.Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
+def module(path: pathlib.Path) -> str:
+    """A file's dotted name inside app/."""
+    parts = path.relative_to(ROOT / "app").with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: pathlib.Path) -> set[str]:
-    """Every module a file imports, inside functions too; `from app import x` counts as app.x where that is one."""
-    found: set[str] = set()
-    modules = {module_name(p) for p in APP}
+def room(name: str) -> str:
+    """A wing, or a file beside the wings."""
+    return name.split(".", maxsplit=1)[0]
+
+
+def imports(path: pathlib.Path) -> tuple[set[str], set[str]]:
+    """The modules of app/ and the libraries that a file imports, inside functions too."""
+    ours, theirs = set(), set()
+    modules = {module(p) for p in APP}
+    package = path.relative_to(ROOT / "app").parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            theirs |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) - node.level + 1], *(node.module.split(".") if node.module else [])]
+            for alias in node.names:
+                inner = ".".join([*base, alias.name])
+                ours.add(inner if inner in modules else ".".join(base))
         elif isinstance(node, ast.ImportFrom):
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in modules else str(node.module) for name in names}
-    return found
+            theirs.add(str(node.module).split(".", maxsplit=1)[0])
+    return ours, theirs
 
 
-@pytest.mark.parametrize("path", APP, ids=module_name)
+@pytest.mark.parametrize("path", APP, ids=module)
 def test_arrows_point_one_way(path: pathlib.Path) -> None:
-    inside = {name for name in imports(path) if name.split(".")[0] in ("app", "training", "evaluation", "tests")}
-    assert inside <= ARROWS.get(module_name(path), set())
+    here = room(module(path))
+    reached = {room(name) for name in imports(path)[0]} - {here} - FOR_ALL
+    assert reached <= ARROWS.get(here, set())
 
 
-@pytest.mark.parametrize(("library", "home"), ONE_HOME.items())
-def test_each_library_lives_in_one_module(library: str, home: str) -> None:
-    users = {module_name(p) for p in APP if any(name.split(".")[0] == library for name in imports(p))}
-    assert users == {home}
+@pytest.mark.parametrize("path", APP, ids=module)
+def test_the_package_knows_itself_by_relative_imports_only(path: pathlib.Path) -> None:
+    """So that it works as `app` in the tree and as `hrnet_ocr_abdomen` where it is installed."""
+    assert not imports(path)[1] & {"app", "hrnet_ocr_abdomen", "training", "evaluation", "benchmarks", "tests"}
+
+
+@pytest.mark.parametrize(("library", "homes"), HOMES.items())
+def test_each_library_has_its_home(library: str, homes: set[str]) -> None:
+    assert {module(p) for p in APP if library in imports(p)[1]} == homes
+
+
+@pytest.mark.parametrize("path", [p for p in APP if room(module(p)) in WITHOUT_TORCH], ids=module)
+def test_what_starts_before_torch_imports_none(path: pathlib.Path) -> None:
+    assert "torch" not in imports(path)[1]
 
 
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, app, app.cli; print('torch' in sys.modules, app.__version__)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert shown.stdout.startswith("False ")
+
+
+@pytest.mark.parametrize(
+    ("wing", "may_import"),
+    [
+        ("training", {"app", "evaluation"}),
+        ("evaluation", {"app"}),
+        ("benchmarks", {"app", "evaluation", "tests"}),
+    ],
+)
+def test_what_does_not_ship_builds_on_what_does(wing: str, may_import: set[str]) -> None:
+    others = {"app", "training", "evaluation", "benchmarks", "tests"} - {wing}
+    for path in (ROOT / wing).rglob("*.py"):
+        roots = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                roots |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                roots.add(node.module.split(".")[0])
+        assert roots & others <= may_import, path
+
+
+@pytest.mark.parametrize(
+    ("wing", "table", "one"), [("volumes", "FORMATS", "volumes.nifti"), ("results", "RESULTS", "results.nifti_mask")]
+)
+def test_adding_a_format_or_an_output_takes_one_file_and_one_row(wing: str, table: str, one: str) -> None:
+    """As docs/ARCHITECTURE.md promises: only the table of its wing names the module of a format or an output.
+
+    The NIfTI mask is the exception: it keeps the header of a NIfTI scan.
+    """
+    assert f"\n{table}: dict[str, " in (ROOT / "app" / wing / "__init__.py").read_text()
+    assert {module(p) for p in APP if one in imports(p)[0]} - {"results.nifti_mask"} == {wing}
 
 
 def test_the_image_gets_four_things_and_nothing_else() -> None:

@@ -20,16 +20,17 @@ from click.testing import CliRunner
 from torch.distributed.run import get_args_parser
 
 from app.checkpoint import Checkpoint, find_model, load_checkpoint
-from app.model import place
+from app.inference.grid import network_grid
+from app.inference.labelling import label_slices
+from app.inference.predictor import NetworkPredictor, load_onto
 from app.network import HrnetOcrLogits
-from app.organs import Organ
-from app.segment import segment_slices
+from app.organs import IGNORE, Organ
 from tests.conftest import ROOT
 from tests.phantom import write_phantom
-from tests.test_checkpoint import CONFIG
+from tests.tiny import CONFIG, TINY
 from training.__main__ import main
 from training.augment import augment, crop_fields, geometry, intensity, paper_fields
-from training.cache import IGNORE, CachedCase, DataError, load_cases
+from training.cache import CachedCase, DataError, load_cases
 from training.engine import Run, learning_rate
 from training.export import export
 from training.losses import dice_loss, focal_loss, segmentation_loss
@@ -40,18 +41,6 @@ from training.recipes.paper import RECIPE as PAPER
 from training.sampling import SliceSampler
 from training.state import BEST, LAST, Progress, TrainingError, build_network, trained_weights
 from training.validation import grid_dice
-
-TINY = Recipe(
-    width=4,
-    ocr_channels=16,
-    key_channels=8,
-    spacing_mm=6.0,
-    neighbour_mm=3.0,
-    crop=(64, 48),
-    batch=2,
-    steps=6,
-    warmup_steps=2,
-)
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +76,9 @@ def test_the_cache_is_written_once_and_anew_when_the_data_changes(data: pathlib.
     [
         ("no images", r"no imagesTr/\*_0000.nii.gz; expected the FLARE / nnU-Net layout"),
         ("no label", r"labelsTr/one.nii.gz: no label for case one; add it or remove the image"),
-        ("shape", r"labelsTr/one.nii.gz: shape or affine differ from .*one_0000.nii.gz"),
-        ("affine", r"labelsTr/one.nii.gz: shape or affine differ from .*one_0000.nii.gz"),
-        ("value", r"labelsTr/one.nii.gz: label 9 is none of 0..4 and 255"),
+        ("shape", r"labelsTr/one.nii.gz: shape .* the reference has .*; resample it onto that grid"),
+        ("affine", r"labelsTr/one.nii.gz: its affine is not the reference's; resample it onto that grid"),
+        ("value", r"labelsTr/one.nii.gz: holds the value 9; labels are 0, 1, 2, 3, 4, 255"),
     ],
 )
 def test_bad_data_is_named_before_training(tmp_path: pathlib.Path, change: str, line: str) -> None:
@@ -262,13 +251,12 @@ def test_training_learns_resumes_and_exports(cases: list[CachedCase], tmp_path: 
     assert losses[-1] < 0.8 * losses[0]
 
     export(tmp_path, "mine", "1", "two phantoms", tmp_path / "weights")
-    model = place(load_checkpoint(find_model("mine", tmp_path / "weights")), torch.device("cpu"), torch.float32)
+    model = load_onto(load_checkpoint(find_model("mine", tmp_path / "weights")), torch.device("cpu"), torch.float32)
     volume = np.random.default_rng(0).integers(-200, 300, (3, 128, 128)).astype(np.int16)
-    found = np.zeros(volume.shape, np.uint8)
-    segment_slices(model, enumerate(volume), (16.0, 4.0, 4.0), found)
-    plain = np.zeros(volume.shape, np.uint8)
-    trained = run.average.module.eval()
-    segment_slices(replace(model, network=trained), enumerate(volume), (16.0, 4.0, 4.0), plain)
+    found, plain = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.uint8)
+    for placed, labels in ((model, found), (replace(model, network=run.average.module.eval()), plain)):
+        predictor = NetworkPredictor(placed, network_grid((128, 128), (4.0, 4.0), TINY.spacing_mm))
+        label_slices(predictor, enumerate(volume), (16.0, 4.0, 4.0), labels)
     assert np.mean(found == plain) > 0.999
 
 
@@ -365,7 +353,7 @@ def test_a_loss_that_is_no_number_stops(
 def test_the_command_line_names_the_recipes_there_are(tmp_path: pathlib.Path) -> None:
     result = CliRunner().invoke(main, ["train", "none", str(tmp_path), "--data", str(tmp_path)])
     assert result.exit_code == 2
-    recipes = "fast, fast_tune, paper, paper_ours, paper_tune"
+    recipes = "fast, fast_tune, paper, paper_coarse, paper_ours, paper_tune"
     assert f"no recipe 'none'; there are {recipes}, or give a file.py" in result.output
 
 
@@ -404,7 +392,7 @@ def test_torchrun_takes_no_option_of_ours_for_its_own() -> None:
 def test_two_processes_train_together(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Started by torchrun with a recipe of one's own; one of them logs and saves."""
     recipe = tmp_path / "own.py"
-    recipe.write_text("from dataclasses import replace\nfrom tests.test_training import TINY\n")
+    recipe.write_text("from dataclasses import replace\nfrom tests.tiny import TINY\n")
     recipe.write_text(recipe.read_text() + "RECIPE = replace(TINY, steps=20)\n")
     arguments = ["train", str(recipe), str(tmp_path / "run"), "--data", str(data), "--cache", str(tmp_path / "cache")]
     torchrun = [

@@ -15,7 +15,8 @@ import click
 import torch
 import torch.distributed as dist
 
-from app.checkpoint import WEIGHTS_DIR, CheckpointError
+from app.checkpoint import WEIGHTS_DIR
+from app.errors import CheckpointError
 from training.cache import CachedCase, DataError, find_pairs, load_cases
 from training.engine import Run
 from training.export import export as write_model

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from app.intensity import network_input
-from training.cache import IGNORE
+from app.inference.preprocess import network_input
+from app.organs import IGNORE
 from training.photometric import photometric_distortion
 from training.recipes import Recipe
 

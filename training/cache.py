@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from tqdm import tqdm
 
-from app.intensity import window
-from app.organs import Organ
-from app.scan import Scan, open_scan
-from app.slices import network_grid, to_grid
+from app.inference.grid import network_grid
+from app.inference.preprocess import windowed_slice
+from app.organs import IGNORE, Organ
+from app.volumes import Volume, open_volume
+from evaluation.labels import LabelError, check_same_grid, read_labels
 from training.recipes import Recipe
 
-IGNORE = 255  # label of voxels that nobody annotated
 CACHE_VERSION = 1  # raise when what is stored changes
 
 
@@ -115,17 +115,17 @@ def prepare(
     Returns:
         Images and labels (Z, H, W) uint8 and the distance of slices in mm.
     """
-    scan = open_scan(image)
-    depth, height, width = scan.shape_zyx
-    spacing_z, *spacing_yx = scan.spacing_zyx_mm
-    marks = read_labels(label, scan)
+    scan = open_volume(image)
+    depth, height, width = scan.geometry.shape_zyx
+    spacing_z, *spacing_yx = scan.geometry.spacing_zyx_mm
+    marks = labels_of(label, scan)
     grid = network_grid((height, width), spacing_yx, recipe.spacing_mm)
     images = np.empty((depth, *grid), np.uint8)
     labels = np.empty((depth, *grid), np.uint8)
     classes = torch.tensor([*Organ, IGNORE], dtype=torch.uint8)
     for z, hounsfield in scan.slices():
-        windowed = window(torch.from_numpy(hounsfield).float()[None, None], *recipe.window_hu)
-        images[z] = to_grid(windowed, grid).round_().clamp_(0, 255)[0, 0].byte().numpy()
+        windowed = windowed_slice(torch.from_numpy(hounsfield), recipe.window_hu, grid)
+        images[z] = windowed.round_().clamp_(0, 255).byte().numpy()
         shares = (torch.from_numpy(marks[z])[None] == classes[:, None, None]).float()[None]
         # A grid pixel takes the label that covers most of it.
         labels[z] = classes[functional.interpolate(shares, grid, mode="bilinear", antialias=True)[0].argmax(0)].numpy()
@@ -134,22 +134,18 @@ def prepare(
     return images[:, box[0], box[1]].copy(), labels[:, box[0], box[1]].copy(), spacing_z
 
 
-def read_labels(path: pathlib.Path, scan: Scan) -> NDArray[np.uint8]:
+def labels_of(path: pathlib.Path, scan: Volume) -> NDArray[np.uint8]:
     """The label volume of a scan, (Z, Y, X) uint8 with values 0..4 and 255.
 
     Raises:
-        DataError: its grid is not the scan's, or it holds another value.
+        DataError: it cannot be read, its grid is not the scan's, or it holds another value.
     """
-    labels = open_scan(path)
-    if labels.shape != scan.shape or not np.allclose(labels.affine, scan.affine, atol=1e-2):
-        raise DataError(f"{path}: shape or affine differ from {scan.path}; resample the label onto the image")
-    volume = np.empty(scan.shape_zyx, np.uint8)
-    for z, plane in labels.slices():
-        bad = np.setdiff1d(plane, [*Organ, IGNORE])
-        if bad.size:
-            raise DataError(f"{path}: label {bad[0]} is none of 0..4 and 255")
-        volume[z] = plane
-    return volume
+    try:
+        labels, geometry = read_labels(path, [*Organ, IGNORE])
+        check_same_grid(path, geometry, scan.geometry)
+    except LabelError as error:
+        raise DataError(str(error)) from error
+    return labels
 
 
 def _lines(body: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

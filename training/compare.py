@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.model import Model
-from app.organs import Organ
-from app.scan import open_scan, orient
+from app.inference.predictor import Model
+from app.organs import IGNORE, ORGANS, Organ
 from app.segmenter import Segmenter
-from evaluation.metrics import ORGANS, dice
-from training.cache import IGNORE, CachedCase, Pair, read_labels
+from app.volumes import open_volume
+from evaluation.overlap import dice
+from training.cache import CachedCase, Pair, labels_of
 from training.engine import Run
 from training.other_networks import DECODERS, ENCODERS
 from training.recipes import Recipe
@@ -126,10 +126,10 @@ def mean_dice(segmenter: Segmenter, held_out: Sequence[Pair]) -> dict[Organ, flo
     """Mean DSC per organ over whole volumes; voxels that nobody annotated are left out."""
     scores: dict[Organ, list[float]] = {organ: [] for organ in ORGANS}
     for _, image, label in held_out:
-        scan = open_scan(image)
-        truth, found = read_labels(label, scan), orient(segmenter.segment(image), scan.turn)
+        scan = open_volume(image)
+        reference, prediction = labels_of(label, scan), scan.geometry.orient(segmenter.segment(image))
         for organ, values in scores.items():
-            values.append(dice(truth == organ, (found == organ) & (truth != IGNORE)))
+            values.append(dice(reference == organ, (prediction == organ) & (reference != IGNORE)))
     return {organ: float(np.mean(values)) for organ, values in scores.items()}
 
 

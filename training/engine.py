@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import nn
 
 from app.gpu_memory import MIB
-from app.model import best_dtype
-from app.read_ahead import ReadAhead
-from app.run_log import peak_rss_mib
+from app.host import peak_rss_mib
+from app.inference.predictor import best_dtype
+from app.volumes.read_ahead import ReadAhead
 from training.augment import augment
 from training.cache import CachedCase
 from training.losses import segmentation_loss
@@ -27,7 +27,7 @@ from training.norms import frozen_norms
 from training.recipes import Recipe
 from training.sampling import Batch, SliceSampler
 from training.state import BEST, Progress, RunState, TrainingError
-from training.validation import ORGANS, draw_curve, grid_dice
+from training.validation import ORGAN_NAMES, draw_curve, grid_dice
 
 SAVE_SECONDS = 300.0
 LOG_STEPS = 20
@@ -65,7 +65,7 @@ class Run(RunState):
         with path.open("a", newline="") as stream:
             writer = csv.writer(stream)
             if is_new:
-                writer.writerow(["step", "minutes", "lr", "loss", "images_s", "wait", "peak_mib", *ORGANS])
+                writer.writerow(["step", "minutes", "lr", "loss", "images_s", "wait", "peak_mib", *ORGAN_NAMES])
             writer.writerow(row.values())
         draw_curve(path, self.folder / "curve.png")
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from app.network import HrnetOcrLogits
-from training.cache import IGNORE
+from app.organs import IGNORE
 
 
 def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
@@ -32,9 +32,9 @@ def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     known = labels != IGNORE
     probabilities = logits.softmax(1) * known[:, None]
-    truth = functional.one_hot(labels.masked_fill(~known, 0), logits.shape[1]).movedim(3, 1) * known[:, None]
+    reference = functional.one_hot(labels.masked_fill(~known, 0), logits.shape[1]).movedim(3, 1) * known[:, None]
     over = (0, 2, 3)
-    overlap, volume = (probabilities * truth).sum(over), (probabilities + truth).sum(over)
+    overlap, volume = (probabilities * reference).sum(over), (probabilities + reference).sum(over)
     dice = (2 * overlap + 1) / (volume + 1)
     return 1 - dice[1:].mean()
 

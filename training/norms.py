@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from app.intensity import network_input
+from app.inference.preprocess import network_input
+from app.network import INPUT_STRIDE
 from app.network.ocr import ObjectAttention
 from training.sampling import SliceSampler
 
@@ -35,7 +36,7 @@ def calibrate(network: nn.Module, sampler: SliceSampler, batches: int = CALIBRAT
         norm.reset_running_stats()
         norm.momentum = None
     network.train()
-    height, width = (side // 32 * 32 for side in sampler.canvas)
+    height, width = (side // INPUT_STRIDE * INPUT_STRIDE for side in sampler.canvas)
     top, left = ((side - kept) // 2 for side, kept in zip(sampler.canvas, (height, width), strict=True))
     for _ in range(batches):
         images = sampler.batch()[0][:, :, top : top + height, left : left + width]

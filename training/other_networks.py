@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from app.network import HrnetOcrLogits
+from app.network import LOGITS_STRIDE, HrnetOcrLogits
 from app.network.hrnet import he_initialise, resize
 from app.network.ocr import FcnHead
 from app.organs import Organ
@@ -20,7 +20,6 @@ from training.norms import batch_norms
 ENCODERS = ("resnet50", "efficientnet-b3")
 DECODERS = ("fcn", "deeplabv3plus")
 OUTPUT_STRIDE = 16  # of the encoder, which is DeepLabV3+'s default too
-LOGITS_STRIDE = 4  # as HRNet-OCR's, so that all are resized alike
 NORM_MOMENTUM = 0.1  # as in HRNet; with EfficientNet's own 0.01 a quarter of a statistic is its start after 140 steps
 LIBRARY = "segmentation_models_pytorch"
 

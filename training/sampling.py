@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.organs import Organ
-from app.slices import neighbour_rows, neighbour_step
-from training.cache import IGNORE, CachedCase
+from app.inference.plan import neighbour_rows, neighbour_step
+from app.organs import IGNORE, ORGANS, Organ
+from training.cache import CachedCase
 from training.recipes import Recipe
 
 REPEAT_SHARE = 0.05  # crops whose channels are all the same slice, as a scan of one slice has
@@ -35,9 +35,8 @@ class SliceSampler:
         self.odds = np.array(weights) / np.sum(weights)
         self.rng = np.random.default_rng(seed)
         self.canvas = tuple(max(case.images.shape[axis] for case in cases) for axis in (1, 2))
-        organs = [organ for organ in Organ if organ != Organ.BACKGROUND]
         self.organ_slices = [
-            {organ: rows for organ in organs if (rows := np.flatnonzero((case.labels == organ).any((1, 2)))).size}
+            {organ: rows for organ in ORGANS if (rows := np.flatnonzero((case.labels == organ).any((1, 2)))).size}
             for case in cases
         ]
 

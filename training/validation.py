@@ -11,13 +11,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from app.intensity import network_input
-from app.organs import Organ
-from app.slices import neighbour_rows, neighbour_step, to_scan
-from training.cache import IGNORE, CachedCase
+from app.inference.grid import to_scan
+from app.inference.plan import neighbour_rows, neighbour_step
+from app.inference.preprocess import network_input
+from app.network import INPUT_STRIDE
+from app.organs import IGNORE, ORGANS, Organ
+from evaluation.overlap import dice
+from training.cache import CachedCase
 from training.recipes import Recipe
 
-ORGANS = [organ.name.lower() for organ in Organ if organ != Organ.BACKGROUND]
+ORGAN_NAMES = [organ.name.lower() for organ in ORGANS]
 
 
 @torch.no_grad()
@@ -25,7 +28,7 @@ def grid_dice(network: nn.Module, cases: Sequence[CachedCase], recipe: Recipe, e
     """DSC per organ on every n-th cached slice, mean over cases: a cheap look during training, not a score to quote."""
     network.eval()
     device = next(network.parameters()).device
-    scores: dict[Organ, list[float]] = {organ: [] for organ in Organ if organ != Organ.BACKGROUND}
+    scores: dict[Organ, list[float]] = {organ: [] for organ in ORGANS}
     for case in cases:
         step = neighbour_step(case.spacing_z_mm, recipe.neighbour_mm)
         last = len(case.images) - 1
@@ -33,16 +36,15 @@ def grid_dice(network: nn.Module, cases: Sequence[CachedCase], recipe: Recipe, e
         for z in range(0, last + 1, every):
             rows = neighbour_rows(z, step, recipe.channels_in, last + 1)
             image = network_input(torch.from_numpy(np.array(case.images[rows]))[None].float().to(device))
-            pad = [-side % 32 for side in image.shape[2:]]
+            pad = [-side % INPUT_STRIDE for side in image.shape[2:]]
             padded = nn.functional.pad(image, (0, pad[1], 0, pad[0]))
             logits = to_scan(network(padded).refined.float(), padded.shape[2:])
             found.append(logits.argmax(1)[0, : image.shape[2], : image.shape[3]].byte().cpu().numpy())
-        truth, labels = np.array(case.labels[::every]), np.stack(found)
-        labels[truth == IGNORE] = IGNORE
+        reference, prediction = np.array(case.labels[::every]), np.stack(found)
+        prediction[reference == IGNORE] = IGNORE
         for organ, values in scores.items():
-            if (truth == organ).any():
-                overlap = np.sum((truth == organ) & (labels == organ))
-                values.append(2 * overlap / (np.sum(truth == organ) + np.sum(labels == organ)))
+            if (reference == organ).any():
+                values.append(dice(reference == organ, prediction == organ))
     return {organ: float(np.mean(values)) for organ, values in scores.items() if values}
 
 
@@ -54,8 +56,8 @@ def draw_curve(log: pathlib.Path, picture: pathlib.Path) -> None:
     left, right = figure.subplots(1, 2)
     left.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows])
     left.set(xlabel="step", ylabel="loss")
-    looks = [row for row in rows if row[ORGANS[0]]]
-    for organ in ORGANS:
+    looks = [row for row in rows if row[ORGAN_NAMES[0]]]
+    for organ in ORGAN_NAMES:
         known = [row for row in looks if row[organ]]
         right.plot([int(row["step"]) for row in known], [float(row[organ]) for row in known], "o-", label=organ)
     right.set(xlabel="step", ylabel="DSC on the grid", ylim=(0, 1))

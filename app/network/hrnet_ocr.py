@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from app.network.hrnet import ConvNorm, Hrnet, he_initialise
-from app.network.ocr import FcnHead, OcrHead
+from .hrnet import ConvNorm, Hrnet, he_initialise
+from .ocr import FcnHead, OcrHead
 
 
 class HrnetOcrLogits(NamedTuple):

@@ -10,7 +10,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from app.network.hrnet import Conv, ConvNorm
+from .hrnet import Conv, ConvNorm
 
 
 class FcnHead(nn.Module):

@@ -8,7 +8,7 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from app.organs import Organ
+from ..organs import Organ
 
 COMPONENTS_KEPT = {Organ.LIVER: 1, Organ.KIDNEYS: 2, Organ.SPLEEN: 1, Organ.PANCREAS: 1}
 

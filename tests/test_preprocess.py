@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from app.body import STRIDE, body_box
+from app.inference.preprocess import body_box
+from app.network import LOGITS_STRIDE
 from tests.phantom import make_phantom
 
 WINDOW = (-125.0, 275.0)
@@ -72,7 +73,7 @@ def test_cuts_no_organ_and_fits_the_network(seed: int, spacing: float) -> None:
         box = body_box(inputs, (spacing, spacing), WINDOW)
         for part in box:
             assert (part.stop - part.start) % 32 == 0
-            assert part.start % STRIDE == 0
+            assert part.start % LOGITS_STRIDE == 0
             assert 0 <= part.start < part.stop <= side
         plane = label[:, :, z].T
         assert np.count_nonzero(plane[box]) == np.count_nonzero(plane)

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.intensity import network_input, window
-from app.slices import ANCHOR_MM, SCOUT_MM, Plan, neighbour_step, network_grid, to_grid, to_scan, with_neighbours
+from app.inference.grid import network_grid, to_grid, to_scan
+from app.inference.plan import ANCHOR_MM, SCOUT_MM, Plan, neighbour_step, with_neighbours
+from app.inference.preprocess import network_input, window
 
 
 @given(st.integers(1, 12), st.integers(0, 5), st.sampled_from([1, 3, 5, 7]), st.booleans())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from app.checkpoint import Checkpoint
-from app.model import Model, SegmentError, best_dtype, choose_batch_size, place
+from app.errors import DeviceError, InferenceError
+from app.inference import labelling
+from app.inference.grid import network_grid
+from app.inference.labelling import Findings, OnSlice
+from app.inference.predictor import Model, NetworkPredictor, best_dtype, choose_batch_size, load_onto
 from app.network import HrnetOcrLogits
-from app.segment import segment_slices
-from tests.test_checkpoint import CONFIG
-from tests.test_network import randomise
+from tests.tiny import CONFIG, randomise
 
 SPACING = (3.0, 1.0, 1.0)
 NO_MEMORY = (
@@ -50,6 +53,27 @@ def model(network: nn.Module) -> Model:
     return Model(CONFIG, network, torch.device("cpu"), torch.float32)
 
 
+@dataclass
+class Labelled(Findings):
+    """What the loop found, and the batch size that it ended with."""
+
+    batch_size: int = 0
+
+
+def label_slices(
+    placed: Model,
+    planes: Iterable[tuple[int, NDArray[np.int16]]],
+    spacing_mm: tuple[float, float, float],
+    labels: NDArray[np.uint8],
+    batch_size: int | None = None,
+    on_slice: OnSlice = lambda count: None,
+) -> Labelled:
+    """Label with a model, on the grid that a segmenter would choose."""
+    predictor = NetworkPredictor(placed, network_grid(labels.shape[1:], spacing_mm[1:], CONFIG.spacing_mm), batch_size)
+    findings = labelling.label_slices(predictor, planes, spacing_mm, labels, on_slice)
+    return Labelled(**vars(findings), batch_size=predictor.batch_size)
+
+
 def scan(depth: int, seed: int = 0) -> NDArray[np.int16]:
     """(Z, 64, 96) blocks of 16 pixels at the HU of the five levels."""
     blocks = np.random.default_rng(seed).integers(0, 5, (depth, 4, 6)).repeat(16, 1).repeat(16, 2)
@@ -65,7 +89,7 @@ def test_labels_lie_where_the_brightness_is() -> None:
     volume = scan(5)
     labels = np.zeros(volume.shape, np.uint8)
     done: list[int] = []
-    findings = segment_slices(model(ByBrightness()), slices(volume), SPACING, labels, on_slice=done.append)
+    findings = label_slices(model(ByBrightness()), slices(volume), SPACING, labels, on_slice=done.append)
     truth = (volume + 125) // 100
     middle = (slice(None), slice(8, None, 16), slice(8, None, 16))  # of the blocks: borders are resampled
     np.testing.assert_array_equal(labels[middle], truth[middle])
@@ -80,8 +104,8 @@ def test_batch_size_and_order_change_no_label(batch_size: int, descending: bool)
     volume = scan(7)
     volume[:] += np.random.default_rng(1).normal(0, 30, volume.shape).astype(np.int16)
     one_by_one, labels = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.uint8)
-    segment_slices(model(network), slices(volume), SPACING, one_by_one, 1)
-    segment_slices(model(network), slices(volume, descending), SPACING, labels, batch_size)
+    label_slices(model(network), slices(volume), SPACING, one_by_one, 1)
+    label_slices(model(network), slices(volume, descending), SPACING, labels, batch_size)
     assert len(np.unique(one_by_one)) > 1
     assert np.mean(one_by_one != labels) < 1e-4  # sums may be taken in another order
 
@@ -93,7 +117,7 @@ def test_slices_of_air_skip_the_network() -> None:
     network = ByBrightness()
     labels = np.zeros(volume.shape, np.uint8)
     done: list[int] = []
-    findings = segment_slices(model(network), slices(volume), SPACING, labels, 4, done.append)
+    findings = label_slices(model(network), slices(volume), SPACING, labels, 4, done.append)
     assert findings.network_slices == sum(network.batches) == 3
     assert not labels[[0, 1, 5]].any()
     assert labels[2:5].any(axis=(1, 2)).all()
@@ -114,7 +138,7 @@ def test_scouts_spare_the_network_what_lies_between_two_that_show_nothing(descen
     network = ByBrightness()
     labels = np.zeros(volume.shape, np.uint8)
     done: list[int] = []
-    findings = segment_slices(model(network), slices(volume, descending), SPACING, labels, 4, done.append)
+    findings = label_slices(model(network), slices(volume, descending), SPACING, labels, 4, done.append)
     assert np.flatnonzero(labels.any((1, 2))).tolist() == list(range(30, 40))
     assert (labels[30:40, 44:76, 44:76] == 2).all()
     # 16 scouts; of the gaps, those that touch the scouts 32 and 36: 28..32, 32..36, 36..40.
@@ -127,7 +151,7 @@ def test_thin_slices_are_interpolated_between_anchors(descending: bool) -> None:
     volume = box_of_liver(50, range(21, 33))  # slices of 1 mm: anchors 0, 3, 6 ..., scouts 0, 12, 24 ...
     network = ByBrightness()
     labels = np.zeros(volume.shape, np.uint8)
-    findings = segment_slices(model(network), slices(volume, descending), (1.0, 1.0, 1.0), labels, 4)
+    findings = label_slices(model(network), slices(volume, descending), (1.0, 1.0, 1.0), labels, 4)
     found = np.flatnonzero((labels == 2)[:, 44:76, 44:76].all((1, 2))).tolist()
     assert set(range(21, 31)) <= set(found) <= set(range(19, 33))  # not as far as the anchors 18 and 33
     assert found == list(range(found[0], found[-1] + 1))
@@ -141,7 +165,7 @@ def test_order_and_batch_size_change_no_label_of_thin_slices(batch_size: int) ->
     found = []
     for descending, size in ((False, 4), (True, batch_size)):
         found.append(np.zeros(volume.shape, np.uint8))
-        segment_slices(model(network), slices(volume, descending), (0.7, 1.0, 1.0), found[-1], size)
+        label_slices(model(network), slices(volume, descending), (0.7, 1.0, 1.0), found[-1], size)
     assert len(np.unique(found[0])) > 1
     assert np.mean(found[0] != found[1]) < 1e-4
 
@@ -150,9 +174,9 @@ def test_order_and_batch_size_change_no_label_of_thin_slices(batch_size: int) ->
 def test_a_full_memory_halves_the_batch_and_loses_nothing(refusal: Exception) -> None:
     volume = scan(16)
     expected, labels = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.uint8)
-    segment_slices(model(ByBrightness()), slices(volume), SPACING, expected, 8)
+    label_slices(model(ByBrightness()), slices(volume), SPACING, expected, 8)
     network = ByBrightness(3, refusal)
-    findings = segment_slices(model(network), slices(volume), SPACING, labels, 8)
+    findings = label_slices(model(network), slices(volume), SPACING, labels, 8)
     np.testing.assert_array_equal(labels, expected)
     assert findings.batch_size == 2
     assert max(network.batches) == 2
@@ -161,10 +185,10 @@ def test_a_full_memory_halves_the_batch_and_loses_nothing(refusal: Exception) ->
 
 
 def test_no_memory_for_one_slice_is_one_clear_line() -> None:
-    line = r"cpu: not enough memory for a slice of 32 x 64; free memory, or use --model fast or --device cpu"
+    line = r"cpu: not enough memory for a slice of 32 x 64; free memory, or choose model fast or device cpu"
     volume = scan(2)
-    with pytest.raises(SegmentError, match=line):
-        segment_slices(model(ByBrightness(0)), slices(volume), SPACING, np.zeros(volume.shape, np.uint8))
+    with pytest.raises(InferenceError, match=line):
+        label_slices(model(ByBrightness(0)), slices(volume), SPACING, np.zeros(volume.shape, np.uint8))
 
 
 @pytest.mark.parametrize("refusal", NO_MEMORY)
@@ -174,8 +198,8 @@ def test_no_memory_for_the_weights_is_one_clear_line(refusal: Exception, monkeyp
 
     checkpoint = Checkpoint(CONFIG, CONFIG.build(), {})
     monkeypatch.setattr(nn.Module, "to", full)
-    with pytest.raises(SegmentError, match="cpu: no memory left for the weights; free the GPU or use --device cpu"):
-        place(checkpoint, torch.device("cpu"))
+    with pytest.raises(DeviceError, match="cpu: no memory left for the weights; free the GPU or choose device cpu"):
+        load_onto(checkpoint, torch.device("cpu"))
 
 
 def test_another_runtime_error_is_not_taken_for_a_lack_of_memory() -> None:
@@ -185,7 +209,7 @@ def test_another_runtime_error_is_not_taken_for_a_lack_of_memory() -> None:
 
     volume = scan(2)
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        segment_slices(model(Broken()), slices(volume), SPACING, np.zeros(volume.shape, np.uint8))
+        label_slices(model(Broken()), slices(volume), SPACING, np.zeros(volume.shape, np.uint8))
 
 
 def test_batch_size_follows_the_free_memory() -> None:
@@ -199,9 +223,9 @@ def test_precisions_of_the_cpu_agree() -> None:
     volume = scan(3)
     found = []
     for dtype in (torch.float32, torch.bfloat16):
-        placed = place(Checkpoint(CONFIG, randomise(CONFIG.build(), seed=6), {}), torch.device("cpu"), dtype)
+        placed = load_onto(Checkpoint(CONFIG, randomise(CONFIG.build(), seed=6), {}), torch.device("cpu"), dtype)
         labels = np.zeros(volume.shape, np.uint8)
-        segment_slices(placed, slices(volume), SPACING, labels)
+        label_slices(placed, slices(volume), SPACING, labels)
         found.append(labels)
     assert np.mean(found[0] != found[1]) < 0.02
 
@@ -222,7 +246,7 @@ def test_the_precision_follows_the_processor(
 ) -> None:
     if cpu is not None:
         (tmp_path / "cpuinfo").write_text(cpu)
-    monkeypatch.setattr("app.model.CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("app.inference.predictor.CPU_INFO", tmp_path / "cpuinfo")
     assert best_dtype(torch.device("cpu"), width) == dtype
     assert best_dtype(torch.device("cuda"), width) == torch.float16
 
@@ -231,5 +255,5 @@ def test_the_precision_follows_the_processor(
 def test_any_size(shape: tuple[int, int, int]) -> None:
     volume = np.full(shape, 75, np.int16)
     labels = np.zeros(shape, np.uint8)
-    segment_slices(model(ByBrightness()), slices(volume), SPACING, labels)
+    label_slices(model(ByBrightness()), slices(volume), SPACING, labels)
     assert (labels == 2).all()

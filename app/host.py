@@ -1,0 +1,73 @@
+"""What this process may use of its host, and what it has used: CPU time, memory, wall time since its start.
+
+A container's limits come from cgroups of version 2 or 1. torch sees the host instead: it would start a thread for each
+of the host's cores, however little CPU time the container has.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+
+CGROUP = pathlib.Path("/sys/fs/cgroup")  # in a container its own, as Docker and Kubernetes mount it
+MEMINFO = pathlib.Path("/proc/meminfo")
+
+
+def allowed_cpus(cgroup: pathlib.Path = CGROUP) -> int | None:
+    """CPU time of a container's limit in CPUs, rounded up (`docker run --cpus`); None without a limit.
+
+    Source: the Linux kernel's cgroup-v2 (cpu.max) and sched-bwc (cpu.cfs_quota_us, where -1 is no limit).
+    """
+    version_1 = cgroup / "cpu"
+    for files in ([cgroup / "cpu.max"], [version_1 / "cpu.cfs_quota_us", version_1 / "cpu.cfs_period_us"]):
+        quota, period = _numbers(files) or (0, 1)
+        if quota > 0:
+            return math.ceil(quota / period)
+    return None
+
+
+def allowed_memory(cgroup: pathlib.Path = CGROUP) -> int | None:
+    """Bytes left of a container's memory limit (`docker run --memory`); None without one. Cached files count as used.
+
+    Source: the Linux kernel's cgroup-v2 (memory.max, memory.current) and cgroup-v1 (memory.limit_in_bytes).
+    """
+    version_1 = cgroup / "memory"
+    for files in (
+        [cgroup / "memory.max", cgroup / "memory.current"],
+        [version_1 / "memory.limit_in_bytes", version_1 / "memory.usage_in_bytes"],
+    ):
+        if numbers := _numbers(files):
+            limit, used = numbers
+            return max(0, limit - used)
+    return None
+
+
+def available_memory() -> int:
+    """Bytes that this process can still take: of the host's memory, or of its container's limit if that is less."""
+    lines = MEMINFO.read_text().splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    allowed = allowed_memory()
+    return available if allowed is None else min(available, allowed)
+
+
+def _numbers(files: list[pathlib.Path]) -> list[int] | None:
+    """Two whole numbers; None where a file is missing or has another content, such as `max`."""
+    try:
+        first, second = (int(word) for file in files for word in file.read_text().split())
+    except (OSError, ValueError):
+        return None
+    return [first, second]
+
+
+def peak_rss_mib() -> float:
+    """The largest resident memory of this process so far; not ru_maxrss, which starts at the parent's size."""
+    status = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return round(next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 1024, 1)  # KiB, proc(5)
+
+
+def seconds_since_process_start() -> float:
+    """Wall time since the kernel started this process, to 0.01 s; imports that came before us included."""
+    started_ticks = int(pathlib.Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])  # proc(5): field 22
+    uptime = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+    return max(0.0, uptime - started_ticks / os.sysconf("SC_CLK_TCK"))

@@ -1,0 +1,189 @@
+"""From cases to results: the work on one case, and a run over many in which one that fails does not stop the others."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from . import __version__, run_log
+from .cases import Case, CaseQueue, Opened, open_case
+from .errors import AppError
+from .gpu_memory import MIB, MemorySampler, nvml_reader, peak_flare2021
+from .host import peak_rss_mib
+from .inference.components import organ_voxels
+from .inference.labelling import Findings, OnSlice
+from .results import RESULTS
+from .run_log import CaseRecord
+from .segmenter import Segmenter
+
+log = logging.getLogger(__package__)
+
+Progress = Callable[[int], contextlib.AbstractContextManager[OnSlice]]  # opens a display for so many slices
+ReadMemory = Callable[[], int]
+NOT_HU_HIGHEST = 100  # a CT in HU reaches beyond: contrast and bone
+DEFAULT_RESULTS = ("nifti",)
+
+
+def no_progress(slices: int) -> contextlib.AbstractContextManager[OnSlice]:
+    """A display that shows nothing."""
+    return contextlib.nullcontext(lambda count: None)
+
+
+def predict_case(
+    segmenter: Segmenter,
+    case: Case,
+    opened: Opened | None = None,
+    progress: Progress = no_progress,
+    read_used_mib: ReadMemory | None = None,
+) -> CaseRecord:
+    """Read, segment and write one case. Whatever is wrong with it ends up in the record; nothing is raised.
+
+    Args:
+        segmenter: the model.
+        case: the scan, and where its results go.
+        opened: the scan, where it was opened ahead.
+        progress: opens a display for so many slices, and gives a function to call as slices are done.
+        read_used_mib: gives the GPU memory in use; None without a GPU.
+    """
+    begin = time.perf_counter()
+    if segmenter.model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(segmenter.model.device)
+    record = CaseRecord(case.name)
+    with MemorySampler(read_used_mib) as sampler:
+        try:
+            _segment_and_write(segmenter, case, opened, progress, record)
+        except Exception as error:  # whatever is wrong with one case, the others go on
+            known = isinstance(error, AppError)
+            record.status = "failed"
+            record.error = str(error) if known else f"{case.scan_path}: unexpected {type(error).__name__}: {error}"
+            log.debug("%s", case.name, exc_info=error)
+    record.seconds["total"] = round(time.perf_counter() - begin, 3)
+    _add_environment(record, segmenter, sampler.samples_mib)
+    return record
+
+
+def _segment_and_write(
+    segmenter: Segmenter, case: Case, opened: Opened | None, progress: Progress, record: CaseRecord
+) -> None:
+    """Read, segment and write one case, and note in the record what the log says of it."""
+    volume, slices = opened.result() if opened else open_case(case)
+    geometry = volume.geometry
+    with progress(geometry.shape_zyx[0]) as on_slice:
+        result = segmenter.segment_volume(volume, slices, on_slice)
+    begin = time.perf_counter()
+    for writer in (RESULTS[name]() for name in DEFAULT_RESULTS):
+        writer.write(result.mask, volume, writer.path(case.mask_path))
+    seconds = result.seconds | {"write": time.perf_counter() - begin}
+    voxel_ml = float(np.prod(geometry.spacing_zyx_mm)) / 1000
+    volumes_ml = {organ.name.lower(): round(n * voxel_ml, 2) for organ, n in organ_voxels(result.mask).items()}
+    record.shape = list(geometry.shape)
+    record.spacing_zyx_mm = [round(mm, 4) for mm in geometry.spacing_zyx_mm]
+    record.network_slices, record.batch_size = result.findings.network_slices, result.batch_size
+    record.seconds = {stage: round(value, 3) for stage, value in seconds.items()}
+    record.volumes_ml = volumes_ml
+    record.warnings = [*volume.warnings, *_doubts(result.findings, volumes_ml)]
+
+
+def _add_environment(record: CaseRecord, segmenter: Segmenter, samples_mib: Sequence[int]) -> None:
+    """Note memory, device, versions and weights; null where there is no GPU."""
+    model = segmenter.model
+    on_gpu = model.device.type == "cuda"
+    record.gpu_peak_mib = {
+        "flare2021": peak_flare2021(samples_mib),
+        "maximum": max(samples_mib, default=None),
+        "torch": round(torch.cuda.max_memory_reserved(model.device) / MIB) if on_gpu else None,
+    }
+    record.host_peak_rss_mib = peak_rss_mib()
+    record.device = torch.cuda.get_device_name(model.device) if on_gpu else f"CPU ({platform.machine()})"
+    record.precision = str(model.dtype).removeprefix("torch.")
+    record.model = model.config.name
+    record.weights_sha256 = segmenter.sha256
+    record.versions = {
+        "app": __version__,
+        "weights": model.config.version,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if on_gpu else None,
+        "python": platform.python_version(),
+    }
+
+
+def report(label: str, record: CaseRecord) -> None:
+    """Log one line for a case, and one for each of its warnings."""
+    if record.error is not None:
+        log.error("%s", record.error)
+        return
+    seconds = {stage: value for stage, value in record.seconds.items() if stage != "total"}
+    volumes = ", ".join(f"{organ} {ml:.0f} ml" for organ, ml in (record.volumes_ml or {}).items())
+    stages = ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items())
+    log.info("%s: %s; %.1f s (%s)", label, volumes, sum(seconds.values()), stages)
+    for warning in record.warnings:
+        log.warning("%s: %s", record.case, warning)
+
+
+@dataclass
+class FolderRun:
+    """A run over many cases.
+
+    Attributes:
+        segmenter: loaded once for all.
+        output: folder of the run log.
+        start_up_seconds: from the process's start until the model was ready; goes into the first case's record.
+        progress: opens a display for (case, slices); see `predict_case`.
+    """
+
+    segmenter: Segmenter
+    output: pathlib.Path
+    start_up_seconds: float = 0.0
+    progress: Callable[[str, int], contextlib.AbstractContextManager[OnSlice]] = lambda label, slices: no_progress(
+        slices
+    )
+
+    def predict(self, cases: CaseQueue) -> int:
+        """Segment every case; one that fails is logged in one line and the others go on. Returns how many failed."""
+        failed, start_up_seconds = 0, self.start_up_seconds
+        with nvml_reader(self._gpu_uuid()) as read_used_mib:
+            if read_used_mib is None:
+                log.info("GPU memory: not measured, the run is not on a GPU that NVML knows")
+            for number, (case, opened) in enumerate(cases, 1):
+                label = f"[{number}/{cases.total}] {case.name}"
+                if opened is None:
+                    log.info("%s: skipped, its mask exists", label)
+                    self._append(CaseRecord(case.name, "skipped"))
+                    continue
+                record = predict_case(self.segmenter, case, opened, partial(self.progress, label), read_used_mib)
+                report(label, record)
+                record.seconds["start_up"], start_up_seconds = round(start_up_seconds, 3), 0.0
+                failed += record.status != "done"
+                self._append(record)
+        return failed
+
+    def _gpu_uuid(self) -> str | None:
+        device = self.segmenter.model.device
+        return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+
+    def _append(self, record: CaseRecord) -> None:
+        try:
+            run_log.append(self.output, record)
+        except OSError as error:
+            log.warning("%s: not written (%s)", self.output / run_log.RUN_LOG, error.strerror)
+
+
+def _doubts(findings: Findings, volumes_ml: dict[str, float]) -> Iterator[str]:
+    """What a user should know about a result that was written all the same."""
+    if findings.lowest_hu >= 0 or findings.highest_hu < NOT_HU_HIGHEST:
+        yield (
+            f"intensities {findings.lowest_hu}..{findings.highest_hu} do not look like Hounsfield units "
+            "(air near -1000, bone above 300); check the scan's rescaling, the mask may be wrong"
+        )
+    missing = [organ for organ, ml in volumes_ml.items() if ml == 0]
+    if missing:
+        yield f"no {', no '.join(missing)} found; check that this is an abdominal CT"

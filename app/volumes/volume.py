@@ -1,0 +1,113 @@
+"""A scan inside the program: its geometry, and its axial slices in one fixed order, whatever format it comes from.
+
+Slices are in LPS order, (Z, Y, X) with x growing to the patient's left, y to the back and z to the head: a slice then
+looks as on a radiologist's screen. Most CT is stored that way, so that its voxels need not be moved.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from numpy.typing import NDArray
+
+from .read_ahead import ReadAhead
+
+Slices = ReadAhead[tuple[int, NDArray[np.int16]]]  # (z, slice), slice (Y, X) int16 HU
+
+READ_AHEAD_BYTES = 64 << 20  # decoded ahead of the network
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a volume's voxels lie, and how its stored axes become (Z, Y, X) in LPS order.
+
+    Attributes:
+        shape: voxels along the stored axes.
+        affine: (4, 4), stored voxel -> patient RAS, in the file's unit.
+        spacing_zyx_mm: distance of slices, rows and columns.
+        orientation: (3, 2); row i holds the LPS axis (0 x, 1 y, 2 z) of stored axis i, and -1 where it runs the other
+            way.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    spacing_zyx_mm: tuple[float, float, float]
+    orientation: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, shape: tuple[int, int, int], affine: NDArray[np.float64], unit_mm: float = 1.0) -> Geometry:
+        """The geometry of a volume; `unit_mm` is the affine's unit in millimetres."""
+        orientation = ornt_transform(io_orientation(affine), axcodes2ornt("LPS")).astype(np.int64)
+        spacing = voxel_sizes(affine) * unit_mm
+        z, y, x = (float(spacing[axis]) for axis in _stored_axes_zyx(orientation))
+        return cls(shape, affine, (z, y, x), orientation)
+
+    @property
+    def shape_zyx(self) -> tuple[int, int, int]:
+        """Slices, rows, columns."""
+        z, y, x = (self.shape[axis] for axis in _stored_axes_zyx(self.orientation))
+        return z, y, x
+
+    @property
+    def slowest_is_z(self) -> bool:
+        """Whether one axial slice is stored after the other, so that the volume need never be in memory as a whole."""
+        return int(self.orientation[2, 0]) == 2
+
+    @property
+    def ascends(self) -> bool:
+        """Whether the last stored axis grows towards the positive end of its LPS axis."""
+        return int(self.orientation[2, 1]) == 1
+
+    def orient(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """A (Z, Y, X) view, in LPS order, of a volume in stored axis order. Writing to it writes to the volume."""
+        return self._flip(stored).transpose(_stored_axes_zyx(self.orientation))
+
+    def restore(self, oriented: NDArray[Any]) -> NDArray[Any]:
+        """The inverse of `orient`: a view in stored axis order of a (Z, Y, X) volume."""
+        return self._flip(oriented.transpose(np.argsort(_stored_axes_zyx(self.orientation))))
+
+    def _flip(self, stored: NDArray[Any]) -> NDArray[Any]:
+        return stored[tuple(slice(None, None, int(direction)) for direction in self.orientation[:, 1])]
+
+
+def _stored_axes_zyx(orientation: NDArray[np.int64]) -> list[int]:
+    return [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in (2, 1, 0)]
+
+
+class Volume(Protocol):
+    """A CT whose geometry is known and whose voxels are still in its files."""
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The file or folder it comes from."""
+        ...
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where its voxels lie."""
+        ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd about it but does not stop us, a sentence each."""
+        ...
+
+    def slices(self) -> Slices:
+        """Start decoding, and iterate over (z, slice): every z once, ascending or descending.
+
+        A slice is (Y, X) int16 HU, contiguous. The iterator must be closed if it is not used up.
+
+        Raises:
+            VolumeError: while iterating, when the file is truncated or corrupt.
+        """
+        ...
+
+
+def ahead_of_network(shape_zyx: tuple[int, int, int]) -> int:
+    """How many decoded slices may wait for the network; at least two."""
+    return max(2, READ_AHEAD_BYTES // (2 * shape_zyx[1] * shape_zyx[2]))

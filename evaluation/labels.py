@@ -1,0 +1,64 @@
+"""Label files, read to their last byte and checked voxel by voxel."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Collection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import VolumeError
+from app.volumes import Geometry
+from app.volumes.nifti import open_nifti
+
+
+class LabelError(Exception):
+    """A file is no usable label volume; the message names it and says what to do."""
+
+
+def read_labels(path: pathlib.Path, allowed: Collection[int]) -> tuple[NDArray[np.uint8], Geometry]:
+    """Read a label volume.
+
+    Args:
+        path: a NIfTI file.
+        allowed: the values it may hold.
+
+    Returns:
+        Labels (Z, Y, X) uint8 in LPS order, and the file's geometry.
+
+    Raises:
+        LabelError: the file cannot be read, is damaged, or holds another value.
+    """
+    accepted = np.array(sorted(allowed))
+    try:
+        volume = open_nifti(path)
+        labels = np.empty(volume.geometry.shape_zyx, np.uint8)
+        for z, plane in volume.exact_slices():
+            known = np.isin(plane, accepted)
+            if not known.all():
+                names = ", ".join(map(str, accepted))
+                raise LabelError(f"{path}: holds the value {plane[~known].flat[0]}; labels are {names}")
+            labels[z] = plane
+    except VolumeError as error:
+        raise LabelError(str(error)) from error
+    return labels, volume.geometry
+
+
+def check_same_grid(path: pathlib.Path, found: Geometry, reference: Geometry) -> None:
+    """See that two volumes lie on one grid.
+
+    Args:
+        path: of the first, for the message.
+        found: its geometry.
+        reference: of the other one.
+
+    Raises:
+        LabelError: shape or affine differ.
+    """
+    if found.shape != reference.shape:
+        raise LabelError(
+            f"{path}: shape {found.shape}, the reference has {reference.shape}; resample it onto that grid"
+        )
+    if not np.allclose(found.affine, reference.affine, atol=1e-2):
+        raise LabelError(f"{path}: its affine is not the reference's; resample it onto that grid")

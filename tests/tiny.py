@@ -1,0 +1,51 @@
+"""The smallest model and recipe that still have every part: for tests that need one, whatever it computes."""
+
+from __future__ import annotations
+
+import torch
+
+from app.checkpoint import ModelConfig
+from app.network import HrnetOcr
+from training.recipes import Recipe
+
+CONFIG = ModelConfig(
+    name="tiny",
+    version="1",
+    width=2,
+    classes=5,
+    channels_in=3,
+    ocr_channels=8,
+    key_channels=4,
+    window_hu=(-125.0, 275.0),
+    spacing_mm=1.5,
+    neighbour_mm=3.0,
+    training_data="none: random weights of a test",
+)
+TINY = Recipe(
+    width=4,
+    ocr_channels=16,
+    key_channels=8,
+    spacing_mm=6.0,
+    neighbour_mm=3.0,
+    crop=(64, 48),
+    batch=2,
+    steps=6,
+    warmup_steps=2,
+)
+
+
+def randomise(network: HrnetOcr, seed: int) -> HrnetOcr:
+    """Give every tensor of a network, batch norm's statistics too, values that do not depend on the initialisation."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                continue
+            noise = torch.randn(tensor.shape, generator=generator)
+            if name.endswith("running_var"):
+                tensor.copy_(1 + 0.5 * noise.abs())
+            elif tensor.ndim == 4:
+                tensor.copy_(noise * tensor[0].numel() ** -0.5)
+            else:
+                tensor.copy_(0.1 * noise + 0.6 * name.endswith("norm.weight"))
+    return network.eval()
