@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .errors import CheckpointError
 from .network import HrnetOcr
+from .whole_file import whole_file
 
 HERE = pathlib.Path(__file__).resolve().parent
 # Installed, the weights lie inside the package; in the source tree and in the image, beside it.
@@ -195,8 +196,9 @@ def save_checkpoint(config: ModelConfig, state: Mapping[str, Tensor], folder: pa
             old.unlink()
     paths = [folder / f"{name}.safetensors" for name in names]
     for path, shard in zip(paths, shards, strict=True):
-        save_file(shard, path, metadata)
-        path.chmod(0o644)  # safetensors makes files that only their owner can read
+        with whole_file(path) as stream:
+            stream.write(save(shard, metadata))
     lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in sorted(folder.glob("*.safetensors"))]
-    (folder / MANIFEST).write_text("".join(lines))
+    with whole_file(folder / MANIFEST) as stream:
+        stream.write("".join(lines).encode())
     return paths

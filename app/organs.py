@@ -13,5 +13,5 @@ class Organ(IntEnum):
     PANCREAS = 4
 
 
-ORGANS = tuple(organ for organ in Organ if organ != Organ.BACKGROUND)
+ORGANS: tuple[Organ, ...] = tuple(organ for organ in Organ if organ != Organ.BACKGROUND)
 IGNORE = 255  # in a reference: nobody annotated this voxel; it counts in no loss and no score

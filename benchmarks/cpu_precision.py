@@ -19,7 +19,7 @@ def seconds_a_slice(name: str, dtype: torch.dtype) -> float:
     """The fastest of three, after one to warm up."""
     width, channels, keys, side, batch = MODELS[name]
     network = fold_batch_norm(HrnetOcr(width, ocr_channels=channels, key_channels=keys))
-    network = network.to(dtype, memory_format=torch.channels_last)
+    network = network.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = torch.rand(batch, 3, side, side).to(dtype, memory_format=torch.channels_last)
     taken = []
     with torch.inference_mode():

@@ -12,6 +12,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ def steady_state(model: Model, grid: tuple[int, int], batches: Sequence[int], re
             torch.cuda.reset_peak_memory_stats(model.device)
         image = torch.rand(batch, model.config.channels_in, *grid, device=model.device).to(model.dtype)
         image = image.contiguous(memory_format=torch.channels_last)
-        seconds = seconds_of(lambda image=image: model.network(image), model.device, repeats)
+        seconds = seconds_of(partial(model.network, image), model.device, repeats)
         with FlopCounterMode(display=False) as counter:
             model.network(image)
         on_gpu = model.device.type == "cuda"

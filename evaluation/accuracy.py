@@ -50,7 +50,7 @@ def evaluate_case(reference_path: pathlib.Path, predictions: pathlib.Path, proto
     reference_ml = volumes_ml(reference, spacing_mm)
     path = predictions / reference_path.name
     if not path.exists():
-        nothing = dict.fromkeys(ORGANS, Score(0.0, 0.0))
+        nothing = {organ: Score(0.0, 0.0) for organ in ORGANS}
         return CaseScores(name, nothing, reference_ml, dict.fromkeys(ORGANS, 0.0), missing=True)
     prediction, other = read_labels(path, list(Organ))
     check_same_grid(path, other, geometry)

@@ -14,7 +14,8 @@ from hypothesis import settings
 from app import checkpoint
 from app.organs import IGNORE
 from tests.phantom import write_phantom
-from tests.tiny import CONFIG, randomise
+from tests.tiny import CONFIG, TINY, randomise
+from training.cache import CachedCase, load_cases
 
 settings.register_profile("any machine", deadline=None)  # a busy machine is no failure
 settings.load_profile("any machine")
@@ -57,3 +58,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     labels[:, :, :3] = IGNORE
     nib.save(nib.Nifti1Image(labels, reference.affine), label)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cases(data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
+    """The same two as training sees them."""
+    return load_cases([data], tmp_path_factory.mktemp("cache"), TINY)

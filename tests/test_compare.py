@@ -98,6 +98,6 @@ def test_the_folds_hold_out_every_btcv_case_once(data: pathlib.Path, tmp_path: p
     assert "held-out case btcv_0009 is in none of the data folders" in result.output
     result = CliRunner().invoke(main, [*arguments, "--hold-out", "one", "--hold-out", "two"])
     assert "every case is held out" in result.output
-    result = CliRunner().invoke(main, [*arguments, "--trust", "btcv"])
+    result = CliRunner().invoke(main, [*arguments, "--sampling-weight", "btcv"])
     assert result.exit_code == 2
-    assert "--trust btcv: expected PREFIX=WEIGHT" in result.output
+    assert "--sampling-weight btcv: expected PREFIX=WEIGHT" in result.output

@@ -22,7 +22,7 @@ ARROWS = {
     "segmenter": {"checkpoint", "inference", "volumes"},
     "cases": {"volumes"},
     "inference": {"checkpoint", "host", "network"},
-    "checkpoint": {"network"},
+    "checkpoint": {"network", "whole_file"},
     "results": {"volumes", "whole_file"},
 }
 FOR_ALL = {"errors", "organs"}

@@ -29,7 +29,7 @@ RANK_SEED = 1_000_003  # sets the processes' random batches apart
 
 FOLDER = click.Path(path_type=pathlib.Path)
 DATA = click.option("--data", "folders", multiple=True, required=True, type=FOLDER)
-HOLD_OUT = click.option("--hold-out", multiple=True, metavar="CASE", help="Never train on this case; check on it.")
+HOLD_OUT = click.option("--hold-out", multiple=True, metavar="CASE", help="Never train on this case; validate on it.")
 FOLD = click.option("--fold", type=click.IntRange(0, len(FOLDS) - 1), help="Hold out this fold of BTCV's cases.")
 CACHE = click.option("--cache", type=FOLDER, default=pathlib.Path("cache"))
 DEVICE = click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -45,12 +45,22 @@ def main() -> None:
 @click.argument("run_dir", type=FOLDER)
 @DATA
 @click.option(
-    "--trust", multiple=True, metavar="PREFIX=WEIGHT", help="How often cases of that name are drawn (else 1)."
+    "--sampling-weight",
+    "sampling_weights",
+    multiple=True,
+    metavar="PREFIX=WEIGHT",
+    help="How often cases whose names begin so are drawn, relative to the others' 1.",
 )
 @HOLD_OUT
 @FOLD
 @click.option("--minutes", type=float, help="Train this long instead of the recipe's steps.")
-@click.option("--check-minutes", type=float, default=15.0, help="Between looks at the held-out cases.")
+@click.option(
+    "--validate-minutes",
+    "validate_minutes",
+    type=float,
+    default=15.0,
+    help="Between two validations on the held-out cases.",
+)
 @click.option("--start-from", "start", metavar="RUN_DIR|MODEL", help="Whose weights to begin with.")
 @CACHE
 @DEVICE
@@ -58,11 +68,11 @@ def train(
     recipe_name: str,
     run_dir: pathlib.Path,
     folders: tuple[pathlib.Path, ...],
-    trust: tuple[str, ...],
+    sampling_weights: tuple[str, ...],
     hold_out: tuple[str, ...],
     fold: int | None,
     minutes: float | None,
-    check_minutes: float,
+    validate_minutes: float,
     start: str | None,
     cache: pathlib.Path,
     device: str,
@@ -73,10 +83,10 @@ def train(
     """
     recipe = find_recipe(recipe_name)
     world, rank = join_processes(device)
-    odds = [read_trust(entry) for entry in trust]
+    weight_of = [read_sampling_weight(entry) for entry in sampling_weights]
     try:
         training, held_out = split(load_cases(folders, cache, recipe), hold_out, fold)
-        weights = [next((w for prefix, w in odds if case.name.startswith(prefix)), 1.0) for case in training]
+        weights = [next((w for prefix, w in weight_of if case.name.startswith(prefix)), 1.0) for case in training]
         if recipe.epochs:
             slices = sum(len(case.images) for case in training)
             recipe = replace(recipe, steps=recipe.epochs * math.ceil(slices / recipe.batch))
@@ -86,7 +96,7 @@ def train(
             run.start_from(start, SliceSampler(training, weights, recipe, seed=recipe.seed))
         share = replace(recipe, batch=max(1, recipe.batch // world))
         sampler = SliceSampler(training, weights, share, seed=recipe.seed + run.progress.step + rank * RANK_SEED)
-        run.train(sampler, held_out, minutes and minutes * 60, check_minutes * 60)
+        run.train(sampler, held_out, minutes and minutes * 60, validate_minutes * 60)
     except (DataError, TrainingError) as error:
         sys.exit(f"error: {error}")
     finally:
@@ -94,13 +104,13 @@ def train(
             dist.destroy_process_group()
 
 
-def read_trust(entry: str) -> tuple[str, float]:
+def read_sampling_weight(entry: str) -> tuple[str, float]:
     """PREFIX=WEIGHT -> both."""
     prefix, _, weight = entry.partition("=")
     try:
         return prefix, float(weight)
     except ValueError as error:
-        raise click.UsageError(f"--trust {entry}: expected PREFIX=WEIGHT, such as btcv=2") from error
+        raise click.UsageError(f"--sampling-weight {entry}: expected PREFIX=WEIGHT, such as btcv=2") from error
 
 
 def split(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -40,7 +42,7 @@ def crop_fields(sizes: Tensor, canvas: tuple[int, int], crop: tuple[int, int]) -
     """
     n, device = len(sizes), sizes.device
     angle = _uniform(n, -ROTATION_DEG, ROTATION_DEG, device).deg2rad()
-    scale = torch.exp(_uniform(n, *torch.tensor(SCALE).log().tolist(), device))
+    scale = torch.exp(_uniform(n, math.log(SCALE[0]), math.log(SCALE[1]), device))
     # The crop's centre moves over the slice as far as the crop stays on it, and a little when it is larger.
     room = (0.5 * (sizes - torch.tensor(crop, device=device) / scale[:, None])).clamp_min(16.0)
     centre = room * torch.empty(n, 2, device=device).uniform_(-1, 1)
@@ -84,8 +86,8 @@ def geometry(images: Tensor, labels: Tensor, fields: Tensor) -> tuple[Tensor, Te
     warped = functional.grid_sample(images.float(), fields, mode="bilinear", align_corners=False)
     # grid_sample pads with zeros, so the label travels as 255 - label: outside becomes "not annotated".
     inverse = (IGNORE - labels[:, None].float()).contiguous()
-    marks = IGNORE - functional.grid_sample(inverse, fields, mode="nearest", align_corners=False)
-    return warped, marks[:, 0].round().long()
+    cropped_labels = IGNORE - functional.grid_sample(inverse, fields, mode="nearest", align_corners=False)
+    return warped, cropped_labels[:, 0].round().long()
 
 
 def intensity(images: Tensor) -> Tensor:
@@ -111,5 +113,5 @@ def augment(images: Tensor, labels: Tensor, sizes: Tensor, recipe: Recipe) -> tu
     """Canvas batch (uint8) -> augmented network input (N, C, *crop) in 0..1 and labels (N, *crop) int64."""
     canvas, is_paper = (images.shape[2], images.shape[3]), recipe.augmentation == "paper"
     fields = (paper_fields if is_paper else crop_fields)(sizes, canvas, recipe.crop)
-    warped, marks = geometry(images, labels, fields)
-    return (photometric_distortion if is_paper else intensity)(network_input(warped)), marks
+    warped, cropped_labels = geometry(images, labels, fields)
+    return (photometric_distortion if is_paper else intensity)(network_input(warped)), cropped_labels

@@ -118,7 +118,7 @@ def prepare(
     scan = open_volume(image)
     depth, height, width = scan.geometry.shape_zyx
     spacing_z, *spacing_yx = scan.geometry.spacing_zyx_mm
-    marks = labels_of(label, scan)
+    reference = labels_of(label, scan)
     grid = network_grid((height, width), spacing_yx, recipe.spacing_mm)
     images = np.empty((depth, *grid), np.uint8)
     labels = np.empty((depth, *grid), np.uint8)
@@ -126,7 +126,7 @@ def prepare(
     for z, hounsfield in scan.slices():
         windowed = windowed_slice(torch.from_numpy(hounsfield), recipe.window_hu, grid)
         images[z] = windowed.round_().clamp_(0, 255).byte().numpy()
-        shares = (torch.from_numpy(marks[z])[None] == classes[:, None, None]).float()[None]
+        shares = (torch.from_numpy(reference[z])[None] == classes[:, None, None]).float()[None]
         # A grid pixel takes the label that covers most of it.
         labels[z] = classes[functional.interpolate(shares, grid, mode="bilinear", antialias=True)[0].argmax(0)].numpy()
     body = (images > 0).mean(axis=0) > 0.02
@@ -152,4 +152,4 @@ def _lines(body: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_
     """Which rows and columns of the body's shadow are taken; all where there is no body."""
     if not body.any():
         return np.ones(body.shape[0], bool), np.ones(body.shape[1], bool)
-    return body.any(axis=1), body.any(axis=0)
+    return np.asarray(body.any(axis=1)), np.asarray(body.any(axis=0))

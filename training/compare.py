@@ -32,7 +32,6 @@ from training.state import model_config
 SIDE = 256  # pixels of the slice for flops and milliseconds
 REPEATS = 5
 BASE = replace(FAST, learning_rate=1e-3)
-HEADS = {"width": PAPER.width, "ocr_channels": PAPER.ocr_channels, "key_channels": PAPER.key_channels}
 GRID: dict[str, Recipe] = {
     **{
         f"{encoder}-{decoder}": replace(BASE, architecture=f"{encoder}-{decoder}", coarse_weight=0.0)
@@ -40,7 +39,7 @@ GRID: dict[str, Recipe] = {
         for decoder in DECODERS
     },
     "hrnet18-ocr": BASE,
-    "hrnet48-ocr": replace(BASE, **HEADS),
+    "hrnet48-ocr": replace(BASE, width=PAPER.width, ocr_channels=PAPER.ocr_channels, key_channels=PAPER.key_channels),
 }
 
 

@@ -1,4 +1,4 @@
-"""The training loop: batches -> loss -> weights and their moving average, logged, looked at, bounded in time."""
+"""The training loop: batches -> loss -> weights and their moving average, logged, validated, bounded in time."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def learning_rate(progress: Progress, recipe: Recipe, seconds: float | None) -> 
     done = min(1.0, share_done(progress, recipe, seconds))
     if recipe.schedule == "poly":
         epoch = int(done * (recipe.epochs or 1))
-        return recipe.learning_rate * warm * (1 - epoch / POLY_EPOCHS) ** POLY_POWER
+        return recipe.learning_rate * warm * float((1 - epoch / POLY_EPOCHS) ** POLY_POWER)
     return recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Run(RunState):
     """One training run in one folder: its state, and `log.csv` and `curve.png` of losses and scores.
 
-    Where the recipe has a patience, `best.pt` holds the weights of the best look. Started by torchrun, every process
-    trains on its share of the batch; the first one logs, looks, saves and decides.
+    Where the recipe has a patience, `best.pt` holds the weights of the best validation. Started by torchrun, every
+    process trains on its share of the batch; the first one logs, validates, saves and decides.
     """
 
     def log(self, **row: object) -> None:
@@ -76,7 +76,7 @@ class Run(RunState):
     def step(self, batch: Batch) -> float:
         """One optimisation step; returns the loss."""
         images, labels, sizes = (part.to(self.device) for part in batch)
-        inputs, marks = augment(images, labels, sizes, self.recipe)
+        inputs, cropped_labels = augment(images, labels, sizes, self.recipe)
         self.network.train()
         for norm in frozen_norms(self.network, self.recipe.frozen_norm):
             norm.eval()
@@ -84,18 +84,18 @@ class Run(RunState):
         is_faster = best_dtype(self.device, self.recipe.width) != torch.float32
         with torch.autocast(self.device.type, torch.bfloat16, enabled=is_faster):
             logits = self.together(inputs.contiguous(memory_format=torch.channels_last))
-        loss = segmentation_loss(logits, marks, self.recipe.dice_weight, self.recipe.coarse_weight)
+        loss = segmentation_loss(logits, cropped_labels, self.recipe.dice_weight, self.recipe.coarse_weight)
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimizer.step()
         self.average.update_parameters(self.network)
         return loss.item()
 
     def train(
-        self, sampler: SliceSampler, held_out: Sequence[CachedCase], seconds: float | None, check_seconds: float
+        self, sampler: SliceSampler, held_out: Sequence[CachedCase], seconds: float | None, validate_seconds: float
     ) -> None:
-        """Train until the recipe's steps, or `seconds`, are used up; check on the held-out cases now and then.
+        """Train until the recipe's steps, or `seconds`, are used up; validate on the held-out cases now and then.
 
         A thread draws the batches ahead of the steps. SIGTERM saves the checkpoint and ends the loop after the
         current step.
@@ -106,17 +106,17 @@ class Run(RunState):
         ended = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: ended.set())
         with contextlib.closing(ReadAhead((sampler.batch() for _ in itertools.count()), BATCHES_AHEAD)) as batches:
-            self._loop(batches, held_out, seconds, check_seconds, ended)
+            self._loop(batches, held_out, seconds, validate_seconds, ended)
 
     def _loop(
         self,
         batches: Iterator[Batch],
         held_out: Sequence[CachedCase],
         seconds: float | None,
-        check_seconds: float,
+        validate_seconds: float,
         ended: threading.Event,
     ) -> None:
-        saved = checked = time.monotonic()
+        saved = validated = time.monotonic()
         losses: list[float] = []
         since, waited = self.progress.seconds, 0.0
         done = share_done(self.progress, self.recipe, seconds) >= 1
@@ -134,9 +134,9 @@ class Run(RunState):
             self.progress.step += 1
             self.progress.seconds += now - begin
             done = share_done(self.progress, self.recipe, seconds) >= 1
-            look = self.is_first and bool(held_out) and (done or now - checked > check_seconds)
-            if look or (self.is_first and self.progress.step % LOG_STEPS == 0):
-                scores = grid_dice(self.average, held_out, self.recipe) if look else {}
+            validates = self.is_first and bool(held_out) and (done or now - validated > validate_seconds)
+            if validates or (self.is_first and self.progress.step % LOG_STEPS == 0):
+                scores = grid_dice(self.average, held_out, self.recipe) if validates else {}
                 spent = self.progress.seconds - since
                 self.log(
                     step=self.progress.step,
@@ -149,8 +149,8 @@ class Run(RunState):
                     **{organ.name.lower(): round(score, 4) for organ, score in scores.items()},
                 )
                 losses, since, waited = [], self.progress.seconds, 0.0
-                if look:
-                    checked = time.monotonic()
+                if validates:
+                    validated = time.monotonic()
                     done = done or self._is_out_of_patience(float(np.mean(list(scores.values()))))
             if done or ended.is_set() or now - saved > SAVE_SECONDS:
                 self.save()
@@ -165,12 +165,12 @@ class Run(RunState):
         return bool(decision.item())
 
     def _is_out_of_patience(self, dice: float) -> bool:
-        """Take note of a look's mean DSC, keep the weights if it is the best, and tell if it is time to stop."""
+        """Note a validation's mean DSC, keep the weights if it is the best, and tell whether it is time to stop."""
         if self.recipe.patience is None:
             return False
         if dice > self.progress.best_dice:
-            self.progress.best_dice, self.progress.looks_since_best = dice, 0
+            self.progress.best_dice, self.progress.validations_since_best = dice, 0
             self.save(BEST)
         else:
-            self.progress.looks_since_best += 1
-        return self.progress.looks_since_best >= self.recipe.patience
+            self.progress.validations_since_best += 1
+        return self.progress.validations_since_best >= self.recipe.patience

@@ -20,7 +20,7 @@ def export(
     folder: pathlib.Path,
     average_with: Sequence[str] = (),
 ) -> list[pathlib.Path]:
-    """Write the averaged weights of a run, of its best look where there is one, as model `name`; returns its files.
+    """Write a run's averaged weights, of its best validation where there is one, as model `name`; returns its files.
 
     Args:
         run_dir: holds last.pt, and best.pt where the recipe has a patience.

@@ -11,7 +11,7 @@ from app.organs import IGNORE
 
 
 def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
-    """Mean over annotated pixels of (1 - p)^gamma * -log p, p the probability of the true class.
+    """Mean over annotated pixels of (1 - p)^gamma * -log p, p the probability of the reference class.
 
     Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, equation 4.
 

@@ -1,6 +1,6 @@
 """The networks that the paper compares its own with: a ResNet or an EfficientNet under an FCN or a DeepLabV3+ head.
 
-Encoders and DeepLabV3+ are segmentation-models-pytorch's, the FCN head is ours. Needs requirements-compare.txt.
+Encoders and DeepLabV3+ are segmentation-models-pytorch's, the FCN head is ours. Needs the extra `compare`.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class OneHead(nn.Module):
 class Fcn(nn.Module):
     """An encoder's deepest features under the FCN head."""
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, channels: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = FcnHead(encoder.out_channels[-1], len(Organ))
+        self.head = FcnHead(channels, len(Organ))
         he_initialise(self.head)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -79,7 +79,8 @@ def other_network(name: str, channels_in: int) -> nn.Module:
         raise ValueError(f"no network '{name}'; there are {', '.join(ENCODERS)}, each with -{' and -'.join(DECODERS)}")
     library = segmentation_models()
     if decoder == "fcn":
-        network = Fcn(library.encoders.get_encoder(encoder, channels_in, weights=None, output_stride=OUTPUT_STRIDE))
+        features = library.encoders.get_encoder(encoder, channels_in, weights=None, output_stride=OUTPUT_STRIDE)
+        network = Fcn(features, features.out_channels[-1])
     else:  # its decoder ends at 1/4 of the resolution, and that is where we take its logits
         network = library.DeepLabV3Plus(
             encoder, encoder_weights=None, in_channels=channels_in, classes=len(Organ), upsampling=1

@@ -17,7 +17,7 @@ part() { # part RECIPE RUN MINUTES [OPTION ...]
     shift 3
     for case in $hold_out; do set -- "$@" --hold-out "$case"; done
     chrt -i 0 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="$(nproc)" -m training \
-        train "$recipe" "$run" --data "$data" --minutes "$minutes" --check-minutes 100000 \
+        train "$recipe" "$run" --data "$data" --minutes "$minutes" --validate-minutes 100000 \
         --sampling-weight hcc=0.35 --sampling-weight rad=0.5 --sampling-weight cort=0.4 --sampling-weight acrin=0.5 \
         --sampling-weight ohif=0.4 --sampling-weight crlm=0.8 --sampling-weight cptac=0.8 "$@"
 }

@@ -54,7 +54,7 @@ def photometric_distortion(images: Tensor) -> Tensor:
     contrast = draw(*CONTRAST, 1.0)
     first = torch.rand(n, 1, 1, 1, device=device) < 0.5
     images = (images * contrast.where(first, torch.ones_like(contrast))).clamp(0, 1)
-    hue, saturation, value = bgr_to_hsv(images).split(1, dim=1)
+    hue, saturation, value = bgr_to_hsv(images).split(1, dim=1)  # type: ignore[no-untyped-call]
     saturation = (saturation * draw(*SATURATION, 1.0)).clamp(0, 1)
     images = hsv_to_bgr(torch.cat([hue + draw(-HUE_DEG, HUE_DEG, 0.0), saturation, value], dim=1))
     return (images * contrast.where(~first, torch.ones_like(contrast))).clamp(0, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app.checkpoint import ModelConfig, bundled_models, find_model, load_checkpoint
 from app.network import HrnetOcr
 from app.organs import Organ
+from app.whole_file import whole_file
 from training.grow import STEM, fit_input_channels, grown_weights
 from training.norms import calibrate
 from training.other_networks import other_network
@@ -22,6 +22,7 @@ from training.recipes import HRNET_OCR, Recipe
 from training.sampling import SliceSampler
 
 LAST, BEST = "last.pt", "best.pt"
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class TrainingError(Exception):
@@ -35,14 +36,14 @@ class Progress:
     Attributes:
         step: optimisation steps done.
         seconds: time spent.
-        best_dice: highest mean DSC of a look at the held-out cases.
-        looks_since_best: looks since then.
+        best_dice: highest mean DSC of a validation on the held-out cases.
+        validations_since_best: validations since then.
     """
 
     step: int = 0
     seconds: float = 0.0
     best_dice: float = 0.0
-    looks_since_best: int = 0
+    validations_since_best: int = 0
 
 
 def build_network(recipe: Recipe) -> nn.Module:
@@ -84,7 +85,7 @@ def averaged_weights(state: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def load_run(folder: pathlib.Path) -> dict[str, Any]:
-    """A run's checkpoint: of its best look where its recipe has a patience, else the last one.
+    """A run's checkpoint: of its best validation where its recipe has a patience, else the last one.
 
     Raises:
         TrainingError: there is none.
@@ -131,7 +132,7 @@ class RunState:
     def __init__(self, folder: pathlib.Path, recipe: Recipe, device: torch.device) -> None:
         self.folder, self.recipe, self.device = folder, recipe, device
         torch.manual_seed(recipe.seed)
-        self.network = build_network(recipe).to(device, memory_format=torch.channels_last)
+        self.network = build_network(recipe).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.together: nn.Module = self.network  # what the forward pass goes through
         self.is_first = True
         if dist.is_initialized():
@@ -143,17 +144,17 @@ class RunState:
         self.progress = Progress()
         folder.mkdir(parents=True, exist_ok=True)
 
-    def _average(self, averaged: tuple[Tensor, ...], current: tuple[Tensor, ...], count: Tensor) -> None:
+    def _average(self, averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
         """A moving average that forgets its random start: its decay grows with the number of steps averaged."""
         decay = min(self.recipe.ema_decay, (1 + int(count)) / (10 + int(count)))
-        get_ema_multi_avg_fn(decay)(averaged, current, count)
+        get_ema_multi_avg_fn(decay)(averaged, current, count)  # type: ignore[no-untyped-call]
 
     @property
     def checkpoint(self) -> pathlib.Path:
         return self.folder / LAST
 
     def save(self, name: str = LAST) -> None:
-        """Write a checkpoint under a temporary name, then rename it."""
+        """Write a checkpoint, whole or not at all."""
         if not self.is_first:
             return
         state = {
@@ -164,9 +165,8 @@ class RunState:
             "progress": asdict(self.progress),
             "rng": torch.get_rng_state(),
         }
-        partial = self.folder / f".{name}.{os.getpid()}.partial"
-        torch.save(state, partial)
-        partial.replace(self.folder / name)
+        with whole_file(self.folder / name) as stream:
+            torch.save(state, stream)
 
     def resume(self) -> None:
         """Go on where the checkpoint stands, if there is one."""

@@ -1,4 +1,4 @@
-"""A look at the held-out cases during training, and the curve of all looks."""
+"""Validation on the held-out cases during training, and the curve of all validations."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from app.inference.plan import neighbour_rows, neighbour_step
 from app.inference.preprocess import network_input
 from app.network import INPUT_STRIDE
 from app.organs import IGNORE, ORGANS, Organ
+from app.whole_file import whole_file
 from evaluation.overlap import dice
 from training.cache import CachedCase
 from training.recipes import Recipe
@@ -25,7 +26,7 @@ ORGAN_NAMES = [organ.name.lower() for organ in ORGANS]
 
 @torch.no_grad()
 def grid_dice(network: nn.Module, cases: Sequence[CachedCase], recipe: Recipe, every: int = 3) -> dict[Organ, float]:
-    """DSC per organ on every n-th cached slice, mean over cases: a cheap look during training, not a score to quote."""
+    """DSC per organ on every n-th cached slice, mean over cases: cheap validation in training, no score to quote."""
     network.eval()
     device = next(network.parameters()).device
     scores: dict[Organ, list[float]] = {organ: [] for organ in ORGANS}
@@ -49,19 +50,18 @@ def grid_dice(network: nn.Module, cases: Sequence[CachedCase], recipe: Recipe, e
 
 
 def draw_curve(log: pathlib.Path, picture: pathlib.Path) -> None:
-    """Draw a run's log.csv as a PNG: the loss over the steps, and the DSC of every look."""
+    """Draw a run's log.csv as a PNG: the loss over the steps, and the DSC of every validation."""
     with log.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows])
     left.set(xlabel="step", ylabel="loss")
-    looks = [row for row in rows if row[ORGAN_NAMES[0]]]
+    validated = [row for row in rows if row[ORGAN_NAMES[0]]]
     for organ in ORGAN_NAMES:
-        known = [row for row in looks if row[organ]]
+        known = [row for row in validated if row[organ]]
         right.plot([int(row["step"]) for row in known], [float(row[organ]) for row in known], "o-", label=organ)
     right.set(xlabel="step", ylabel="DSC on the grid", ylim=(0, 1))
     right.legend(loc="lower right")
-    partial = picture.with_suffix(".partial")
-    figure.savefig(partial, format="png", dpi=100)
-    partial.replace(picture)
+    with whole_file(picture) as stream:
+        figure.savefig(stream, format="png", dpi=100)

@@ -34,8 +34,8 @@ class Recipe:
         ema_decay: decay of the exponential moving average of the weights; 0 keeps the weights themselves.
         frozen_norm: which batch norms use their running statistics in training too, as they will at inference: `all`,
             or those of `regions`, the OCR head's keys and values, where a batch holds only five samples an image.
-        patience: looks at the held-out cases without a better mean DSC after which training stops; the best look's
-            weights are then the run's. None: never.
+        patience: validations without a better mean DSC after which training stops; the best one's weights are then
+            the run's. None: never.
         organ_share: share of crops drawn from slices that hold a chosen organ.
         pancreas_odds: how often that organ is the pancreas, the hardest and smallest, relative to another one.
         seed: seeds weights, sampling and augmentation.

@@ -3,7 +3,7 @@
 Source: "Efficient Multi-Organ Segmentation Using HRNet And OCRNet" (FLARE2021, team UIT-VNU). Its text gives a learning
 rate of 1e-3, its table 1e-2: the text's is taken. It leaves open which intensities become 0 and 255: the window of the
 other recipe is taken. Hue and saturation are drawn, though they cannot colour a grey slice. It says
-"early stopping" and not how: three looks without a better DSC are taken.
+"early stopping" and not how: three validations without a better DSC are taken.
 """
 
 from training.recipes import Recipe

@@ -1,18 +1,14 @@
-"""Training: cache, sampling, augmentation, losses, the loop and its resumption, export."""
+"""The training loop, its resumption, validation, export and command line."""
 
 from __future__ import annotations
 
-import math
 import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-import cv2
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -26,162 +22,17 @@ from app.inference.predictor import NetworkPredictor, load_onto
 from app.network import HrnetOcrLogits
 from app.organs import IGNORE, Organ
 from tests.conftest import ROOT
-from tests.phantom import write_phantom
 from tests.tiny import CONFIG, TINY
 from training.__main__ import main
-from training.augment import augment, crop_fields, geometry, intensity, paper_fields
-from training.cache import CachedCase, DataError, load_cases
+from training.cache import CachedCase
 from training.engine import Run, learning_rate
 from training.export import export
-from training.losses import dice_loss, focal_loss, segmentation_loss
 from training.norms import calibrate
-from training.photometric import bgr_to_hsv, hsv_to_bgr, photometric_distortion
 from training.recipes import Recipe
 from training.recipes.paper import RECIPE as PAPER
 from training.sampling import SliceSampler
 from training.state import BEST, LAST, Progress, TrainingError, build_network, trained_weights
 from training.validation import grid_dice
-
-
-@pytest.fixture(scope="module")
-def cases(data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
-    return load_cases([data], tmp_path_factory.mktemp("cache"), TINY)
-
-
-def test_the_cache_holds_what_inference_would_see(cases: list[CachedCase]) -> None:
-    assert [case.name for case in cases] == ["one", "two"]
-    for case in cases:
-        assert case.images.dtype == case.labels.dtype == np.uint8
-        assert case.images.shape == case.labels.shape
-        assert len(case.images) == 16
-        assert case.spacing_z_mm == 16.0
-        assert isinstance(case.images, np.memmap)
-        assert {0, 1, 2, 3, 4} <= set(np.unique(case.labels))
-    assert (cases[1].labels[:3] == IGNORE).all()
-    liver = cases[0].images[cases[0].labels == 1].mean()
-    assert liver == pytest.approx((110 + 125) / 400 * 255, abs=30)  # about 110 HU in -125..275
-
-
-def test_the_cache_is_written_once_and_anew_when_the_data_changes(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    load_cases([data], tmp_path / "cache", TINY)
-    entries = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    load_cases([data], tmp_path / "cache", TINY)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == entries
-    load_cases([data], tmp_path / "cache", replace(TINY, window_hu=(-200.0, 300.0)))
-    assert len(list((tmp_path / "cache").iterdir())) == 2 * len(entries)
-
-
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        ("no images", r"no imagesTr/\*_0000.nii.gz; expected the FLARE / nnU-Net layout"),
-        ("no label", r"labelsTr/one.nii.gz: no label for case one; add it or remove the image"),
-        ("shape", r"labelsTr/one.nii.gz: shape .* the reference has .*; resample it onto that grid"),
-        ("affine", r"labelsTr/one.nii.gz: its affine is not the reference's; resample it onto that grid"),
-        ("value", r"labelsTr/one.nii.gz: holds the value 9; labels are 0, 1, 2, 3, 4, 255"),
-    ],
-)
-def test_bad_data_is_named_before_training(tmp_path: pathlib.Path, change: str, line: str) -> None:
-    image, label = tmp_path / "imagesTr" / "one_0000.nii.gz", tmp_path / "labelsTr" / "one.nii.gz"
-    write_phantom(image, label, (64, 64, 4), (6.0, 6.0, 60.0))
-    reference = nib.load(label)
-    labels = np.asarray(reference.dataobj).copy()
-    if change == "no images":
-        image.unlink()
-    elif change == "no label":
-        label.unlink()
-    elif change == "shape":
-        nib.save(nib.Nifti1Image(labels[:-1], reference.affine), label)
-    elif change == "affine":
-        nib.save(nib.Nifti1Image(labels, np.diag([1.0, 1, 1, 1])), label)
-    else:
-        labels[0, 0, 0] = 9
-        nib.save(nib.Nifti1Image(labels, reference.affine), label)
-    with pytest.raises(DataError, match=line):
-        load_cases([tmp_path], tmp_path / "cache", TINY)
-
-
-def test_batches_draw_organs_more_often_than_chance(cases: list[CachedCase]) -> None:
-    sampler = SliceSampler(cases, [1.0, 0.0], TINY, seed=0)
-    drawn = [sampler.draw() for _ in range(400)]
-    assert {index for index, _ in drawn} == {0}
-    pancreas = (cases[0].labels == 4).any((1, 2))
-    assert np.mean([pancreas[z] for _, z in drawn]) > pancreas.mean() + 0.1
-    images, labels, sizes = sampler.batch()
-    assert images.shape == (2, 3, *sampler.canvas)
-    assert labels.shape == (2, *sampler.canvas)
-    assert sizes.tolist() == [list(cases[0].images.shape[1:])] * 2
-    again, _, _ = SliceSampler(cases, [1.0, 0.0], TINY, seed=1).batch()
-    same, _, _ = SliceSampler(cases, [1.0, 0.0], TINY, seed=1).batch()
-    assert torch.equal(again, same)
-
-
-@pytest.mark.parametrize("make_fields", [crop_fields, paper_fields])
-def test_geometry_moves_image_and_label_together(make_fields: Callable[..., torch.Tensor]) -> None:
-    torch.manual_seed(0)
-    labels = torch.full((4, 100, 120), IGNORE, dtype=torch.uint8)
-    labels[:, 10:90, 10:110] = 0
-    labels[:, 30:60, 40:80] = 1
-    images = torch.where(labels[:, None] == 1, 200, 50).to(torch.uint8).repeat(1, 3, 1, 1)
-    fields = make_fields(torch.tensor([[80.0, 100.0]] * 4), (100, 120), (64, 48))
-    warped, marks = geometry(images, labels, fields)
-    assert warped.shape == (4, 3, 64, 48)
-    assert set(marks.unique().tolist()) <= {0, 1, IGNORE}
-    inside = warped[:, 1][marks == 1]
-    assert (inside > 120).float().mean() > 0.97
-    assert (warped[:, 1][marks == 0] < 130).float().mean() > 0.97
-
-
-@pytest.mark.parametrize("make_fields", [crop_fields, paper_fields])
-def test_no_crop_is_mirrored(make_fields: Callable[..., torch.Tensor]) -> None:
-    torch.manual_seed(0)
-    fields = make_fields(torch.tensor([[100.0, 100.0]] * 50), (100, 100), (32, 32))
-    right = (fields[:, 16, 31] - fields[:, 16, 0]).double()
-    down = (fields[:, 31, 16] - fields[:, 0, 16]).double()
-    assert (right[:, 0] * down[:, 1] - right[:, 1] * down[:, 0] > 0).all()  # the handedness stays
-    assert (right[:, 0] > 0).all()
-
-
-def test_intensity_keeps_the_range_and_the_air() -> None:
-    torch.manual_seed(0)
-    images = torch.rand(8, 3, 32, 32)
-    images[:, :, :8] = 0
-    changed = intensity(images.clone())
-    assert changed.min() >= 0
-    assert changed.max() <= 1
-    assert not torch.equal(changed[:, :, 8:], images[:, :, 8:])
-    assert changed[:, :, :6].mean() < 0.05
-
-
-@pytest.mark.parametrize("augmentation", ["strong", "paper"])
-def test_augment_gives_network_input(cases: list[CachedCase], augmentation: Literal["strong", "paper"]) -> None:
-    recipe = replace(TINY, augmentation=augmentation)
-    inputs, marks = augment(*SliceSampler(cases, [1.0, 1.0], recipe, seed=0).batch(), recipe)
-    assert inputs.shape == (2, 3, 64, 48)
-    assert inputs.dtype == torch.float32
-    assert marks.dtype == torch.int64
-
-
-def test_hsv_agrees_with_opencv_and_back() -> None:
-    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    images[1, :, :4] = images[1, :1, :4]  # grey
-    hsv = bgr_to_hsv(images)
-    for image, found in zip(images, hsv, strict=True):
-        expected = cv2.cvtColor(image.movedim(0, 2).contiguous().numpy(), cv2.COLOR_BGR2HSV)
-        np.testing.assert_allclose(found.movedim(0, 2).numpy(), expected, atol=2e-3)
-    torch.testing.assert_close(hsv_to_bgr(hsv), images, atol=1e-5, rtol=0)
-
-
-def test_photometric_distortion_keeps_range_and_grey() -> None:
-    torch.manual_seed(0)
-    grey = torch.rand(16, 1, 8, 8).repeat(1, 3, 1, 1)
-    changed = photometric_distortion(grey)
-    assert changed.min() >= 0
-    assert changed.max() <= 1
-    torch.testing.assert_close(changed[:, 0], changed[:, 2], atol=1e-5, rtol=0)  # a grey slice stays grey
-    assert 2 <= sum(not torch.allclose(a, b, atol=1e-3) for a, b in zip(grey, changed, strict=True)) <= 16
-    colourful = photometric_distortion(torch.rand(16, 3, 8, 8))
-    assert colourful.shape == (16, 3, 8, 8)
 
 
 def test_the_papers_recipe() -> None:
@@ -191,32 +42,6 @@ def test_the_papers_recipe() -> None:
     with torch.device("meta"):
         network = build_network(PAPER)
     assert sum(p.numel() for p in network.parameters()) == 70_354_170
-
-
-def test_focal_loss_by_hand() -> None:
-    logits = torch.tensor([[0.0, math.log(3.0)]])[:, :, None, None]  # p = 1/4 and 3/4
-    loss = focal_loss(logits, torch.tensor([[[1]]]), gamma=2.0)
-    assert loss.item() == pytest.approx(0.25**2 * -math.log(0.75), rel=1e-5)
-
-
-def test_losses_are_blind_to_what_nobody_annotated() -> None:
-    torch.manual_seed(0)
-    logits, labels = torch.randn(2, 5, 8, 8), torch.randint(0, 5, (2, 8, 8))
-    labels[:, :4] = IGNORE
-    other = logits.clone()
-    other[:, :, :4] += 100 * torch.randn(2, 5, 4, 8)
-    for loss in (focal_loss, dice_loss):
-        assert loss(other, labels).item() == pytest.approx(loss(logits, labels).item(), rel=1e-5)
-    assert focal_loss(logits, torch.full_like(labels, IGNORE)).item() == 0
-
-
-def test_dice_loss_of_a_perfect_and_a_wrong_prediction() -> None:
-    labels = torch.randint(0, 5, (1, 16, 16), generator=torch.Generator().manual_seed(0))
-    sure = 50 * torch.nn.functional.one_hot(labels, 5).movedim(3, 1).float()
-    assert dice_loss(sure, labels).item() == pytest.approx(0, abs=1e-4)
-    assert dice_loss(sure.roll(1, dims=1), labels).item() > 0.9
-    total = segmentation_loss(HrnetOcrLogits(sure, sure), labels, dice_weight=1.0, coarse_weight=0.4)
-    assert total.item() == pytest.approx(0, abs=1e-3)
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
@@ -364,15 +189,15 @@ def test_the_command_line_names_what_is_wrong(data: pathlib.Path, tmp_path: path
     assert "held-out case nobody is in none of the data folders" in result.output
 
 
-def test_stops_when_the_looks_get_no_better_and_exports_the_best(
+def test_stops_when_validation_gets_no_better_and_exports_the_best(
     cases: list[CachedCase], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(TINY, steps=50, patience=2)
     scores = iter([0.3, 0.5, 0.4, 0.5, 0.9])
     monkeypatch.setattr("training.engine.grid_dice", lambda *_: {Organ.LIVER: next(scores)})
     run = Run(tmp_path, recipe, torch.device("cpu"))
-    run.train(SliceSampler(cases, [1.0, 1.0], recipe, seed=0), cases, None, check_seconds=-1)  # a look every step
-    assert run.progress == Progress(4, run.progress.seconds, best_dice=0.5, looks_since_best=2)
+    run.train(SliceSampler(cases, [1.0, 1.0], recipe, seed=0), cases, None, validate_seconds=-1)  # after every step
+    assert run.progress == Progress(4, run.progress.seconds, best_dice=0.5, validations_since_best=2)
     best, last = (torch.load(tmp_path / name, weights_only=True) for name in (BEST, LAST))
     assert (best["progress"]["step"], last["progress"]["step"]) == (2, 4)
     exported = load_checkpoint(export(tmp_path, "mine", "1", "phantoms", tmp_path / "weights"))

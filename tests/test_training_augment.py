@@ -1,0 +1,87 @@
+"""Augmentation: geometry, intensity, and the paper's photometric distortion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from app.organs import IGNORE
+from tests.tiny import TINY
+from training.augment import augment, crop_fields, geometry, intensity, paper_fields
+from training.cache import CachedCase
+from training.photometric import bgr_to_hsv, hsv_to_bgr, photometric_distortion
+from training.sampling import SliceSampler
+
+
+@pytest.mark.parametrize("make_fields", [crop_fields, paper_fields])
+def test_geometry_moves_image_and_label_together(make_fields: Callable[..., torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    labels = torch.full((4, 100, 120), IGNORE, dtype=torch.uint8)
+    labels[:, 10:90, 10:110] = 0
+    labels[:, 30:60, 40:80] = 1
+    images = torch.where(labels[:, None] == 1, 200, 50).to(torch.uint8).repeat(1, 3, 1, 1)
+    fields = make_fields(torch.tensor([[80.0, 100.0]] * 4), (100, 120), (64, 48))
+    warped, marks = geometry(images, labels, fields)
+    assert warped.shape == (4, 3, 64, 48)
+    assert set(marks.unique().tolist()) <= {0, 1, IGNORE}
+    inside = warped[:, 1][marks == 1]
+    assert (inside > 120).float().mean() > 0.97
+    assert (warped[:, 1][marks == 0] < 130).float().mean() > 0.97
+
+
+@pytest.mark.parametrize("make_fields", [crop_fields, paper_fields])
+def test_no_crop_is_mirrored(make_fields: Callable[..., torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    fields = make_fields(torch.tensor([[100.0, 100.0]] * 50), (100, 100), (32, 32))
+    right = (fields[:, 16, 31] - fields[:, 16, 0]).double()
+    down = (fields[:, 31, 16] - fields[:, 0, 16]).double()
+    assert (right[:, 0] * down[:, 1] - right[:, 1] * down[:, 0] > 0).all()  # the handedness stays
+    assert (right[:, 0] > 0).all()
+
+
+def test_intensity_keeps_the_range_and_the_air() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(8, 3, 32, 32)
+    images[:, :, :8] = 0
+    changed = intensity(images.clone())
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    assert not torch.equal(changed[:, :, 8:], images[:, :, 8:])
+    assert changed[:, :, :6].mean() < 0.05
+
+
+@pytest.mark.parametrize("augmentation", ["strong", "paper"])
+def test_augment_gives_network_input(cases: list[CachedCase], augmentation: Literal["strong", "paper"]) -> None:
+    recipe = replace(TINY, augmentation=augmentation)
+    inputs, marks = augment(*SliceSampler(cases, [1.0, 1.0], recipe, seed=0).batch(), recipe)
+    assert inputs.shape == (2, 3, 64, 48)
+    assert inputs.dtype == torch.float32
+    assert marks.dtype == torch.int64
+
+
+def test_hsv_agrees_with_opencv_and_back() -> None:
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images[1, :, :4] = images[1, :1, :4]  # grey
+    hsv = bgr_to_hsv(images)
+    for image, found in zip(images, hsv, strict=True):
+        expected = cv2.cvtColor(image.movedim(0, 2).contiguous().numpy(), cv2.COLOR_BGR2HSV)
+        np.testing.assert_allclose(found.movedim(0, 2).numpy(), expected, atol=2e-3)
+    torch.testing.assert_close(hsv_to_bgr(hsv), images, atol=1e-5, rtol=0)
+
+
+def test_photometric_distortion_keeps_range_and_grey() -> None:
+    torch.manual_seed(0)
+    grey = torch.rand(16, 1, 8, 8).repeat(1, 3, 1, 1)
+    changed = photometric_distortion(grey)
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    torch.testing.assert_close(changed[:, 0], changed[:, 2], atol=1e-5, rtol=0)  # a grey slice stays grey
+    assert 2 <= sum(not torch.allclose(a, b, atol=1e-3) for a, b in zip(grey, changed, strict=True)) <= 16
+    colourful = photometric_distortion(torch.rand(16, 3, 8, 8))
+    assert colourful.shape == (16, 3, 8, 8)

@@ -1,0 +1,91 @@
+"""Growing a network: the wider one computes the same, and its new channels can learn."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import replace
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from app.checkpoint import ModelConfig
+from tests.tiny import CONFIG, TINY, randomise
+from training.__main__ import main
+from training.engine import Run
+from training.grow import fit_input_channels, grown_weights
+from training.recipes.fast import RECIPE as FAST
+from training.sampling import SliceSampler
+from training.state import LAST, TrainingError, model_config
+
+SMALL = replace(CONFIG, width=3, ocr_channels=8, key_channels=4, channels_in=7)
+WIDER = {
+    "backbone": replace(SMALL, width=8),
+    "OCR head": replace(SMALL, ocr_channels=12),
+    "attention": replace(SMALL, key_channels=9),
+    "fewer input slices": replace(SMALL, channels_in=3),
+    "more input slices": replace(SMALL, channels_in=9),
+    "everything": replace(SMALL, width=7, ocr_channels=16, key_channels=8, channels_in=3),
+}
+
+
+@pytest.mark.parametrize("target", WIDER.values(), ids=WIDER.keys())
+def test_the_wider_network_computes_the_same(target: ModelConfig) -> None:
+    small, large = randomise(SMALL.build(), seed=0), target.build().eval()
+    large.load_state_dict(grown_weights(small.state_dict(), SMALL, large, target))
+    one_slice = torch.rand(2, 1, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before = small(one_slice.expand(-1, SMALL.channels_in, -1, -1))
+        after = large(one_slice.expand(-1, target.channels_in, -1, -1))
+    for old, new in zip(before, after, strict=True):
+        assert (old - new).abs().max() < 1e-5 * old.abs().max()
+
+
+def test_dropped_slices_leave_their_weights_to_the_nearest_kept_one() -> None:
+    stem = torch.arange(7.0)[None, :, None, None]
+    assert fit_input_channels(stem, 3).flatten().tolist() == [0 + 1 + 2, 3, 4 + 5 + 6]
+    assert fit_input_channels(stem, 9).flatten().tolist() == [0, *range(7), 0]
+    assert torch.equal(fit_input_channels(stem, 7), stem)
+
+
+def test_every_new_channel_gets_a_gradient() -> None:
+    """In training mode; of convolutions, all but those behind the silent query channels."""
+    torch.manual_seed(0)
+    target = WIDER["everything"]
+    small, large = randomise(SMALL.build(), seed=0), target.build()
+    large.load_state_dict(grown_weights(small.state_dict(), SMALL, large, target))
+    logits = large.train()(torch.rand(4, 3, 64, 96))
+    (logits.refined.square().mean() + logits.coarse.square().mean()).backward()
+    query = large.ocr_head.attention.query[1].norm
+    assert (query.weight.grad[SMALL.key_channels :] != 0).all()
+    reads_new = large.ocr_head.classify.weight.grad[:, SMALL.ocr_channels :]
+    assert (reads_new != 0).any(dim=0).sum() > len(reads_new[0]) / 2
+
+
+def test_a_network_cannot_shrink() -> None:
+    target = replace(SMALL, width=2)
+    with pytest.raises(ValueError, match="width cannot shrink from 3 to 2"):
+        grown_weights(SMALL.build().state_dict(), SMALL, target.build(), target)
+
+
+def test_grow_begins_a_run_that_train_goes_on_with(tmp_path: pathlib.Path, cases: list[object]) -> None:
+    recipe = tmp_path / "own.py"
+    recipe.write_text("from dataclasses import replace\nfrom training.recipes.fast import RECIPE as FAST\n")
+    recipe.write_text(recipe.read_text() + "RECIPE = replace(FAST, width=20, channels_in=3, batch=2, crop=(64, 64))\n")
+    arguments = ["grow", "fast", "--recipe", str(recipe), "--to", str(tmp_path / "run")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    wide = replace(FAST, width=20, channels_in=3, batch=2, crop=(64, 64))
+    run = Run(tmp_path / "run", wide, torch.device("cpu"))
+    run.resume()
+    assert run.progress.step == 0
+    stem = "backbone.stem.0.conv.weight"
+    assert torch.equal(run.network.state_dict()[stem], run.average.module.state_dict()[stem])
+    batch = SliceSampler(cases, [1.0, 1.0], wide, seed=0).batch()
+    assert run.step(batch) < 0.7 * Run(tmp_path / "random", wide, torch.device("cpu")).step(batch)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert f"{LAST}: there is a run already; choose another folder" in result.output
+    with pytest.raises(TrainingError, match="fast cannot grow into the recipe's network: width cannot shrink"):
+        Run(tmp_path / "other", TINY, torch.device("cpu")).grow_from("fast")
+    assert model_config(wide, "x", "1", "").width == 20
