@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from app.errors import AppError
 from evaluation import figures, report
 from evaluation.accuracy import EvaluationError, evaluate, markdown_table, write_csv, write_summary_csv
 from evaluation.efficiency import EfficiencyError, measure_folder
@@ -56,6 +57,18 @@ def accuracy(
     for case in results:
         if case.missing:
             click.echo(f"warning: no prediction for {case.name}, scored 0", err=True)
+
+
+@main.command()
+@click.argument("scan", type=click.Path(path_type=pathlib.Path, exists=True, dir_okay=False))
+@click.argument("mask", type=click.Path(path_type=pathlib.Path, exists=True, dir_okay=False))
+@click.argument("out", type=click.Path(path_type=pathlib.Path))
+def picture(scan: pathlib.Path, mask: pathlib.Path, out: pathlib.Path) -> None:
+    """Draw SCAN in three planes with the outlines of MASK, as the PNG file OUT."""
+    try:
+        out.write_bytes(report.png_bytes(figures.three_planes(scan, mask), dpi=80))
+    except (AppError, LabelError) as error:
+        sys.exit(f"error: {error}")
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""The paper's figures: violins of the scores, cases side by side, and agreement of organ volumes."""
+"""The paper's figures: violins of the scores, cases side by side, agreement of volumes; and a scan in three planes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from evaluation.metrics import Protocol
 
 ORGAN_COLORS = {Organ.LIVER: "#d1495b", Organ.KIDNEYS: "#30a14e", Organ.SPLEEN: "#3a6ea5", Organ.PANCREAS: "#edae49"}
 DISPLAY_WINDOW_HU = (-125, 275)
+MARGIN_MM = 35  # around the organs in a picture of three planes
 FACE = "white"
 mpl.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
 
@@ -114,3 +115,54 @@ def panels(
     legend = [Patch(color=ORGAN_COLORS[organ], label=organ.name.lower()) for organ in ORGANS]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
     return figure
+
+
+def three_planes(scan: pathlib.Path, mask: pathlib.Path) -> Figure:
+    """A scan in axial, coronal and sagittal planes through its organs, with the organs' outlines and a legend."""
+    volume = open_volume(scan)
+    labels, _ = read_labels(mask, list(Organ))
+    hounsfield = np.empty(labels.shape, np.int16)
+    for z, plane in volume.slices():
+        hounsfield[z] = plane
+    spacing = volume.geometry.spacing_zyx_mm
+    box = around_organs(labels, spacing)
+    hounsfield, labels = hounsfield[box], labels[box]
+    extents = [n * mm for n, mm in zip(labels.shape, spacing, strict=True)]
+    cuts = [int(np.argmax(organs_shown(labels, axis))) for axis in range(3)]
+    ratios = [extents[2] / extents[1], extents[2] / extents[0], extents[1] / extents[0]]
+    figure = Figure(figsize=(12, 12 / sum(ratios) + 0.6), layout="constrained", facecolor="black")
+    axes_row = figure.subplots(1, 3, width_ratios=ratios)
+    for axis, (axes, title) in enumerate(zip(axes_row, ("axial", "coronal", "sagittal"), strict=True)):
+        rows, columns = (spacing[a] for a in range(3) if a != axis)
+        origin = "upper" if axis == 0 else "lower"  # z grows towards the head
+        low, high = DISPLAY_WINDOW_HU
+        image, shown = (np.take(array, cuts[axis], axis) for array in (hounsfield, labels))
+        axes.imshow(image, "gray", vmin=low, vmax=high, aspect=rows / columns, origin=origin)
+        for organ in ORGANS:
+            if (shown == organ).any():
+                axes.contour(shown == organ, [0.5], colors=ORGAN_COLORS[organ], linewidths=1.6)
+        axes.set_title(title, color="white", pad=8)
+        axes.axis("off")
+    legend = [Patch(color=ORGAN_COLORS[organ], label=organ.name.lower()) for organ in ORGANS]
+    figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False, labelcolor="white")
+    figure.get_layout_engine().set(h_pad=0.08)
+    return figure
+
+
+def around_organs(labels: NDArray[np.uint8], spacing_mm: Sequence[float]) -> tuple[slice, ...]:
+    """The box of all organs and a margin on each side; the whole scan where there is none."""
+    if not labels.any():
+        return (slice(None),) * labels.ndim
+    box = []
+    for axis, mm in enumerate(spacing_mm):
+        rows = np.flatnonzero(labels.any(tuple(a for a in range(labels.ndim) if a != axis)))
+        margin = round(MARGIN_MM / mm)
+        box.append(slice(max(0, int(rows[0]) - margin), int(rows[-1]) + margin + 1))
+    return tuple(box)
+
+
+def organs_shown(labels: NDArray[np.uint8], axis: int) -> NDArray[np.float64]:
+    """How well each plane across an axis shows all organs: the product of their areas' square roots."""
+    others = tuple(a for a in range(3) if a != axis)
+    areas = [np.sqrt(np.count_nonzero(labels == organ, axis=others)) for organ in ORGANS]
+    return np.asarray(np.prod([area + 1 for area in areas], axis=0))

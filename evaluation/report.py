@@ -26,10 +26,10 @@ p.note { color: #555; font-size: .9rem; }
 """
 
 
-def png_bytes(figure: Figure) -> bytes:
-    """The figure as a PNG of 130 dots per inch."""
+def png_bytes(figure: Figure, dpi: int = 130) -> bytes:
+    """The figure as a PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 

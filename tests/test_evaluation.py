@@ -7,6 +7,7 @@ import pathlib
 import re
 from typing import Any
 
+import cv2
 import nibabel as nib
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from app.organs import Organ
 from evaluation.__main__ import main
 from evaluation.accuracy import EvaluationError, bootstrap_interval, evaluate, evaluate_case
+from evaluation.figures import ORGAN_COLORS
 from evaluation.labels import LabelError
 from evaluation.metrics import PROTOCOLS, Score, score_case, score_organ
 
@@ -167,3 +169,16 @@ def test_what_cannot_be_scored_names_the_case(
 def test_no_references_is_an_error(tmp_path: pathlib.Path) -> None:
     with pytest.raises(EvaluationError, match=r"no \.nii\.gz references"):
         evaluate(tmp_path, tmp_path, FLARE21)
+
+
+def test_a_picture_of_a_scan_and_its_mask(phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    mask, picture = phantom_path.with_name("phantom.nii.gz"), tmp_path / "picture.png"
+    result = CliRunner().invoke(main, ["picture", str(phantom_path), str(mask), str(picture)])
+    assert result.exit_code == 0, result.output
+    pixels = cv2.imread(str(picture)).reshape(-1, 3)[:, ::-1]
+    for color in ORGAN_COLORS.values():
+        rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
+        assert (np.abs(pixels.astype(int) - rgb).max(1) < 12).sum() > 100, color
+    result = CliRunner().invoke(main, ["picture", str(phantom_path), str(phantom_path), str(picture)])
+    assert result.exit_code == 1
+    assert "labels are 0, 1, 2, 3, 4" in result.output
