@@ -10,7 +10,7 @@ DATA ?= ../shared/data
 MINUTES ?= 5
 HELD_OUT := btcv_0009 btcv_0026 btcv_0039
 
-.PHONY: help demo test lint wheel lock evaluate compare train-paper bench bench-gpu image container-test clean
+.PHONY: help demo test lint fuzz soak wheel lock evaluate compare train-paper bench bench-gpu image container-test clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -30,6 +30,12 @@ lint: $(VENV)/.dev  ## style and types
 	$(BIN)/mypy
 	sh -n predict.sh
 	$(BIN)/hadolint Dockerfile
+
+fuzz: $(VENV)/.dev  ## 10,000 mutated files through the reader, 100 through the command line
+	$(BIN)/python -m tests.fuzz
+
+soak: $(VENV)/.dev  ## kill -9, full disks, two runs at once, 2,000 files: an hour
+	$(BIN)/python -m tests.soak
 
 wheel: $(VENV)/.dev  ## the Python distribution, in dist/
 	$(BIN)/python -m build --wheel

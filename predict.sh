@@ -7,4 +7,5 @@ if [ $# -lt 2 ]; then
     if [ -d /inputs ]; then root=; fi
     set -- "$root/inputs" "$root/outputs" "$@"
 fi
-PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python3}" -m app "$@"
+# -P: what lies in the working directory is never imported.
+PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python3}" -P -m app "$@"

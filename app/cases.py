@@ -5,15 +5,18 @@ Imports no torch: that import takes most of a short run, and the first scan is d
 
 from __future__ import annotations
 
-import os
 import pathlib
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from .errors import InputError, VolumeError
+from .results import NiftiMask
+from .run_log import done_cases
 from .volumes import Slices, Volume, extension_of, open_volume
+from .whole_file import clear_stale
 
 CHANNEL = "_0000"  # the number of the first channel, which nnU-Net and FLARE add to a scan's name
 
@@ -32,53 +35,81 @@ def find_cases(source: pathlib.Path, output: pathlib.Path) -> list[Case]:
     """The scans of a folder (not of its subfolders), or the one file, and where their masks go.
 
     Raises:
-        InputError: there is nothing to segment, or the output folder cannot be used.
+        InputError: there is nothing to segment, or a folder cannot be used.
     """
+    try:
+        return _find_cases(source, output)
+    except OSError as error:
+        where = error.filename or source
+        raise InputError(f"{where}: cannot be used ({error.strerror}); check its path and permissions") from error
+
+
+def _find_cases(source: pathlib.Path, output: pathlib.Path) -> list[Case]:
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give a .nii.gz file or a folder of them")
-    if output.is_file() or output.name.endswith((".nii.gz", ".nii")):
-        raise InputError(f"{output}: OUTPUT is a folder; the mask gets its scan's name without _0000")
+    if output.is_file() or extension_of(output):
+        raise InputError(f"{output}: OUTPUT is a folder; the mask gets its scan's name without {CHANNEL}")
     if source.is_dir() and output.is_dir() and source.samefile(output):
         raise InputError(f"{output}: OUTPUT is the input folder; choose another, or masks would be taken for scans")
-    try:
-        paths = sorted(source.iterdir()) if source.is_dir() else [source]
-    except OSError as error:
-        raise InputError(f"{source}: cannot be listed ({error.strerror}); check its permissions") from error
-    scans = [path for path in paths if extension_of(path)]
+    scans = [path for path in (sorted(source.iterdir()) if source.is_dir() else [source]) if extension_of(path)]
     if not scans:
         raise InputError(f"{source}: no .nii.gz or .nii file; convert DICOM with dcm2niix")
     cases = [_case(path, output) for path in scans]
     names = Counter(case.mask_path for case in cases)
-    return [_clashing(case) if names[case.mask_path] > 1 else case for case in cases]
-
-
-def _clashing(case: Case) -> Case:
-    line = f"{case.scan_path}: another scan would get the same mask name {case.mask_path.name}; rename one"
-    return replace(case, problem=line)
+    inputs = {_identity(path) for path in scans}
+    ours = done_cases(output)
+    return [replace(case, problem=_problem(case, names[case.mask_path], inputs, ours)) for case in cases]
 
 
 def _case(path: pathlib.Path, output: pathlib.Path) -> Case:
     extension = extension_of(path) or ""
-    name = path.name.removesuffix(extension).removesuffix(CHANNEL)
-    mask_path = output / (name + extension)
-    if mask_path.exists() and mask_path.samefile(path):
-        return Case(name, path, mask_path, f"{path}: its mask would overwrite it; choose another OUTPUT folder")
-    return Case(name, path, mask_path)
+    name = path.name[: len(path.name) - len(extension)].removesuffix(CHANNEL)
+    return Case(name, path, output / (name + extension))
+
+
+def _identity(path: pathlib.Path) -> tuple[int, int] | None:
+    """What tells a file from others, whatever links lead to it; None where there is no file."""
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino
+
+
+def _problem(
+    case: Case, same_name: int, inputs: Collection[tuple[int, int] | None], ours: Collection[str]
+) -> str | None:
+    """Why a case cannot be done, if that is known beforehand. No file that others wrote is overwritten."""
+    if not case.name:
+        return f"{case.scan_path}: nothing is left of its name without {CHANNEL}; rename it"
+    if same_name > 1:
+        return f"{case.scan_path}: another scan would get the same mask name {case.mask_path.name}; rename one"
+    there = _identity(case.mask_path)
+    if there is None:
+        return None
+    if there in inputs:
+        return f"{case.scan_path}: its mask would overwrite the scan {case.mask_path}; choose another OUTPUT folder"
+    if case.name not in ours and not NiftiMask.wrote(case.mask_path):
+        return (
+            f"{case.scan_path}: its mask would overwrite {case.mask_path}, which this program did not write; "
+            "move that file, or choose another OUTPUT folder"
+        )
+    return None
 
 
 def check_output(folder: pathlib.Path) -> None:
-    """Make the output folder, and see that a file can be made in it.
+    """Make the output folder, see that a file can be made in it, and clear what killed runs left behind.
 
     Raises:
-        InputError: it cannot.
+        InputError: it cannot be used.
     """
-    probe = folder / f".{os.getpid()}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise InputError(f"{folder}: not writable ({error.strerror}); check its owner, or docker run --user") from error
+    clear_stale(folder)
 
 
 Opened = Future[tuple[Volume, Slices]]
@@ -98,7 +129,7 @@ class CaseQueue(Iterator[tuple[Case, Opened | None]]):
         self._next = self._begin()
 
     def _begin(self) -> Opened | None:
-        if not self._left or (self._skip_existing and self._left[0].mask_path.exists()):
+        if not self._left or (self._skip_existing and _identity(self._left[0].mask_path) is not None):
             return None
         return self._pool.submit(open_case, self._left[0])
 

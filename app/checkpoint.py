@@ -123,6 +123,8 @@ def load_checkpoint(paths: list[pathlib.Path]) -> Checkpoint:
 def _checked_digest(path: pathlib.Path) -> str:
     """The file's sha256, compared with the manifest beside it where that lists the file."""
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path}: not a regular file; give a .safetensors file")
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         manifest = path.parent / MANIFEST

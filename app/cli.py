@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import pathlib
 import signal
 import sys
@@ -50,6 +51,7 @@ def main(
 
     Exit status: 0 all done, 1 some case failed, 2 usage.
     """
+    _open_standard_streams()
     _set_up_logging(verbose)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _terminate)
@@ -73,6 +75,17 @@ def main(
     except AppError as error:
         _log.error("%s", error)
         sys.exit(error.exit_code)
+
+
+def _open_standard_streams() -> None:
+    """Open what the caller closed (`2>&-`) onto nothing: a mask must not become file descriptor 2."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 (for the process's life)
 
 
 def _set_up_logging(verbose: bool) -> None:

@@ -11,7 +11,8 @@ import os
 import pathlib
 
 CGROUP = pathlib.Path("/sys/fs/cgroup")  # in a container its own, as Docker and Kubernetes mount it
-MEMINFO = pathlib.Path("/proc/meminfo")
+PROC = pathlib.Path("/proc")
+MEMINFO = PROC / "meminfo"
 
 
 def allowed_cpus(cgroup: pathlib.Path = CGROUP) -> int | None:
@@ -45,8 +46,8 @@ def allowed_memory(cgroup: pathlib.Path = CGROUP) -> int | None:
 
 def available_memory() -> int:
     """Bytes that this process can still take: of the host's memory, or of its container's limit if that is less."""
-    lines = MEMINFO.read_text().splitlines()
-    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    kib = _proc_number(MEMINFO, "MemAvailable:")
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if kib is None else kib * 1024
     allowed = allowed_memory()
     return available if allowed is None else min(available, allowed)
 
@@ -60,14 +61,28 @@ def _numbers(files: list[pathlib.Path]) -> list[int] | None:
     return [first, second]
 
 
-def peak_rss_mib() -> float:
-    """The largest resident memory of this process so far; not ru_maxrss, which starts at the parent's size."""
-    status = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return round(next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 1024, 1)  # KiB, proc(5)
+def _proc_number(file: pathlib.Path, name: str) -> int | None:
+    """The number after a name in a file of /proc; None where the kernel, or what stands for one, does not tell."""
+    try:
+        return next(int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith(name))
+    except (OSError, StopIteration, IndexError, ValueError):
+        return None
 
 
-def seconds_since_process_start() -> float:
-    """Wall time since the kernel started this process, to 0.01 s; imports that came before us included."""
-    started_ticks = int(pathlib.Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])  # proc(5): field 22
-    uptime = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+def peak_rss_mib() -> float | None:
+    """The largest resident memory of this process so far; None where the kernel does not tell (gVisor).
+
+    Not ru_maxrss, which starts at the parent's size.
+    """
+    kib = _proc_number(PROC / "self" / "status", "VmHWM:")  # proc(5)
+    return None if kib is None else round(kib / 1024, 1)
+
+
+def seconds_since_process_start() -> float | None:
+    """Wall time since the kernel started this process, to 0.01 s, imports included; None where it does not tell."""
+    try:
+        started_ticks = int((PROC / "self" / "stat").read_text().rsplit(")", 1)[1].split()[19])  # proc(5): field 22
+        uptime = float((PROC / "uptime").read_text().split()[0])
+    except (OSError, IndexError, ValueError):
+        return None
     return max(0.0, uptime - started_ticks / os.sysconf("SC_CLK_TCK"))

@@ -7,11 +7,10 @@ import logging
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 
 from . import __version__, run_log
@@ -19,8 +18,7 @@ from .cases import Case, CaseQueue, Opened, open_case
 from .errors import AppError
 from .gpu_memory import MIB, MemorySampler, nvml_reader, peak_flare2021
 from .host import peak_rss_mib
-from .inference.components import organ_voxels
-from .inference.labelling import Findings, OnSlice
+from .inference.labelling import OnSlice
 from .results import RESULTS
 from .run_log import CaseRecord
 from .segmenter import Segmenter
@@ -29,7 +27,6 @@ log = logging.getLogger(__package__)
 
 Progress = Callable[[int], contextlib.AbstractContextManager[OnSlice]]  # opens a display for so many slices
 ReadMemory = Callable[[], int]
-NOT_HU_HIGHEST = 100  # a CT in HU reaches beyond: contrast and bone
 DEFAULT_RESULTS = ("nifti",)
 
 
@@ -83,14 +80,12 @@ def _segment_and_write(
     for writer in (RESULTS[name]() for name in DEFAULT_RESULTS):
         writer.write(result.mask, volume, writer.path(case.mask_path))
     seconds = result.seconds | {"write": time.perf_counter() - begin}
-    voxel_ml = float(np.prod(geometry.spacing_zyx_mm)) / 1000
-    volumes_ml = {organ.name.lower(): round(n * voxel_ml, 2) for organ, n in organ_voxels(result.mask).items()}
     record.shape = list(geometry.shape)
     record.spacing_zyx_mm = [round(mm, 4) for mm in geometry.spacing_zyx_mm]
     record.network_slices, record.batch_size = result.findings.network_slices, result.batch_size
     record.seconds = {stage: round(value, 3) for stage, value in seconds.items()}
-    record.volumes_ml = volumes_ml
-    record.warnings = [*volume.warnings, *_doubts(result.findings, volumes_ml)]
+    record.volumes_ml = {organ.name.lower(): round(ml, 2) for organ, ml in result.volumes_ml.items()}
+    record.warnings = list(result.warnings)
 
 
 def _add_environment(record: CaseRecord, segmenter: Segmenter, samples_mib: Sequence[int]) -> None:
@@ -121,7 +116,7 @@ def report(label: str, record: CaseRecord) -> None:
     if record.error is not None:
         log.error("%s", record.error)
         return
-    seconds = {stage: value for stage, value in record.seconds.items() if stage != "total"}
+    seconds = {stage: value for stage, value in record.seconds.items() if stage != "total" and value is not None}
     volumes = ", ".join(f"{organ} {ml:.0f} ml" for organ, ml in (record.volumes_ml or {}).items())
     stages = ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items())
     log.info("%s: %s; %.1f s (%s)", label, volumes, sum(seconds.values()), stages)
@@ -142,7 +137,7 @@ class FolderRun:
 
     segmenter: Segmenter
     output: pathlib.Path
-    start_up_seconds: float = 0.0
+    start_up_seconds: float | None = 0.0
     progress: Callable[[str, int], contextlib.AbstractContextManager[OnSlice]] = lambda label, slices: no_progress(
         slices
     )
@@ -161,7 +156,8 @@ class FolderRun:
                     continue
                 record = predict_case(self.segmenter, case, opened, partial(self.progress, label), read_used_mib)
                 report(label, record)
-                record.seconds["start_up"], start_up_seconds = round(start_up_seconds, 3), 0.0
+                record.seconds["start_up"] = None if start_up_seconds is None else round(start_up_seconds, 3)
+                start_up_seconds = 0.0
                 failed += record.status != "done"
                 self._append(record)
         return failed
@@ -175,15 +171,3 @@ class FolderRun:
             run_log.append(self.output, record)
         except OSError as error:
             log.warning("%s: not written (%s)", self.output / run_log.RUN_LOG, error.strerror)
-
-
-def _doubts(findings: Findings, volumes_ml: dict[str, float]) -> Iterator[str]:
-    """What a user should know about a result that was written all the same."""
-    if findings.lowest_hu >= 0 or findings.highest_hu < NOT_HU_HIGHEST:
-        yield (
-            f"intensities {findings.lowest_hu}..{findings.highest_hu} do not look like Hounsfield units "
-            "(air near -1000, bone above 300); check the scan's rescaling, the mask may be wrong"
-        )
-    missing = [organ for organ, ml in volumes_ml.items() if ml == 0]
-    if missing:
-        yield f"no {', no '.join(missing)} found; check that this is an abdominal CT"

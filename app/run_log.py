@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -40,7 +41,7 @@ class CaseRecord:
     case: str
     status: Literal["done", "failed", "skipped"] = "done"
     error: str | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float | None] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     shape: list[int] | None = None
     spacing_zyx_mm: list[float] | None = None
@@ -61,6 +62,21 @@ class CaseRecord:
             return {"case": self.case, "status": self.status}
         left_out = RESULT_FIELDS if self.status == "failed" else ()
         return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+
+def done_cases(folder: pathlib.Path) -> set[str]:
+    """The cases whose results the folder's run log says were written; none where there is no readable log."""
+    try:
+        lines = (folder / RUN_LOG).read_text(errors="replace").splitlines()
+    except OSError:
+        return set()
+    done = set()
+    for line in lines:
+        with contextlib.suppress(ValueError, AttributeError):  # a line that was cut short says nothing
+            record = json.loads(line)
+            if record.get("status") == "done":
+                done.add(str(record.get("case")))
+    return done
 
 
 def append(folder: pathlib.Path, record: CaseRecord) -> None:

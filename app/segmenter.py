@@ -10,21 +10,25 @@ import logging
 import os
 import pathlib
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .checkpoint import bundled_models, find_model, load_checkpoint
-from .inference.components import keep_largest
+from .inference.components import keep_largest, organ_voxels
 from .inference.grid import network_grid
 from .inference.labelling import Findings, OnSlice, label_slices
 from .inference.predictor import Model, NetworkPredictor, choose_device, load_onto
+from .organs import Organ
 from .volumes import Slices, Volume, open_volume
 
 log = logging.getLogger(__package__)
 
 MODEL_SUFFIX = ".safetensors"
+# Larger organs than these are hardly ever seen: polycystic livers and kidneys, the spleens of leukaemia.
+LARGEST_ML = {Organ.LIVER: 8000, Organ.KIDNEYS: 4000, Organ.SPLEEN: 6000, Organ.PANCREAS: 500}
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Segmentation:
         findings: what the loop over the slices saw.
         batch_size: slices that went through the network at a time, at most.
         seconds: by stage.
+        volumes_ml: of every organ, 0 where it is missing.
+        warnings: what a user should know about the scan or the mask, a sentence each.
     """
 
     volume: Volume
@@ -44,6 +50,8 @@ class Segmentation:
     findings: Findings
     batch_size: int
     seconds: dict[str, float]
+    volumes_ml: dict[Organ, float]
+    warnings: tuple[str, ...]
 
 
 def default_model(device: str) -> str:
@@ -91,7 +99,7 @@ class Segmenter:
         return cls(load_onto(checkpoint, chosen), checkpoint.sha256, batch_size, postprocess)
 
     def segment(self, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-        """Segment one scan.
+        """Segment one scan. What is odd about it or its mask is logged as a warning.
 
         Args:
             path: a .nii or .nii.gz file.
@@ -104,7 +112,10 @@ class Segmenter:
             InferenceError: there is not enough memory.
         """
         volume = open_volume(pathlib.Path(path))
-        return self.segment_volume(volume, volume.slices()).mask
+        segmentation = self.segment_volume(volume, volume.slices())
+        for warning in segmentation.warnings:
+            log.warning("%s: %s", volume.path.name, warning)
+        return segmentation.mask
 
     def segment_volume(self, volume: Volume, slices: Slices, on_slice: OnSlice = lambda count: None) -> Segmentation:
         """Segment an opened scan, given its slices, which are closed at the end; all that is worth logging."""
@@ -122,4 +133,22 @@ class Segmenter:
             "network": findings.network_seconds,
             "postprocess": time.perf_counter() - begin,
         }
-        return Segmentation(volume, mask, findings, predictor.batch_size, seconds)
+        voxel_ml = float(np.prod(geometry.spacing_zyx_mm)) / 1000
+        volumes_ml = {organ: count * voxel_ml for organ, count in organ_voxels(mask).items()}
+        warnings = (*volume.warnings, *_doubts(findings, volumes_ml))
+        return Segmentation(volume, mask, findings, predictor.batch_size, seconds, volumes_ml, warnings)
+
+
+def _doubts(findings: Findings, volumes_ml: Mapping[Organ, float]) -> Iterator[str]:
+    """What a user should know about a mask that is given all the same."""
+    if doubt := findings.intensities.doubts():
+        yield doubt
+    missing = [organ.name.lower() for organ, ml in volumes_ml.items() if ml == 0]
+    if missing:
+        yield f"no {', no '.join(missing)} found; check that this is an abdominal CT"
+    for organ, ml in volumes_ml.items():
+        if ml > LARGEST_ML[organ]:
+            yield (
+                f"{organ.name.lower()} of {ml:.0f} ml, larger than any known ({LARGEST_ML[organ]} ml); "
+                "check the scan's spacing and intensities"
+            )

@@ -38,9 +38,16 @@ def accuracy(
     """Score the masks in PREDICTIONS against REFERENCES: DSC and NSD per organ and case; tables, figures, a page."""
     rules = PROTOCOLS[protocol]
     try:
-        results = evaluate(predictions, references, rules, cases)
-    except (EvaluationError, LabelError) as error:
+        evaluation = evaluate(predictions, references, rules, cases)
+    except EvaluationError as error:
         sys.exit(f"error: {error}")
+    for line in evaluation.errors:
+        click.echo(f"error: {line}", err=True)
+    if evaluation.skipped:
+        click.echo(f"{references}: skipped, no masks: {', '.join(evaluation.skipped)}", err=True)
+    results = evaluation.scored
+    if not results:
+        sys.exit("error: no case could be scored")
     out.mkdir(parents=True, exist_ok=True)
     write_csv(results, rules, out / "scores.csv")
     write_summary_csv(results, out / "summary.csv")
@@ -57,6 +64,7 @@ def accuracy(
     for case in results:
         if case.missing:
             click.echo(f"warning: no prediction for {case.name}, scored 0", err=True)
+    sys.exit(1 if evaluation.errors else 0)
 
 
 @main.command()

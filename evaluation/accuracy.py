@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from app.organs import IGNORE, ORGANS, Organ
-from evaluation.labels import check_same_grid, read_labels
+from app.volumes import extension_of
+from evaluation.labels import LabelError, check_same_grid, read_labels
 from evaluation.metrics import Protocol, Score, score_case
 
 BOOTSTRAP_SAMPLES = 10_000
@@ -36,6 +37,21 @@ class CaseScores:
     reference_ml: dict[Organ, float]
     prediction_ml: dict[Organ, float]
     missing: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of two folders of masks.
+
+    Attributes:
+        scored: the cases that have scores.
+        errors: a line for each case that has none.
+        skipped: names in the folder of references that are no masks.
+    """
+
+    scored: list[CaseScores]
+    errors: list[str]
+    skipped: list[str]
 
 
 def evaluate_case(reference_path: pathlib.Path, predictions: pathlib.Path, protocol: Protocol) -> CaseScores:
@@ -66,18 +82,30 @@ def volumes_ml(labels: NDArray[np.uint8], spacing_mm: Sequence[float]) -> dict[O
 
 def evaluate(
     predictions: pathlib.Path, references: pathlib.Path, protocol: Protocol, cases: Sequence[str] = ()
-) -> list[CaseScores]:
+) -> Evaluation:
     """Score every reference of a folder, or those of `cases`, in parallel and in order of name.
 
     Raises:
-        EvaluationError: there are no references, or a case cannot be scored.
+        EvaluationError: there are no references.
     """
-    paths = sorted(p for p in references.glob("*.nii*") if not cases or p.name.split(".nii")[0] in cases)
+    masks = [path for path in sorted(references.iterdir()) if extension_of(path)]
+    paths = [path for path in masks if not cases or path.name.split(".nii")[0] in cases]
     if not paths:
         raise EvaluationError(f"{references}: no .nii.gz references{' of these cases' if cases else ''}")
-    one = partial(evaluate_case, predictions=predictions, protocol=protocol)
+    one = partial(_score_or_error, predictions=predictions, protocol=protocol)
     with ProcessPoolExecutor(min(len(paths), os.cpu_count() or 1), get_context("spawn")) as pool:
-        return list(tqdm(pool.map(one, paths), "scoring", len(paths), disable=None))
+        outcomes = list(tqdm(pool.map(one, paths), "scoring", len(paths), disable=None))
+    scored = [outcome for outcome in outcomes if isinstance(outcome, CaseScores)]
+    skipped = [path.name for path in sorted(references.iterdir()) if not extension_of(path)]
+    return Evaluation(scored, [outcome for outcome in outcomes if isinstance(outcome, str)], skipped)
+
+
+def _score_or_error(path: pathlib.Path, predictions: pathlib.Path, protocol: Protocol) -> CaseScores | str:
+    """Score one case; or the line that says why it cannot be scored."""
+    try:
+        return evaluate_case(path, predictions, protocol)
+    except LabelError as error:
+        return str(error)
 
 
 def values(results: Sequence[CaseScores], organ: Organ, measure: str) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
@@ -130,7 +131,7 @@ def three_planes(scan: pathlib.Path, mask: pathlib.Path) -> Figure:
     extents = [n * mm for n, mm in zip(labels.shape, spacing, strict=True)]
     cuts = [int(np.argmax(organs_shown(labels, axis))) for axis in range(3)]
     ratios = [extents[2] / extents[1], extents[2] / extents[0], extents[1] / extents[0]]
-    figure = Figure(figsize=(12, 12 / sum(ratios) + 0.6), layout="constrained", facecolor="black")
+    figure = Figure(figsize=(12, 12 / sum(ratios) + 0.6), layout=ConstrainedLayoutEngine(h_pad=0.08), facecolor="black")
     axes_row = figure.subplots(1, 3, width_ratios=ratios)
     for axis, (axes, title) in enumerate(zip(axes_row, ("axial", "coronal", "sagittal"), strict=True)):
         rows, columns = (spacing[a] for a in range(3) if a != axis)
@@ -145,7 +146,6 @@ def three_planes(scan: pathlib.Path, mask: pathlib.Path) -> Figure:
         axes.axis("off")
     legend = [Patch(color=ORGAN_COLORS[organ], label=organ.name.lower()) for organ in ORGANS]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False, labelcolor="white")
-    figure.get_layout_engine().set(h_pad=0.08)
     return figure
 
 

@@ -67,7 +67,7 @@ def damaged(kind: str, path: pathlib.Path) -> str:
         zipped = bytearray(path.read_bytes())
         zipped[-8] ^= 1
         path.write_bytes(zipped)
-        return r"cannot be decoded (CRC"
+        return "cannot be decoded (Error -6 Incorrect checksum found); copy or export it again"
     if kind == "empty":
         path.write_bytes(b"")
         return "the file is empty; copy or export it again"

@@ -20,10 +20,10 @@ ARROWS = {
     "cli": {"", "cases", "host", "inference", "run", "segmenter"},
     "run": {"", "cases", "gpu_memory", "host", "inference", "results", "run_log", "segmenter"},
     "segmenter": {"checkpoint", "inference", "volumes"},
-    "cases": {"volumes"},
+    "cases": {"results", "run_log", "volumes", "whole_file"},
     "inference": {"checkpoint", "host", "network"},
     "checkpoint": {"network", "whole_file"},
-    "results": {"volumes", "whole_file"},
+    "results": {"", "volumes", "whole_file"},
 }
 FOR_ALL = {"errors", "organs"}
 # Which library lives where; a scan's geometry and its NIfTI file both need nibabel.

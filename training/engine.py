@@ -71,7 +71,9 @@ class Run(RunState):
 
     def _peak_mib(self) -> float:
         """Peak memory: the GPU's allocator's, or this process's."""
-        return torch.cuda.max_memory_reserved(self.device) / MIB if self.device.type == "cuda" else peak_rss_mib()
+        return (
+            torch.cuda.max_memory_reserved(self.device) / MIB if self.device.type == "cuda" else peak_rss_mib() or 0.0
+        )
 
     def step(self, batch: Batch) -> float:
         """One optimisation step; returns the loss."""

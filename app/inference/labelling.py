@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..network import LOGITS_STRIDE
 from .grid import to_scan
+from .intensities import Intensities
 from .plan import Plan, neighbour_step, with_neighbours
 from .predictor import Predictor
 from .preprocess import Box, body_box
@@ -35,15 +36,13 @@ class Findings:
     Attributes:
         network_slices: slices that went through the network; the others hold no body, lie where scouts show no organ,
             or are thin and interpolated.
-        lowest_hu: smallest value of the scan.
-        highest_hu: largest value of the scan.
+        intensities: what the scan's values look like.
         read_seconds: time spent waiting for slices.
         network_seconds: all other time.
     """
 
     network_slices: int = 0
-    lowest_hu: int = np.iinfo(np.int16).max
-    highest_hu: int = np.iinfo(np.int16).min
+    intensities: Intensities = field(default_factory=Intensities)
     read_seconds: float = 0.0
     network_seconds: float = 0.0
 
@@ -139,8 +138,7 @@ class _Labelling:
             if item is None:
                 return
             z, plane = item
-            findings.lowest_hu = min(findings.lowest_hu, int(plane.min()))
-            findings.highest_hu = max(findings.highest_hu, int(plane.max()))
+            findings.intensities.add(plane)
             has_body = np.count_nonzero(plane > low_hu) >= enough_pixels
             yield z, (self.predictor.prepare(plane), bool(has_body))
 

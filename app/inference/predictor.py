@@ -21,6 +21,7 @@ from .preprocess import network_input, windowed_slice
 MAX_BATCH = {"cuda": 8, "cpu": 4}  # larger ones cost memory and gain nothing
 CPU_INFO = pathlib.Path("/proc/cpuinfo")
 AMX_WIDTH = 32  # a tile's depth for bfloat16
+LEAST_OF_ESTIMATE = 0.2  # of the estimated memory that a slice takes at least, see tests/test_budget.py
 FREE_SHARE = 0.5  # of the free memory that a batch may be planned to take
 
 
@@ -138,12 +139,18 @@ class NetworkPredictor:
     Args:
         model: the network.
         grid: height and width on which it sees a slice.
-        batch_size: slices a batch; None chooses from the free memory. Halved when memory runs out.
+        batch_size: slices per batch; None chooses from the free memory. Halved when memory runs out.
+
+    Raises:
+        NoMemoryError: not even one slice fits into memory.
     """
 
     def __init__(self, model: Model, grid: tuple[int, int], batch_size: int | None = None) -> None:
         self.model, self.config, self.grid = model, model.config, grid
-        self.batch_size = batch_size or choose_batch_size(model, grid, free_memory(model.device))
+        free_bytes = free_memory(model.device)
+        if LEAST_OF_ESTIMATE * activation_bytes(model.config, grid, model.dtype) > free_bytes:
+            raise no_memory(model.device, grid)  # a CPU would not refuse: the system would end the process
+        self.batch_size = batch_size or choose_batch_size(model, grid, free_bytes)
 
     def prepare(self, hounsfield: NDArray[np.int16]) -> Tensor:
         """See `Predictor.prepare`."""
@@ -182,8 +189,13 @@ def refined_logits(model: Model, images: Tensor) -> Tensor:
             raise
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
-    raise NoMemoryError(
-        f"{model.device}: not enough memory for a slice of {images.shape[2]} x {images.shape[3]}; "
+    raise no_memory(model.device, images.shape[2:])
+
+
+def no_memory(device: torch.device, grid: Sequence[int]) -> NoMemoryError:
+    """The error for a slice of this height and width."""
+    return NoMemoryError(
+        f"{device}: not enough memory for a slice of {grid[0]} x {grid[1]}; "
         "free memory, or choose model fast or device cpu"
     )
 

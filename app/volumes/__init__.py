@@ -23,10 +23,10 @@ FORMATS: dict[str, Callable[[pathlib.Path], Volume]] = {".nii.gz": nifti.open_ni
 
 
 def extension_of(path: pathlib.Path) -> str | None:
-    """The extension by which a file counts as a scan; None for other files and for hidden ones."""
+    """The extension, in lower case, by which a file counts as a scan; None for other files and for hidden ones."""
     if path.name.startswith("."):
         return None
-    return next((extension for extension in FORMATS if path.name.endswith(extension)), None)
+    return next((extension for extension in FORMATS if path.name.lower().endswith(extension)), None)
 
 
 def open_volume(path: pathlib.Path) -> Volume:

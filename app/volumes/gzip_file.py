@@ -5,13 +5,77 @@ from __future__ import annotations
 import contextlib
 import pathlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
-from isal import igzip, isal_zlib
+from isal import igzip, igzip_lib, isal_zlib
 
 MAGIC = b"\x1f\x8b"
 MAX_RATIO = 1032  # zlib's technical details: no deflate stream expands further
+INPUT_BYTES = 1 << 20  # compressed bytes read at a time
 DECODE_ERROR: Any = isal_zlib.error  # an exception class, raised while reading, beside OSError and EOFError
+
+
+class Readable(Protocol):
+    """What has a `read`."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end."""
+        ...
+
+
+class GunzipReader:
+    """Reads one gzip member after the other, forward only. Bytes after the last one that are no gzip are ignored.
+
+    Other readers accept such files too, and scanners' tools leave them behind (padding of tapes, appended signatures).
+    """
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._compressed = b""  # read, and not given to the member yet
+        self._begin_member()
+        self._members = 1
+
+    def _begin_member(self) -> None:
+        self._member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+        self._gave = False
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end.
+
+        Raises:
+            EOFError: the file ends inside its first member, or inside a later one that gave some bytes.
+            DECODE_ERROR: the same for damage; a member's checksum is compared at its end.
+        """
+        while True:
+            if self._member.eof and not self._next_member():
+                return b""
+            given = b""
+            if self._member.needs_input:
+                given, self._compressed = self._compressed or self._raw.read(INPUT_BYTES), b""
+            try:
+                if self._member.needs_input and not given:
+                    raise EOFError("the compressed stream ends too early")
+                data: bytes = self._member.decompress(given, size)
+            except (EOFError, DECODE_ERROR):
+                if self._members > 1 and not self._gave:  # no member at all, but bytes that follow the last one
+                    return b""
+                raise
+            if data:
+                self._gave = True
+                return data
+
+    def _next_member(self) -> bool:
+        """Begin the member that follows, past any zero padding; False at the end of the file."""
+        rest = self._member.unused_data.lstrip(b"\0")
+        while not rest:
+            more = self._raw.read(INPUT_BYTES)
+            if not more:
+                return False
+            rest = more.lstrip(b"\0")
+        self._begin_member()
+        self._compressed = rest
+        self._members += 1
+        return True
 
 
 def is_gzip(path: pathlib.Path) -> bool:
@@ -21,19 +85,11 @@ def is_gzip(path: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def open_bytes(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """Open a file for reading, decompressed where it is gzip.
-
-    Raises:
-        OSError, EOFError, DECODE_ERROR: while reading, where the file is damaged.
-    """
+def open_bytes(path: pathlib.Path) -> Iterator[Readable]:
+    """Open a file for reading, decompressed where it is gzip; see `GunzipReader.read` for what reading raises."""
     compressed = is_gzip(path)
     with path.open("rb") as raw:
-        if compressed:
-            with igzip.IGzipFile(fileobj=raw, mode="rb") as stream:
-                yield stream
-        else:
-            yield raw
+        yield GunzipReader(raw) if compressed else raw
 
 
 def compressing(raw: BinaryIO) -> contextlib.AbstractContextManager[BinaryIO]:

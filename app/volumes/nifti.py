@@ -10,7 +10,7 @@ import contextlib
 import pathlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,15 +19,18 @@ from numpy.typing import NDArray
 
 from ..errors import VolumeError
 from . import gzip_file
-from .gzip_file import open_bytes
+from .gzip_file import Readable, open_bytes
 from .read_ahead import ReadAhead
-from .volume import Geometry, Slices, Volume, ahead_of_network
+from .volume import Geometry, Slices, Volume, ahead_of_network, implausible, is_singular
 
 Header = Any  # nibabel is not typed: Nifti1Header or Nifti2Header
 
 CHUNK_BYTES = 8 << 20  # decoded at a time
+MAX_OFFSET = 1 << 31  # where voxels may begin; header extensions are far smaller
+DRAINED_BYTES = 256 << 20  # of what follows the voxels
 AIR_HU = -1024  # stands for NaN
-UNIT_MM = {"meter": 1000.0, "micron": 0.001}  # every other unit code, unknown included, is read as millimetres
+SPACE_UNIT_BITS = 0x07  # of xyzt_units
+UNIT_MM = {1: 1000.0, 3: 0.001}  # metre, micron; every other code, undefined ones included, is read as millimetres
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class NiftiVolume:
                 lowest = start if ascending else shape[2] - start - count
                 for i in range(len(stack)) if ascending else reversed(range(len(stack))):
                     yield lowest + i, convert(stack[i])
-            stream.read(1)  # at the end of the data gzip's checksum is compared
+            _drain(stream)  # at its end gzip's checksum is compared, and damage may have made it longer
 
     def _scaling(self) -> tuple[float, float] | None:
         """Slope and intercept; None where stored values are meant as they are."""
@@ -100,7 +103,15 @@ class NiftiVolume:
         return np.rint(np.clip(values, limits.min, limits.max)).astype(np.int16)
 
 
-def _read_exactly(stream: BinaryIO, size: int) -> bytearray:
+def _read_up_to(stream: Readable, size: int) -> bytes:
+    """Read `size` bytes, or as many as there are."""
+    data = b""
+    while len(data) < size and (more := stream.read(size - len(data))):
+        data += more
+    return data
+
+
+def _read_exactly(stream: Readable, size: int) -> bytearray:
     """Read `size` bytes, growing with what the file really holds; EOFError when it holds less."""
     data = bytearray()
     while len(data) < size:
@@ -109,6 +120,13 @@ def _read_exactly(stream: BinaryIO, size: int) -> bytearray:
             raise EOFError(f"{len(data)} of {size} bytes")
         data += chunk
     return data
+
+
+def _drain(stream: Readable) -> None:
+    """Read what follows the voxels, as far as it is no bomb."""
+    left = DRAINED_BYTES
+    while left > 0 and (more := stream.read(min(CHUNK_BYTES, left))):
+        left -= len(more)
 
 
 @contextlib.contextmanager
@@ -138,13 +156,17 @@ def open_nifti(path: pathlib.Path) -> NiftiVolume:
         _check_values(path, header)
         affine, warnings = _checked_affine(path, header)
     _check_length(path, header, shape)
-    unit_mm = UNIT_MM.get(header.get_xyzt_units()[0], 1.0)
-    return NiftiVolume(path, header, Geometry.of(shape, affine, unit_mm), warnings)
+    unit_mm = UNIT_MM.get(int(header["xyzt_units"]) & SPACE_UNIT_BITS, 1.0)
+    geometry = Geometry.of(shape, affine, unit_mm)
+    return NiftiVolume(path, header, geometry, (*warnings, *implausible(path, geometry)))
 
 
 def _read_header(path: pathlib.Path) -> Header:
-    with _reading(path), open_bytes(path) as stream:
-        block = stream.read(nib.Nifti2Header.template_dtype.itemsize)
+    with _reading(path):
+        if not path.is_file() and path.exists() and not path.is_dir():
+            raise VolumeError(f"{path}: not a regular file (a pipe, socket or device); copy the scan to a file")
+        with open_bytes(path) as stream:
+            block = _read_up_to(stream, nib.Nifti2Header.template_dtype.itemsize)
     if not block:
         raise VolumeError(f"{path}: the file is empty; copy or export it again")
     for kind, magic_at, magic in ((nib.Nifti1Header, 344, b"n+1\0"), (nib.Nifti2Header, 4, b"n+2\0\r\n\x1a\n")):
@@ -178,6 +200,9 @@ def _check_values(path: pathlib.Path, header: Header) -> None:
         raise VolumeError(f"{path}: unknown voxel type {error}; export it as int16 HU") from error
     except HeaderDataError as error:
         raise VolumeError(f"{path}: unusable header ({error}); export it again") from error
+    first, offset = header.template_dtype.itemsize + 4, float(header["vox_offset"])
+    if not np.isfinite(offset) or not first <= offset < MAX_OFFSET:
+        raise VolumeError(f"{path}: voxels begin at byte {offset:g}, expected {first} or more; export it again")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         name = nib.nifti1.data_type_codes.label[int(header["datatype"])]
         raise VolumeError(f"{path}: expected a CT of int8..float64, got voxels of type {name}; export it as int16 HU")
@@ -187,20 +212,35 @@ def _checked_affine(path: pathlib.Path, header: Header) -> tuple[NDArray[np.floa
     spacing = tuple(round(float(mm), 4) for mm in header["pixdim"][1:4])
     if not all(np.isfinite(mm) and mm != 0 for mm in spacing):
         raise VolumeError(f"{path}: voxel spacing {spacing} mm; expected three positive numbers, repair the header")
+    warnings = []
+    has_sform = int(header["sform_code"]) > 0
     try:
-        affine = np.asarray(header.get_best_affine(), np.float64)
-        qform = header.get_qform(coded=True)[0]
+        qform = _quiet_qform(header)
     except (HeaderDataError, ValueError) as error:
-        raise VolumeError(f"{path}: unusable affine ({error}); repair the header's qform") from error
-    norms = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * norms.prod() or not norms.all():
+        if not has_sform:  # the sform comes first where there is one
+            raise VolumeError(f"{path}: unusable affine ({error}); repair the header's qform") from error
+        qform = None
+        warnings.append(f"unusable qform ({error}); the sform was used")
+    if has_sform:
+        affine = np.asarray(header.get_sform(), np.float64)
+    else:
+        affine = np.asarray(header.get_base_affine() if qform is None else qform, np.float64)
+    if is_singular(affine):
         raise VolumeError(
             f"{path}: singular affine {affine[:3, :3].round(3).tolist()}; repair the header's sform or qform"
         )
-    warnings = []
-    if int(header["sform_code"]) > 0 and qform is not None and not np.allclose(qform, affine, atol=1e-2):
+    if has_sform and qform is not None and not np.allclose(qform, affine, atol=1e-2):
         warnings.append("sform and qform disagree; the sform was used")
     return affine, tuple(warnings)
+
+
+def _quiet_qform(header: Header) -> NDArray[np.float64] | None:
+    """The qform's affine; None where its code is 0. A qfac other than -1 means 1, as the standard says of 0."""
+    header = header.copy()
+    if header["pixdim"][0] != -1:
+        header["pixdim"][0] = 1
+    affine: NDArray[np.float64] | None = header.get_qform(coded=True)[0]
+    return affine
 
 
 def _check_length(path: pathlib.Path, header: Header, shape: tuple[int, int, int]) -> None:
@@ -214,6 +254,14 @@ def _check_length(path: pathlib.Path, header: Header, shape: tuple[int, int, int
             f"{path}: header promises {promised} bytes of voxels (shape {shape}), the file has {held} bytes; "
             "it is truncated, copy or export it again"
         )
+
+
+def description(path: pathlib.Path) -> str:
+    """The description in a NIfTI file's header; empty where the file is none."""
+    try:
+        return bytes(_read_header(path)["descrip"].item()).decode("latin-1")
+    except VolumeError:
+        return ""
 
 
 def mask_header(volume: Volume) -> Header:

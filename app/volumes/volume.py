@@ -15,11 +15,15 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
+from ..errors import VolumeError
 from .read_ahead import ReadAhead
 
 Slices = ReadAhead[tuple[int, NDArray[np.int16]]]  # (z, slice), slice (Y, X) int16 HU
 
 READ_AHEAD_BYTES = 64 << 20  # decoded ahead of the network
+LARGEST_FIELD_MM = 2000.0  # scanners reach 700 mm; the network's grid stays within 1344 x 1344 pixels of 1.5 mm
+LARGEST_LENGTH_MM = 4000.0  # a tall patient's whole body, twice
+SMALLEST_FIELD_MM = 80.0  # a newborn's abdomen
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,31 @@ class Geometry:
 
 def _stored_axes_zyx(orientation: NDArray[np.int64]) -> list[int]:
     return [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in (2, 1, 0)]
+
+
+def is_singular(affine: NDArray[np.float64]) -> bool:
+    """Whether an affine (4, 4) has no inverse, or so nearly none that its axes cannot be told apart."""
+    with np.errstate(all="ignore"):
+        norms = np.linalg.norm(affine[:3, :3], axis=0)
+        if not (np.isfinite(affine).all() and np.isfinite(norms).all() and norms.all()):
+            return True
+        axes = affine[:3, :3] / norms
+    return bool(abs(np.linalg.det(axes)) < 1e-6 or np.isnan(io_orientation(affine)).any())
+
+
+def implausible(path: pathlib.Path, geometry: Geometry) -> list[str]:
+    """Warnings about a size that no patient has.
+
+    Raises:
+        VolumeError: the slices are so large that their resampled copies would not fit into memory.
+    """
+    z_mm, *field_mm = (n * mm for n, mm in zip(geometry.shape_zyx, geometry.spacing_zyx_mm, strict=True))
+    size = f"{field_mm[1]:.4g} x {field_mm[0]:.4g} x {z_mm:.4g} mm"
+    if not max(field_mm) <= LARGEST_FIELD_MM or not z_mm <= LARGEST_LENGTH_MM:
+        raise VolumeError(f"{path}: the scan measures {size}, no patient does; repair its spacing, or the unit of it")
+    if min(field_mm) < SMALLEST_FIELD_MM:
+        return [f"the scan measures {size}, too little for an abdomen; check its spacing, or the unit of it"]
+    return []
 
 
 class Volume(Protocol):

@@ -1,0 +1,60 @@
+"""Whether a scan's values are Hounsfield units, judged by the body's values and not by single voxels."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+STRIDE = 4  # every fourth row and column is enough
+PADDING_HU = -1500  # values below are padding (-2000, -2048, -3024): air is -1000
+AIR_HU = -300  # values below are air and lung, values above are the body's
+FAT_HU = (-200, -10)
+LEAST_FAT = 0.005  # of the body's voxels; even thin patients have several times as much
+BRIGHTEST_HU = 100  # of the body's voxels, two in a thousand are brighter: bone, and organs with contrast
+BRIGHTEST_SHARE = 0.002
+OFFSET_HU = 1024  # of scanners' stored values; soft tissue then lies in the following range
+OFFSET_TISSUE = (900, 1250)
+FEWEST = 1000  # voxels of a body that can be judged
+
+
+class Intensities:
+    """A histogram of a scan's values, gathered slice by slice."""
+
+    def __init__(self) -> None:
+        self._lowest = int(np.iinfo(np.int16).min)
+        self._counts = np.zeros(1 << 16, np.int64)
+
+    def add(self, plane: NDArray[np.int16]) -> None:
+        """Count a slice's values."""
+        sample = plane[::STRIDE, ::STRIDE].astype(np.int64).ravel() - self._lowest
+        self._counts += np.bincount(sample, minlength=len(self._counts))
+
+    def _count(self, low: int, high: int | None = None) -> int:
+        """Values from `low` up to, not including, `high`."""
+        stop = None if high is None else high - self._lowest
+        return int(self._counts[low - self._lowest : stop].sum())
+
+    def _percentile(self, low: int, percent: float) -> int:
+        """A percentile of the values from `low` up."""
+        part = self._counts[low - self._lowest :]
+        return low + int(np.searchsorted(np.cumsum(part), part.sum() * percent / 100))
+
+    def doubts(self) -> str | None:
+        """A sentence for the user if these are no Hounsfield units; None if they may be."""
+        body = self._count(AIR_HU)
+        if body < FEWEST:
+            return None
+        has_fat = self._count(*FAT_HU) >= LEAST_FAT * body
+        has_bright = self._count(BRIGHTEST_HU) >= BRIGHTEST_SHARE * body
+        if has_fat and has_bright:
+            return None
+        low, middle, high = (self._percentile(PADDING_HU, percent) for percent in (1, 50, 99))
+        tissue = self._percentile(OFFSET_HU // 2, 50)  # above what would be air and lung with the offset
+        if self._count(*OFFSET_TISSUE) > 0.2 * body and OFFSET_TISSUE[0] <= tissue <= OFFSET_TISSUE[1]:
+            remedy = f"soft tissue lies near {tissue}: subtract {OFFSET_HU}, the offset that was not applied"
+        else:
+            remedy = "check the scan's rescaling"
+        return (
+            f"intensities (percentiles 1, 50, 99: {low}, {middle}, {high}) do not look like Hounsfield units "
+            f"(air near -1000, fat near -100, bone above 300); {remedy}; the mask may be wrong"
+        )
