@@ -12,11 +12,14 @@ LABEL org.opencontainers.image.title="HRNet-OCR abdomen" \
 ARG TORCH_VERSION=2.7.1+cu118
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cu118
 
+# DROP_ROOT: predict.sh becomes the owner of the mounted output folder. No USER here: which user may write to that folder
+# is known only when it runs, and the organisers' command names none.
 # NVIDIA_*: what the container toolkit brings in. LAZY: load a CUDA kernel when it is first used, which saves memory.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     CUDA_MODULE_LOADING=LAZY \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    DROP_ROOT=1
 
 WORKDIR /workspace
 # torch is pinned, but the option for its index hides that from the rule.

@@ -10,7 +10,7 @@ DATA ?= ../shared/data
 MINUTES ?= 5
 HELD_OUT := btcv_0009 btcv_0026 btcv_0039
 
-.PHONY: help demo test lint fuzz soak wheel lock evaluate compare train-paper bench bench-gpu image container-test clean
+.PHONY: help demo test lint fuzz soak wheel audit lock evaluate compare train-paper bench bench-gpu image container-test clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -39,6 +39,12 @@ soak: $(VENV)/.dev  ## kill -9, full disks, two runs at once, 2,000 files: an ho
 
 wheel: $(VENV)/.dev  ## the Python distribution, in dist/
 	$(BIN)/python -m build --wheel
+
+audit: $(VENV)/.app  ## known vulnerabilities of the image's libraries, and their list as CycloneDX; reports/sbom.json
+	$(PIP) pip-audit cyclonedx-bom
+	mkdir -p reports
+	$(BIN)/cyclonedx-py requirements requirements.txt -o reports/sbom.json
+	$(BIN)/pip-audit -r requirements.txt --require-hashes --disable-pip
 
 lock: $(VENV)/.dev  ## resolve the pinned requirements anew from pyproject.toml; torch is left to who installs
 	$(PIP) uv

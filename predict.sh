@@ -7,5 +7,12 @@ if [ $# -lt 2 ]; then
     if [ -d /inputs ]; then root=; fi
     set -- "$root/inputs" "$root/outputs" "$@"
 fi
+# In the image, root gives up its rights and becomes the owner of the output folder, if that user can do the work. The
+# masks then belong to whoever made the folder. Where root made it, or may not change users, root stays.
+drop=
+if [ -n "${DROP_ROOT-}" ] && [ "$(id -u)" = 0 ] && owner=$(stat -c %u "$2" 2>/dev/null) && [ "$owner" != 0 ]; then
+    become="setpriv --reuid $owner --regid $(stat -c %g "$2") --clear-groups --no-new-privs"
+    if $become sh -c 'test -r "$1" && test -x "$2" && test -w "$2"' sh "$1" "$2" 2>/dev/null; then drop=$become; fi
+fi
 # -P: what lies in the working directory is never imported.
-PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python3}" -P -m app "$@"
+PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec $drop "${PYTHON:-python3}" -P -m app "$@"

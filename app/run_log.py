@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -80,14 +82,24 @@ def done_cases(folder: pathlib.Path) -> set[str]:
 
 
 def append(folder: pathlib.Path, record: CaseRecord) -> None:
-    """Append a record as one line, in one write, so that lines of several processes do not mix.
+    """Append a record as one whole line, or nothing; lines of several processes do not mix.
 
     Raises:
         OSError: the folder is not writable or the disk is full.
     """
-    line = json.dumps(record.as_dict(), allow_nan=False) + "\n"
-    descriptor = os.open(folder / RUN_LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    line = json.dumps(record.as_dict(), allow_nan=False).encode() + b"\n"
+    descriptor = os.open(folder / RUN_LOG, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(descriptor, line.encode())
+        is_locked = False
+        with contextlib.suppress(OSError):  # some network file systems know no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            is_locked = True
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # a line that was cut short stays alone
+            line = b"\n" + line
+        if os.write(descriptor, line) < len(line):
+            if is_locked:
+                os.ftruncate(descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(descriptor)

@@ -16,6 +16,7 @@ timed() {  # timed NAME COMMAND ...: seconds from its start to its return
 }
 
 sh_in outside; sh_in outputs; sh_in locked
+if [ "$(id -u)" = 0 ]; then chown 4321:4321 "$work/outputs"; chmod 755 "$work/outputs"; fi
 PYTHON=$PYTHON timed "outside the container" sh predict.sh "$work/inputs" "$work/outside"
 timed "docker run, the organisers' command" \
     "$DOCKER" container run --gpus="device=0" --name "$IMAGE" --rm \
@@ -41,6 +42,10 @@ for name in ("outputs", "locked"):
         sys.exit(1)
 if len(np.unique(arrays["outside"])) < 5:
     sys.exit(f"labels found: {np.unique(arrays['outside'])}; expected all four organs")
+owner, folder = ((work / "outputs" / name).stat().st_uid for name in ("phantom.nii.gz", ""))
+print(f"outputs: the folder belongs to user {folder}, the mask to user {owner}")
+if owner != folder:
+    sys.exit(1)
 files = sorted(path.name for path in (work / "outputs").iterdir())
 if files != ["phantom.nii.gz", "run_log.jsonl"]:
     sys.exit(f"outputs hold {files}")

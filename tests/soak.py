@@ -2,8 +2,8 @@
 
     python -m tests.soak [--kills 200] [--full-disks 100] [--files 2000] [--out reports/soak]      (make soak)
 
-After every blow each file under a final name must be a whole mask and each line of the log whole JSON; in the end a plain
-run must finish the rest and clear what was left behind. Prints a table, and draws the memory over the cases.
+After every blow each file under a final name must be a whole mask, and each line of the log whole JSON. In the end a
+plain run must finish the rest and clear what was left behind. Prints a table, and draws the memory over the cases.
 """
 
 from __future__ import annotations
@@ -99,7 +99,11 @@ def blows(
 
 
 def memory_over_cases(folder: pathlib.Path, count: int, picture: pathlib.Path) -> tuple[list[str], float]:
-    """Run over many small files with few descriptors; the peak memory's growth from a tenth of them to the end, in %."""
+    """Run over many small files with few descriptors.
+
+    Returns:
+        Faults, and the peak memory's growth from a tenth of the cases to the last one, in percent.
+    """
     make_scans(folder / "many", count, (24, 24, 4))
     process = start(folder / "many", folder / "many_out", limit=(resource.RLIMIT_NOFILE, DESCRIPTORS))
     message = process.communicate()[1]

@@ -26,6 +26,7 @@ from app.cli import main
 from app.errors import InputError, VolumeError
 from app.inference.intensities import Intensities
 from app.results import NiftiMask
+from app.run_log import RUN_LOG, CaseRecord, append, done_cases
 from app.volumes import open_volume
 from app.whole_file import clear_stale, whole_file
 from evaluation.__main__ import main as evaluation_main
@@ -475,6 +476,34 @@ def test_partial_files_of_the_dead_are_cleared_and_those_of_the_living_kept(tmp_
         clear_stale(tmp_path)
         assert [p.name for p in tmp_path.iterdir()] == [partial.name]
     assert [p.name for p in tmp_path.iterdir()] == ["living.txt"]
+
+
+@pytest.mark.parametrize("room", [1, 50, 200])
+def test_a_line_of_the_log_is_whole_or_not_there(tmp_path: pathlib.Path, room: int) -> None:
+    """The disk is full in the middle of a line; then there is room again."""
+    log, first = tmp_path / RUN_LOG, CaseRecord("a", seconds={"total": 1.0})
+    append(tmp_path, first)
+    size = log.stat().st_size
+    code = f"""
+import pathlib, resource
+from app.run_log import CaseRecord, append
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size + room}, {size + room}))
+try:
+    append(pathlib.Path({str(tmp_path)!r}), CaseRecord("b" * 500))
+except OSError as error:
+    print(error.strerror)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() in ("No space left on device", "File too large")
+    append(tmp_path, CaseRecord("c"))
+    assert [json.loads(line)["case"] for line in log.read_text().splitlines()] == ["a", "c"]
+
+
+def test_a_line_that_was_cut_stays_alone(tmp_path: pathlib.Path) -> None:
+    (tmp_path / RUN_LOG).write_text('{"case": "cut", "sta')
+    append(tmp_path, CaseRecord("whole"))
+    assert json.loads((tmp_path / RUN_LOG).read_text().splitlines()[1])["case"] == "whole"
+    assert done_cases(tmp_path) == {"whole"}
 
 
 def test_mutated_files_break_no_rule(tmp_path: pathlib.Path, tiny_weights: pathlib.Path) -> None:
