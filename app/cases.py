@@ -15,24 +15,35 @@ from dataclasses import dataclass, replace
 from .errors import InputError, VolumeError
 from .results import NiftiMask
 from .run_log import done_cases
-from .volumes import Slices, Volume, extension_of, open_volume
+from .volumes import Scan, Slices, Volume, find_scans
+from .volumes.nifti import CHANNEL, extension_of
 from .whole_file import clear_stale
-
-CHANNEL = "_0000"  # the number of the first channel, which nnU-Net and FLARE add to a scan's name
 
 
 @dataclass(frozen=True)
 class Case:
-    """One scan and where its mask goes; `problem` says why it cannot be done, if that is known beforehand."""
+    """One scan and where its mask goes.
 
-    name: str
-    scan_path: pathlib.Path
+    Attributes:
+        scan: not opened yet.
+        mask_path: of its mask.
+        problem: a line that says why it cannot be done, if that is known beforehand.
+    """
+
+    scan: Scan
     mask_path: pathlib.Path
     problem: str | None = None
 
+    @property
+    def name(self) -> str:
+        """Of the scan."""
+        return self.scan.name
+
 
 def find_cases(source: pathlib.Path, output: pathlib.Path) -> list[Case]:
-    """The scans of a folder (not of its subfolders), or the one file, and where their masks go.
+    """The scans of a folder, or of one file, and where their masks go.
+
+    NIfTI files count in the folder itself, DICOM series in its whole tree.
 
     Raises:
         InputError: there is nothing to segment, or a folder cannot be used.
@@ -46,25 +57,19 @@ def find_cases(source: pathlib.Path, output: pathlib.Path) -> list[Case]:
 
 def _find_cases(source: pathlib.Path, output: pathlib.Path) -> list[Case]:
     if not source.exists():
-        raise InputError(f"{source}: no such file or folder; give a .nii.gz file or a folder of them")
+        raise InputError(f"{source}: no such file or folder; give a scan or a folder of scans")
     if output.is_file() or extension_of(output):
         raise InputError(f"{output}: OUTPUT is a folder; the mask gets its scan's name without {CHANNEL}")
     if source.is_dir() and output.is_dir() and source.samefile(output):
         raise InputError(f"{output}: OUTPUT is the input folder; choose another, or masks would be taken for scans")
-    scans = [path for path in (sorted(source.iterdir()) if source.is_dir() else [source]) if extension_of(path)]
+    scans = find_scans(source)
     if not scans:
-        raise InputError(f"{source}: no .nii.gz or .nii file; convert DICOM with dcm2niix")
-    cases = [_case(path, output) for path in scans]
+        raise InputError(f"{source}: no .nii.gz or .nii file and no DICOM; give a scan or a folder of scans")
+    cases = [Case(scan, output / (scan.name + scan.mask_extension)) for scan in scans]
     names = Counter(case.mask_path for case in cases)
-    inputs = {_identity(path) for path in scans}
+    inputs = {_identity(case.scan.path) for case in cases}
     ours = done_cases(output)
     return [replace(case, problem=_problem(case, names[case.mask_path], inputs, ours)) for case in cases]
-
-
-def _case(path: pathlib.Path, output: pathlib.Path) -> Case:
-    extension = extension_of(path) or ""
-    name = path.name[: len(path.name) - len(extension)].removesuffix(CHANNEL)
-    return Case(name, path, output / (name + extension))
 
 
 def _identity(path: pathlib.Path) -> tuple[int, int] | None:
@@ -80,18 +85,18 @@ def _problem(
     case: Case, same_name: int, inputs: Collection[tuple[int, int] | None], ours: Collection[str]
 ) -> str | None:
     """Why a case cannot be done, if that is known beforehand. No file that others wrote is overwritten."""
-    if not case.name:
-        return f"{case.scan_path}: nothing is left of its name without {CHANNEL}; rename it"
+    if case.scan.problem:
+        return case.scan.problem
     if same_name > 1:
-        return f"{case.scan_path}: another scan would get the same mask name {case.mask_path.name}; rename one"
+        return f"{case.scan.path}: another scan would get the same mask name {case.mask_path.name}; rename one"
     there = _identity(case.mask_path)
     if there is None:
         return None
     if there in inputs:
-        return f"{case.scan_path}: its mask would overwrite the scan {case.mask_path}; choose another OUTPUT folder"
+        return f"{case.scan.path}: its mask would overwrite the scan {case.mask_path}; choose another OUTPUT folder"
     if case.name not in ours and not NiftiMask.wrote(case.mask_path):
         return (
-            f"{case.scan_path}: its mask would overwrite {case.mask_path}, which this program did not write; "
+            f"{case.scan.path}: its mask would overwrite {case.mask_path}, which this program did not write; "
             "move that file, or choose another OUTPUT folder"
         )
     return None
@@ -118,7 +123,7 @@ Opened = Future[tuple[Volume, Slices]]
 class CaseQueue(Iterator[tuple[Case, Opened | None]]):
     """Iterates over cases, each with its scan; opens a scan, and begins to decode it, one case ahead of its turn.
 
-    A case's future raises VolumeError if its scan cannot be opened; there is None for a case that is skipped.
+    A case's future raises VolumeError if its scan cannot be opened; there is None for a case that is skipped, or no CT.
     """
 
     def __init__(self, cases: Sequence[Case], skip_existing: bool = False) -> None:
@@ -129,7 +134,9 @@ class CaseQueue(Iterator[tuple[Case, Opened | None]]):
         self._next = self._begin()
 
     def _begin(self) -> Opened | None:
-        if not self._left or (self._skip_existing and _identity(self._left[0].mask_path) is not None):
+        if not self._left or self._left[0].scan.not_ct:
+            return None
+        if self._skip_existing and _identity(self._left[0].mask_path) is not None:
             return None
         return self._pool.submit(open_case, self._left[0])
 
@@ -155,5 +162,5 @@ def open_case(case: Case) -> tuple[Volume, Slices]:
     """
     if case.problem:
         raise VolumeError(case.problem)
-    volume = open_volume(case.scan_path)
+    volume = case.scan.open()
     return volume, volume.slices()

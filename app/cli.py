@@ -31,6 +31,7 @@ DONE, SOME_FAILED = 0, 1  # an error that ends the run has an exit status of its
 @click.option("--batch-size", type=click.IntRange(min=1), help="Slices a batch; default: what free memory allows.")
 @click.option("--no-postprocess", is_flag=True, help="Keep every component, not only each organ's largest.")
 @click.option("--skip-existing", is_flag=True, help="Leave cases alone whose mask is already there.")
+@click.option("--list-series", is_flag=True, help="Say what INPUT holds and what would be done, and do nothing.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more, with the traceback of an unexpected error.")
 @click.version_option(__version__, prog_name="app")
 def main(
@@ -42,9 +43,12 @@ def main(
     batch_size: int | None,
     no_postprocess: bool,
     skip_existing: bool,
+    list_series: bool,
     verbose: bool,
 ) -> None:
-    """Segment liver, kidneys, spleen and pancreas in the CT scans of INPUT, a folder or a .nii.gz file.
+    """Segment liver, kidneys, spleen and pancreas in the CT scans of INPUT.
+
+    INPUT is a .nii.gz file, a folder of them, or any tree of DICOM files.
 
     Masks go to the folder OUTPUT under the scans' names without _0000, with one line each in run_log.jsonl.
     Labels: 0 background, 1 liver, 2 kidneys, 3 spleen, 4 pancreas.
@@ -59,6 +63,10 @@ def main(
         raise click.UsageError("--model and --weights exclude each other")
     try:
         cases = find_cases(source, output)
+        if list_series:
+            for case in cases:
+                click.echo(f"{case.name}  {case.scan.path}  {case.problem or case.scan.not_ct or 'to be segmented'}")
+            return
         check_output(output)
         with contextlib.closing(CaseQueue(cases, skip_existing)) as queue:  # decodes the first scan from now on
             # Imported here, because this imports torch: usage errors and --help come at once.

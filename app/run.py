@@ -54,14 +54,14 @@ def predict_case(
     begin = time.perf_counter()
     if segmenter.model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(segmenter.model.device)
-    record = CaseRecord(case.name)
+    record = CaseRecord(case.name, series_uid=case.scan.series_uid)
     with MemorySampler(read_used_mib) as sampler:
         try:
             _segment_and_write(segmenter, case, opened, progress, record)
         except Exception as error:  # whatever is wrong with one case, the others go on
             known = isinstance(error, AppError)
             record.status = "failed"
-            record.error = str(error) if known else f"{case.scan_path}: unexpected {type(error).__name__}: {error}"
+            record.error = str(error) if known else f"{case.scan.path}: unexpected {type(error).__name__}: {error}"
             log.debug("%s", case.name, exc_info=error)
     record.seconds["total"] = round(time.perf_counter() - begin, 3)
     _add_environment(record, segmenter, sampler.samples_mib)
@@ -150,6 +150,10 @@ class FolderRun:
                 log.info("GPU memory: not measured, the run is not on a GPU that NVML knows")
             for number, (case, opened) in enumerate(cases, 1):
                 label = f"[{number}/{cases.total}] {case.name}"
+                if case.scan.not_ct:
+                    log.info("%s", case.scan.not_ct)
+                    self._append(CaseRecord(case.name, "ignored", case.scan.not_ct, series_uid=case.scan.series_uid))
+                    continue
                 if opened is None:
                     log.info("%s: skipped, its mask exists", label)
                     self._append(CaseRecord(case.name, "skipped"))

@@ -21,8 +21,8 @@ class CaseRecord:
 
     Attributes:
         case: its name.
-        status: whether its mask was written, could not be, or was there already.
-        error: one line for a failed case.
+        status: whether its mask was written, could not be, or was there already; or whether it is nothing to segment.
+        error: one line for a failed case, and for one that is nothing to segment.
         seconds: start_up (of the process, in its first case), read (time spent waiting for slices), network,
             postprocess, write, total.
         warnings: a sentence each.
@@ -38,10 +38,11 @@ class CaseRecord:
         model: its name.
         weights_sha256: of each weights file.
         versions: of this program, the weights, torch, CUDA and Python.
+        series_uid: of a DICOM series; other scans have no such field.
     """
 
     case: str
-    status: Literal["done", "failed", "skipped"] = "done"
+    status: Literal["done", "failed", "skipped", "ignored"] = "done"
     error: str | None = None
     seconds: dict[str, float | None] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -57,13 +58,16 @@ class CaseRecord:
     model: str | None = None
     weights_sha256: dict[str, str] | None = None
     versions: dict[str, str | None] | None = None
+    series_uid: str | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """The fields that a case of this status has: a failed one lacks its results, a skipped one all but its name."""
-        if self.status == "skipped":
-            return {"case": self.case, "status": self.status}
+        """The fields that a case of this status has: a failed one lacks its results, others have little else."""
+        fields = {name: value for name, value in asdict(self).items() if name != "series_uid" or value is not None}
+        if self.status in ("skipped", "ignored"):
+            kept = ("case", "status", "series_uid", *(("error",) if self.error else ()))
+            return {name: fields[name] for name in kept if name in fields}
         left_out = RESULT_FIELDS if self.status == "failed" else ()
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        return {name: value for name, value in fields.items() if name not in left_out}
 
 
 def done_cases(folder: pathlib.Path) -> set[str]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from app.organs import IGNORE, ORGANS, Organ
-from app.volumes import extension_of
+from app.volumes.nifti import extension_of
 from evaluation.labels import LabelError, check_same_grid, read_labels
 from evaluation.metrics import Protocol, Score, score_case
 

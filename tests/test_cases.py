@@ -35,11 +35,11 @@ def test_each_case_comes_with_its_own_scan_or_error(folders: tuple[pathlib.Path,
         error = opened.exception()
         if error is None:
             scan, slices = opened.result()
-            assert scan.path == case.scan_path
+            assert scan.path == case.scan.path
             found.append((case.name, sum(1 for _ in slices)))
         else:
             assert isinstance(error, VolumeError)
-            assert str(case.scan_path) in str(error)
+            assert str(case.scan.path) in str(error)
             found.append((case.name, 0))
     assert found == [("a", 20), ("b", 0), ("c", 20)]
 

@@ -169,7 +169,7 @@ def test_two_inputs_of_one_mask_name(run: Run, folders: Folders) -> None:
     ("source", "output", "line"),
     [
         ("nowhere", "out", "{}/nowhere: no such file or folder; give a .nii.gz file or a folder of them"),
-        ("empty", "out", "{}/empty: no .nii.gz or .nii file; convert DICOM with dcm2niix"),
+        ("empty", "out", "{}/empty: no .nii.gz or .nii file and no DICOM; give a scan or a folder of scans"),
         ("inputs", "x.nii.gz", "{}/x.nii.gz: OUTPUT is a folder; the mask gets its scan's name without _0000"),
         (
             "inputs",

@@ -1,11 +1,12 @@
 """What a scan is, format by format.
 
-volume.py      Geometry and the Volume protocol: what every format gives
-nifti.py       NIfTI-1 and NIfTI-2, plain or gzip
-gzip_file.py   gzip streams, both ways
-read_ahead.py  a thread that decodes slices before they are asked for
+volume.py        Geometry, the Volume protocol and Scan: what every format gives
+nifti.py         NIfTI-1 and NIfTI-2, plain or gzip
+dicom.py         DICOM series; dicom_series.py sorts and checks their slices
+gzip_file.py     gzip streams, both ways
+read_ahead.py    a thread that decodes slices before they are asked for
 
-To add a format, write a module with a class that satisfies `Volume`, and give it a row in `FORMATS`.
+To add a format, write a module with a `find`, whose scans open as a `Volume`, and give it a row in `FORMATS`.
 """
 
 from __future__ import annotations
@@ -13,26 +14,39 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Callable
 
-from . import nifti
-from .volume import Geometry, Slices, Volume
+from ..errors import VolumeError
+from . import dicom, nifti
+from .volume import Geometry, Scan, Slices, Volume
 
-__all__ = ["FORMATS", "Geometry", "Slices", "Volume", "extension_of", "open_volume"]
+__all__ = ["FORMATS", "Geometry", "Scan", "Slices", "Volume", "find_scans", "open_volume"]
 
-# File-name extension -> what opens such a file. A longer extension comes before its own ending.
-FORMATS: dict[str, Callable[[pathlib.Path], Volume]] = {".nii.gz": nifti.open_nifti, ".nii": nifti.open_nifti}
+# Name of a format -> what finds its scans in a file or folder.
+FORMATS: dict[str, Callable[[pathlib.Path], list[Scan]]] = {"nifti": nifti.find, "dicom": dicom.find}
 
 
-def extension_of(path: pathlib.Path) -> str | None:
-    """The extension, in lower case, by which a file counts as a scan; None for other files and for hidden ones."""
-    if path.name.startswith("."):
-        return None
-    return next((extension for extension in FORMATS if path.name.lower().endswith(extension)), None)
+def find_scans(source: pathlib.Path) -> list[Scan]:
+    """Every scan of every format in a file or folder, and what may be taken for one, in order of format and name.
+
+    Raises:
+        OSError: the folder cannot be read.
+        InputError: a format's library is not installed.
+    """
+    return [scan for find in FORMATS.values() for scan in find(source)]
 
 
 def open_volume(path: pathlib.Path) -> Volume:
     """Read a scan's geometry and check that it is a CT that can be segmented; its voxels stay in the file.
 
+    Args:
+        path: a NIfTI file; or a folder, or a file, that holds one DICOM series.
+
     Raises:
         VolumeError: it is not; the message says what was found, what is accepted and what to do.
     """
-    return FORMATS[extension_of(path) or ".nii"](path)
+    if not path.is_dir() and not dicom.is_dicom(path):
+        return nifti.open_nifti(path)
+    scans = [scan for scan in dicom.find(path) if scan.not_ct is None]
+    if len(scans) != 1:
+        names = ", ".join(scan.name for scan in scans[:5]) or "none"
+        raise VolumeError(f"{path}: expected one CT series, found {len(scans)} ({names}); give one series' folder")
+    return scans[0].open()

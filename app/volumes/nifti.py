@@ -10,6 +10,7 @@ import contextlib
 import pathlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import nibabel as nib
@@ -21,14 +22,15 @@ from ..errors import VolumeError
 from . import gzip_file
 from .gzip_file import Readable, open_bytes
 from .read_ahead import ReadAhead
-from .volume import Geometry, Slices, Volume, ahead_of_network, implausible, is_singular
+from .volume import Geometry, Scan, Slices, Volume, ahead_of_network, implausible, is_rigid, is_singular, to_int16
 
 Header = Any  # nibabel is not typed: Nifti1Header or Nifti2Header
 
+EXTENSIONS = (".nii.gz", ".nii")
+CHANNEL = "_0000"  # the number of the first channel, which nnU-Net and FLARE add to a scan's name
 CHUNK_BYTES = 8 << 20  # decoded at a time
 MAX_OFFSET = 1 << 31  # where voxels may begin; header extensions are far smaller
 DRAINED_BYTES = 256 << 20  # of what follows the voxels
-AIR_HU = -1024  # stands for NaN
 SPACE_UNIT_BITS = 0x07  # of xyzt_units
 UNIT_MM = {1: 1000.0, 3: 0.001}  # metre, micron; every other code, undefined ones included, is read as millimetres
 
@@ -98,9 +100,7 @@ class NiftiVolume:
             values = np.ascontiguousarray(stored, dtype=np.float32)
             if scaling is not None:
                 values = values * np.float32(scaling[0]) + np.float32(scaling[1])
-        values = np.nan_to_num(values, nan=AIR_HU, posinf=np.inf, neginf=-np.inf)
-        limits = np.iinfo(np.int16)
-        return np.rint(np.clip(values, limits.min, limits.max)).astype(np.int16)
+        return to_int16(values)
 
 
 def _read_up_to(stream: Readable, size: int) -> bytes:
@@ -142,6 +142,25 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
         raise VolumeError(f"{path}: the file ends too early (truncated); copy or export it again") from error
     except (OSError, MemoryError, gzip_file.DECODE_ERROR) as error:
         raise VolumeError(f"{path}: cannot be decoded ({error}); copy or export it again") from error
+
+
+def extension_of(path: pathlib.Path) -> str | None:
+    """The extension, in lower case, by which a file counts as a NIfTI scan; None for other files and hidden ones."""
+    if path.name.startswith("."):
+        return None
+    return next((extension for extension in EXTENSIONS if path.name.lower().endswith(extension)), None)
+
+
+def find(source: pathlib.Path) -> list[Scan]:
+    """The NIfTI files of a folder, not of its subfolders; or the one file."""
+    paths = sorted(source.iterdir()) if source.is_dir() else [source]
+    return [_scan(path, extension) for path in paths if (extension := extension_of(path))]
+
+
+def _scan(path: pathlib.Path, extension: str) -> Scan:
+    name = path.name[: len(path.name) - len(extension)].removesuffix(CHANNEL)
+    problem = None if name else f"{path}: nothing is left of its name without {CHANNEL}; rename it"
+    return Scan(name, path, partial(open_nifti, path), extension, problem)
 
 
 def open_nifti(path: pathlib.Path) -> NiftiVolume:
@@ -275,7 +294,8 @@ def mask_header(volume: Volume) -> Header:
         header["cal_min"] = header["cal_max"] = 0  # they are the CT's
     else:
         header = nib.Nifti1Header()
-        header.set_qform(volume.geometry.affine, code="scanner")
+        if is_rigid(volume.geometry.affine):  # a qform cannot shear
+            header.set_qform(volume.geometry.affine, code="scanner")
         header.set_sform(volume.geometry.affine, code="scanner")
         header.set_xyzt_units("mm")
     header.set_data_shape(volume.geometry.shape)

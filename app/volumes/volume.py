@@ -7,6 +7,7 @@ looks as on a radiologist's screen. Most CT is stored that way, so that its voxe
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from .read_ahead import ReadAhead
 Slices = ReadAhead[tuple[int, NDArray[np.int16]]]  # (z, slice), slice (Y, X) int16 HU
 
 READ_AHEAD_BYTES = 64 << 20  # decoded ahead of the network
+AIR_HU = -1024  # stands for NaN and for padding
 LARGEST_FIELD_MM = 2000.0  # scanners reach 700 mm; the network's grid stays within 1344 x 1344 pixels of 1.5 mm
 LARGEST_LENGTH_MM = 4000.0  # a tall patient's whole body, twice
 SMALLEST_FIELD_MM = 80.0  # a newborn's abdomen
@@ -93,6 +95,12 @@ def is_singular(affine: NDArray[np.float64]) -> bool:
     return bool(abs(np.linalg.det(axes)) < 1e-6 or np.isnan(io_orientation(affine)).any())
 
 
+def is_rigid(affine: NDArray[np.float64]) -> bool:
+    """Whether an affine's axes are at right angles."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.allclose(axes.T @ axes, np.eye(3), atol=1e-4))
+
+
 def implausible(path: pathlib.Path, geometry: Geometry) -> list[str]:
     """Warnings about a size that no patient has.
 
@@ -106,6 +114,15 @@ def implausible(path: pathlib.Path, geometry: Geometry) -> list[str]:
     if min(field_mm) < SMALLEST_FIELD_MM:
         return [f"the scan measures {size}, too little for an abdomen; check its spacing, or the unit of it"]
     return []
+
+
+def to_int16(hounsfield: NDArray[Any]) -> NDArray[np.int16]:
+    """HU of any number type, rounded and clipped to int16; NaN becomes air."""
+    if hounsfield.dtype.kind == "f":
+        hounsfield = np.rint(np.nan_to_num(hounsfield, nan=AIR_HU, posinf=np.inf, neginf=-np.inf))
+    limits = np.iinfo(np.int16)
+    clipped: NDArray[np.int16] = np.clip(hounsfield, limits.min, limits.max).astype(np.int16)
+    return clipped
 
 
 class Volume(Protocol):
@@ -140,3 +157,26 @@ class Volume(Protocol):
 def ahead_of_network(shape_zyx: tuple[int, int, int]) -> int:
     """How many decoded slices may wait for the network; at least two."""
     return max(2, READ_AHEAD_BYTES // (2 * shape_zyx[1] * shape_zyx[2]))
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Something in INPUT that is a scan, or that a user may take for one; not opened yet.
+
+    Attributes:
+        name: of the case.
+        path: the file or folder that messages name.
+        open: reads its geometry; raises VolumeError.
+        mask_extension: of its mask's name.
+        problem: a line that says why it cannot be segmented, if that is known beforehand: a failed case.
+        not_ct: a line that says why nobody would segment it: listed, and no failure.
+        series_uid: of a DICOM series.
+    """
+
+    name: str
+    path: pathlib.Path
+    open: Callable[[], Volume]
+    mask_extension: str
+    problem: str | None = None
+    not_ct: str | None = None
+    series_uid: str | None = None

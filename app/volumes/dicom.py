@@ -1,0 +1,142 @@
+"""DICOM: CT series in any tree of files, known by content and not by name."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, VolumeError
+from .read_ahead import ReadAhead
+from .volume import AIR_HU, Geometry, Scan, Slices, ahead_of_network, implausible, is_singular, to_int16
+
+if TYPE_CHECKING:
+    from .dicom_series import Series, Slice
+
+PREAMBLE, MAGIC = 128, b"DICM"  # PS3.10, 7.1
+# First elements of files without a preamble, in both byte orders: group 8, element 0, 1, 5, 8 or 16.
+BARE = tuple(bytes([8, 0, element, 0]) for element in (0, 1, 5, 8, 0x16))
+MASK_EXTENSION = ".nii.gz"
+
+
+def is_dicom(path: pathlib.Path) -> bool:
+    """Whether a file's first bytes are DICOM's."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(PREAMBLE + len(MAGIC))
+    except OSError:
+        return False
+    return head[PREAMBLE:] == MAGIC or head.startswith(BARE)
+
+
+def find(source: pathlib.Path) -> list[Scan]:
+    """The CT series in a folder's whole tree, or in one file; and what else is there, with the reason why not.
+
+    Raises:
+        InputError: there are DICOM files, and the library that reads them is not installed.
+    """
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    files = [path for path in files if not path.name.startswith(".") and path.name != "DICOMDIR" and is_dicom(path)]
+    if not files:
+        return []
+    try:
+        from . import dicom_series  # takes 0.3 s, and only DICOM needs it
+    except ImportError as error:
+        raise InputError(f"{source}: holds DICOM; install it with DICOM support: hrnet-ocr-abdomen[dicom]") from error
+    return [
+        Scan(
+            series.name,
+            series.path,
+            partial(open_series, series),
+            MASK_EXTENSION,
+            series.problem and f"{series.path}: {series.name}: {series.problem}",
+            series.not_ct and f"{series.path}: {series.name}: {series.not_ct}",
+            series.uid,
+        )
+        for series in dicom_series.find_series(files)
+    ]
+
+
+def open_series(series: Series) -> DicomVolume:
+    """The volume of a series.
+
+    Raises:
+        VolumeError: it is none, or of a size that no patient has.
+    """
+    if series.problem or series.not_ct:
+        raise VolumeError(f"{series.path}: {series.name}: {series.problem or series.not_ct}")
+    first, last = series.slices[0], series.slices[-1]
+    affine = np.eye(4)
+    affine[:3, 0] = first.orientation[0] * first.spacing_mm[1]  # along a row, from column to column
+    affine[:3, 1] = first.orientation[1] * first.spacing_mm[0]
+    affine[:3, 2] = (last.position - first.position) / (len(series.slices) - 1)  # sheared, if the gantry was tilted
+    affine[:3, 3] = first.position
+    affine[:2] *= -1  # LPS -> RAS
+    if is_singular(affine):
+        raise VolumeError(f"{series.path}: {series.name}: its orientation is no plane; export it again")
+    rows, columns = first.shape
+    geometry = Geometry.of((columns, rows, len(series.slices)), affine)
+    warnings = (*series.warnings, *implausible(series.path, geometry))
+    return DicomVolume(series.path, geometry, warnings, series.slices)
+
+
+@dataclass(frozen=True)
+class DicomVolume:
+    """A CT series whose headers were read and found to be a volume; see `Volume`.
+
+    Attributes:
+        path: the folder, or the multi-frame file.
+        geometry: stored axes are column, row and slice.
+        warnings: what is odd about the series but does not stop us.
+        files: its slices, in order of their position.
+    """
+
+    path: pathlib.Path
+    geometry: Geometry
+    warnings: tuple[str, ...]
+    files: Sequence[Slice]
+
+    def slices(self) -> Slices:
+        """Start decoding; see `Volume.slices`."""
+        return ReadAhead(self._decode(), depth=ahead_of_network(self.geometry.shape_zyx))
+
+    def _decode(self) -> Generator[tuple[int, NDArray[np.int16]], None, None]:
+        count = len(self.files)
+        if self.geometry.slowest_is_z:
+            for i, one in enumerate(self.files):
+                plane = self.geometry.orient(self._hounsfield(one)[..., None])[0]
+                yield i if self.geometry.ascends else count - 1 - i, np.ascontiguousarray(plane)
+        else:
+            volume = self.geometry.orient(np.stack([self._hounsfield(one) for one in self.files], axis=2))
+            for z, plane in enumerate(volume):
+                yield z, np.ascontiguousarray(plane)
+
+    def _hounsfield(self, one: Slice) -> NDArray[np.int16]:
+        """A slice (columns, rows) in HU; padding becomes air."""
+        from .dicom_series import stored_pixels
+
+        try:
+            stored = stored_pixels(one)
+        except Exception as error:  # a decoder raises whatever damaged pixels make of it
+            line = " ".join(f"{type(error).__name__}: {error}".split())
+            raise VolumeError(f"{one.path}: its pixels cannot be decoded ({line}); export it again") from error
+        if stored.shape != one.shape:
+            raise VolumeError(
+                f"{one.path}: its pixels are {stored.shape}, its header says {one.shape}; export it again"
+            )
+        hounsfield = to_int16(_rescaled(stored, one.slope, one.intercept or 0.0))
+        if one.padding is not None:
+            hounsfield[(stored >= one.padding[0]) & (stored <= one.padding[1])] = AIR_HU
+        return hounsfield.T
+
+
+def _rescaled(stored: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]:
+    """Stored values -> HU, in whole numbers where slope and intercept are."""
+    if slope == 1.0 and intercept.is_integer():
+        return stored.astype(np.int32) + int(intercept)
+    return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)

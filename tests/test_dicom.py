@@ -1,0 +1,359 @@
+"""DICOM in: series of every kind, and everything that scanners and archives do to them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pathlib
+import pickle
+import shutil
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from click.testing import CliRunner
+from numpy.typing import NDArray
+from pydicom.data import get_testdata_files
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from app.cases import find_cases
+from app.cli import main
+from app.errors import InputError, VolumeError
+from app.results import NiftiMask
+from app.volumes import Scan, dicom, find_scans, open_volume
+from tests.dicom_phantom import SECONDARY, corners, uid, write_enhanced, write_series
+from tests.nifti_files import read_volume
+from tests.phantom import make_phantom
+
+SPACING = (4.0, 3.5, 20.0)
+SHAPE = (72, 80, 12)
+DIRECTIONS = [np.array(axis) * sign for axis in ((1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0)) for sign in (1, -1)]
+PLANES = [(*a, *b) for a, b in itertools.permutations(DIRECTIONS, 2) if not np.dot(a, b)]
+
+
+@pytest.fixture(scope="module")
+def hounsfield() -> NDArray[np.int16]:
+    return make_phantom(SHAPE, SPACING)[0]
+
+
+def only(folder: pathlib.Path) -> Scan:
+    (scan,) = find_scans(folder)
+    return scan
+
+
+def one_problem(folder: pathlib.Path) -> str:
+    problem = only(folder).problem
+    assert problem is not None
+    assert "\n" not in problem
+    with pytest.raises(VolumeError, match="series003"):
+        only(folder).open()
+    return problem
+
+
+def canonical(image: nib.Nifti1Image) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+    """Voxels and affine in RAS order, by nibabel alone."""
+    turned = nib.as_closest_canonical(image)
+    return np.asarray(turned.dataobj), turned.affine
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        *(ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian),
+        *(RLELossless, JPEGLSLossless, JPEG2000Lossless),
+    ],
+    ids=lambda syntax: syntax.name,
+)
+def test_every_transfer_syntax(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], syntax: str) -> None:
+    write_series(tmp_path, hounsfield, SPACING, syntax=syntax)
+    np.testing.assert_array_equal(read_volume(tmp_path), hounsfield.transpose(2, 1, 0))
+    assert open_volume(tmp_path).geometry.spacing_zyx_mm == pytest.approx(SPACING[::-1])
+
+
+def test_enhanced_multi_frame(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    write_enhanced(tmp_path / "all in one", hounsfield, SPACING)
+    np.testing.assert_array_equal(read_volume(tmp_path / "all in one"), hounsfield.transpose(2, 1, 0))
+    assert open_volume(tmp_path).geometry.spacing_zyx_mm == pytest.approx(SPACING[::-1])
+
+
+def test_there_are_24_planes() -> None:
+    assert len(PLANES) == 24
+
+
+@pytest.mark.parametrize("plane", PLANES, ids=str)
+def test_every_direction_lies_where_the_patient_is_and_as_dcm2niix_has_it(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], plane: tuple[float, ...]
+) -> None:
+    write_series(tmp_path / "in", hounsfield, SPACING, orientation=plane)
+    volume = open_volume(tmp_path / "in")
+    mask = np.zeros(volume.geometry.shape, np.uint8, order="F")
+    volume.geometry.orient(mask)[...] = read_volume(tmp_path / "in") > 0
+    NiftiMask().write(mask, volume, tmp_path / "mask.nii.gz")
+    (tmp_path / "out").mkdir()
+    dcm2niix = pathlib.Path(sys.executable).with_name("dcm2niix")
+    command = [dcm2niix, "-f", "scan", "-z", "n", "-b", "n", "-o", tmp_path / "out", tmp_path / "in"]
+    subprocess.run(command, check=True, capture_output=True)
+    oracle, affine = canonical(nib.load(tmp_path / "out" / "scan.nii"))
+    ours, our_affine = canonical(nib.load(tmp_path / "mask.nii.gz"))
+    np.testing.assert_allclose(our_affine, affine, atol=1e-3)
+    np.testing.assert_array_equal(ours, oracle > 0)
+
+
+def test_the_same_patient_as_nifti_gets_the_same_mask(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], tiny_weights: pathlib.Path
+) -> None:
+    """Column direction -1 too: 0 voxels differ."""
+    write_series(tmp_path / "in" / "a" / "b", hounsfield, SPACING, series="one", number=1)
+    write_series(tmp_path / "in" / "c", hounsfield[:, ::-1, ::-1], SPACING, (1, 0, 0, 0, -1, 0), series="two", number=2)
+    affine = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1])
+    nib.save(nib.Nifti1Image(hounsfield, affine), tmp_path / "in" / "nifti_0000.nii.gz")
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--device", "cpu", "--weights", str(tiny_weights)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    records = [json.loads(line) for line in (tmp_path / "out" / "run_log.jsonl").read_text().splitlines()]
+    assert [record["status"] for record in records] == ["done"] * 3
+    assert [record.get("series_uid") for record in records] == [None, uid("one"), uid("two")]
+    plain, first, second = (nib.load(tmp_path / "out" / f"{record['case']}.nii.gz") for record in records)
+    np.testing.assert_array_equal(canonical(first)[0], canonical(plain)[0])
+    np.testing.assert_array_equal(canonical(second)[0], canonical(plain)[0])
+    assert len(np.unique(plain.dataobj)) > 2
+
+
+# What goes wrong
+
+
+def test_a_missing_slice_is_refused_with_its_place(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    write_series(tmp_path, hounsfield, SPACING, skip=[4])
+    assert "slices are 20 mm apart, but not at 60.0 to 100.0 mm along their normal (1 places)" in one_problem(tmp_path)
+
+
+def test_two_distances_are_refused(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    write_series(tmp_path, hounsfield, (4.0, 3.5, 2.5), skip=[7, 9])
+    assert "slices are 2.5 mm apart, but not at 15.0 to 20.0, 20.0 to 25.0 mm" in one_problem(tmp_path)
+
+
+def test_a_tilted_gantry_is_a_shear(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    write_series(tmp_path, hounsfield, SPACING, tilt_mm=5.0)
+    geometry = open_volume(tmp_path).geometry
+    expected = corners(SHAPE[2], SPACING[2], (1, 0, 0, 0, 1, 0), 5.0) * (-1, -1, 1)
+    for z in (0, SHAPE[2] - 1):
+        np.testing.assert_allclose((geometry.affine @ [0, 0, z, 1])[:3], expected[z], atol=1e-4)
+    np.testing.assert_array_equal(read_volume(tmp_path), hounsfield.transpose(2, 1, 0))
+    volume = open_volume(tmp_path)
+    NiftiMask().write(np.zeros(geometry.shape, np.uint8, order="F"), volume, tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(nib.load(tmp_path / "mask.nii.gz").affine, geometry.affine, atol=1e-4)
+
+
+def test_slices_beside_the_line_are_refused(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    paths = write_series(tmp_path, hounsfield, SPACING)
+    one = pydicom.dcmread(paths[5])
+    one.ImagePositionPatient[0] += 12
+    one.save_as(paths[5])
+    assert "its slices are shifted against each other" in one_problem(tmp_path)
+
+
+def test_copies_are_dropped_and_said(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    write_series(tmp_path / "a", hounsfield, SPACING)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "0.dcm").unlink()
+    volume = open_volume(tmp_path)
+    assert volume.warnings[0] == "11 slices occur twice; one of each was used"
+    np.testing.assert_array_equal(read_volume(tmp_path), hounsfield.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("acquisitions", [(1, 2), (0, 0)], ids=["numbered", "not numbered"])
+def test_two_phases_under_one_uid_are_two_cases(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], acquisitions: tuple[int, int]
+) -> None:
+    later = np.where(hounsfield > 50, hounsfield + 60, hounsfield).astype(np.int16)
+    for phase, (volume, acquisition) in enumerate(zip((hounsfield, later), acquisitions, strict=True)):
+        paths = write_series(tmp_path, volume, SPACING, acquisition=acquisition, name=f"{phase}_{{}}.dcm")
+        for path in paths if phase else []:
+            one = pydicom.dcmread(path)
+            one.InstanceNumber += 100
+            one.save_as(path)
+    first, second = find_scans(tmp_path)
+    assert (first.name[-2:], second.name[-2:]) == ("_1", "_2")
+    for scan, expected in ((first, hounsfield), (second, later)):
+        for z, plane in scan.open().slices():
+            np.testing.assert_array_equal(plane, expected[:, :, z].T)
+
+
+def test_an_acquisition_number_per_slice_splits_nothing(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    for i, path in enumerate(write_series(tmp_path, hounsfield, SPACING)):
+        one = pydicom.dcmread(path)
+        one.AcquisitionNumber = i + 1
+        one.save_as(path)
+    np.testing.assert_array_equal(read_volume(tmp_path), hounsfield.transpose(2, 1, 0))
+
+
+def test_two_series_in_one_folder_and_what_is_no_ct(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    write_series(tmp_path, hounsfield, SPACING, name="a{}")
+    write_series(tmp_path, hounsfield[::2], (8.0, 3.5, 20.0), series="two", number=4, name="b{}")
+    scout = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    write_series(tmp_path, hounsfield[:, :, :1], series="scout", number=1, name="c{}", ImageType=scout)
+    write_series(tmp_path, hounsfield[:, :, :3], series="mr", number=5, name="d{}", Modality="MR")
+    write_series(tmp_path, hounsfield[:, :, :3], series="shot", number=6, name="e{}", SOPClassUID=SECONDARY)
+    write_series(tmp_path, hounsfield[:, :, :2], series="few", number=7, name="f{}")
+    (tmp_path / "notes.txt").write_text("no DICOM, whatever its length" * 100)
+    found = {scan.name[:9]: scan for scan in find_scans(tmp_path)}
+    assert {name for name, scan in found.items() if not (scan.problem or scan.not_ct)} == {"series003", "series004"}
+    assert str(found["series001"].not_ct).endswith("a localizer")
+    assert str(found["series005"].not_ct).endswith("modality MR, not CT")
+    assert str(found["series006"].not_ct).endswith("a secondary capture or another object, no CT image")
+    assert str(found["series007"].problem).endswith("2 slices, expected 3 or more")
+
+
+def test_a_localizer_inside_the_series_and_orientations_mixed_are_told_apart(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]
+) -> None:
+    write_series(tmp_path, hounsfield, SPACING, name="a{}")
+    write_series(tmp_path, hounsfield[:, :, :1], name="b{}", ImageType=["DERIVED", "SECONDARY", "LOCALIZER"])
+    write_series(tmp_path, hounsfield, SPACING, (1, 0, 0, 0, 0, -1), name="c{}")
+    scans = find_scans(tmp_path)
+    assert sum(scan.not_ct is not None for scan in scans) == 1
+    assert sum(scan.problem is None and scan.not_ct is None for scan in scans) == 2
+    assert len({scan.name for scan in scans}) == 3
+
+
+def test_empty_uids_are_told_apart_by_folder(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    for folder in "ab":
+        write_series(tmp_path / folder, hounsfield, SPACING, SeriesInstanceUID="", StudyInstanceUID="")
+    assert [scan.problem for scan in find_scans(tmp_path)] == [None, None]
+    np.testing.assert_array_equal(read_volume(tmp_path / "a"), hounsfield.transpose(2, 1, 0))
+
+
+def test_a_missing_rescale_is_a_warning(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    write_series(tmp_path, hounsfield, SPACING, RescaleSlope=None, RescaleIntercept=None)
+    assert open_volume(tmp_path).warnings == ("no rescale intercept; stored values were taken for Hounsfield units",)
+    np.testing.assert_array_equal(read_volume(tmp_path), hounsfield.transpose(2, 1, 0) + 1024)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_padding_becomes_air(tmp_path: pathlib.Path, syntax: str) -> None:
+    stored = np.full((40, 32, 3), -2000, np.int16)
+    stored[8:30, 8:30] = 40
+    write_series(
+        tmp_path,
+        (stored - 1024).astype(np.int16),  # the writer adds 1024
+        syntax=syntax,
+        PixelRepresentation=1,
+        PixelPaddingValue=-2000,
+        RescaleIntercept="0",
+    )
+    expected = np.where(stored == -2000, -1024, stored).transpose(2, 1, 0)
+    np.testing.assert_array_equal(read_volume(tmp_path), expected)
+
+
+def test_a_slope_of_its_own_for_every_slice(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    for i, path in enumerate(write_series(tmp_path, hounsfield, SPACING)):
+        one = pydicom.dcmread(path)
+        one.RescaleSlope, one.RescaleIntercept = str(1 + 0.5 * i), "-100"
+        one.save_as(path)
+    for z, plane in open_volume(tmp_path).slices():
+        expected = (hounsfield[:, :, z].T.astype(float) + 1024) * (1 + 0.5 * z) - 100
+        np.testing.assert_allclose(plane, expected, atol=0.51)
+
+
+@pytest.mark.parametrize("change", ["cut", "text", "no pixels", "no position"])
+def test_a_damaged_file_is_one_line_and_the_other_series_goes_on(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], tiny_weights: pathlib.Path, change: str
+) -> None:
+    write_series(tmp_path / "in" / "good", hounsfield, SPACING, series="good", number=1)
+    paths = write_series(tmp_path / "in" / "bad", hounsfield, SPACING)
+    if change == "cut":
+        paths[3].write_bytes(paths[3].read_bytes()[:-3000])
+    elif change == "text":
+        paths[3].write_bytes(paths[3].read_bytes()[:132] + b"no elements follow" * 20)
+    else:
+        one = pydicom.dcmread(paths[3])
+        del one["PixelData" if change == "no pixels" else "ImagePositionPatient"]
+        one.save_as(paths[3])
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--device", "cpu", "--weights", str(tiny_weights)]
+    assert CliRunner().invoke(main, arguments).exit_code == 1
+    records = [json.loads(line) for line in (tmp_path / "out" / "run_log.jsonl").read_text().splitlines()]
+    assert sum(record["status"] == "done" for record in records) == 1
+    failed = [record["error"] for record in records if record["status"] == "failed"]
+    assert any("series003" in line or str(paths[3]) in line for line in failed)
+    assert all("\n" not in line and "unexpected" not in line for line in failed)
+
+
+def test_list_series_says_what_would_be_done_and_does_nothing(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]
+) -> None:
+    write_series(tmp_path / "in", hounsfield, SPACING)
+    write_series(tmp_path / "in", hounsfield[:, :, :3], series="mr", number=5, name="m{}", Modality="MR")
+    result = CliRunner().invoke(main, [str(tmp_path / "in"), str(tmp_path / "out"), "--list-series"])
+    assert result.exit_code == 0
+    first, second = result.output.splitlines()
+    assert first.startswith("series003_")
+    assert first.endswith("to be segmented")
+    assert second.endswith("modality MR, not CT")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_are_patient_safe_and_a_case_can_be_pickled(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]
+) -> None:
+    write_series(tmp_path / "Phantom^Otto", hounsfield, SPACING)
+    (case,) = find_cases(tmp_path / "Phantom^Otto", tmp_path / "out")
+    assert case.name.startswith("series003_")
+    assert "Otto" not in case.mask_path.name
+    again = pickle.loads(pickle.dumps(case)).scan.open()
+    assert again.geometry.shape == SHAPE
+
+
+def test_without_pydicom_one_line_says_what_to_install(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(tmp_path, hounsfield, SPACING)
+    monkeypatch.setitem(sys.modules, "app.volumes.dicom_series", None)
+    monkeypatch.delattr("app.volumes.dicom_series", raising=False)
+    with pytest.raises(InputError, match=r"holds DICOM; install it with DICOM support: hrnet-ocr-abdomen\[dicom\]"):
+        find_scans(tmp_path)
+
+
+def test_files_without_a_preamble_and_other_names(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    for i, path in enumerate(write_series(tmp_path, hounsfield, SPACING, name="IM{}", syntax=ImplicitVRLittleEndian)):
+        data = path.read_bytes()
+        if i % 2:
+            one = pydicom.dcmread(path)
+            del one.file_meta
+            one.preamble = None
+            pydicom.dcmwrite(path, one, implicit_vr=True, little_endian=True, enforce_file_format=False)
+            assert path.read_bytes()[:4] in dicom.BARE
+        assert len(data) > 132
+    np.testing.assert_array_equal(read_volume(tmp_path), hounsfield.transpose(2, 1, 0))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_pydicoms_own_files_give_slices_or_a_line(tmp_path: pathlib.Path) -> None:
+    """Each alone, three times at different places if it is a single CT slice, so that it can be a volume."""
+    tried = opened = 0
+    for number, name in enumerate(get_testdata_files("*")):
+        path = pathlib.Path(name)
+        if not dicom.is_dicom(path) or path.name == "DICOMDIR":
+            continue
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        shutil.copy(path, folder / "a")
+        for scan in find_scans(folder):
+            tried += 1
+            line = scan.problem or scan.not_ct
+            if line is None:
+                opened += sum(1 for _ in scan.open().slices()) > 0
+            else:
+                assert "\n" not in line
+                assert str(folder) in line
+    assert tried > 50
