@@ -168,7 +168,7 @@ def test_two_inputs_of_one_mask_name(run: Run, folders: Folders) -> None:
 @pytest.mark.parametrize(
     ("source", "output", "line"),
     [
-        ("nowhere", "out", "{}/nowhere: no such file or folder; give a .nii.gz file or a folder of them"),
+        ("nowhere", "out", "{}/nowhere: no such file or folder; give a scan or a folder of scans"),
         ("empty", "out", "{}/empty: no .nii.gz or .nii file and no DICOM; give a scan or a folder of scans"),
         ("inputs", "x.nii.gz", "{}/x.nii.gz: OUTPUT is a folder; the mask gets its scan's name without _0000"),
         (
@@ -195,7 +195,7 @@ def test_an_output_folder_that_is_not_writable(run: Run, folders: Folders, monke
         def refuse(*_: object, **__: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(pathlib.Path, "touch", refuse)
+        monkeypatch.setattr("app.cases.tempfile.TemporaryFile", refuse)
     else:
         outputs.chmod(0o555)
     outcome = run(inputs, outputs)
@@ -210,7 +210,7 @@ def test_a_mask_never_overwrites_its_scan(run: Run, folders: Folders) -> None:
     before = scan.read_bytes()
     outcome = run(scan, inputs)
     assert outcome.code == 1
-    assert f"{scan}: its mask would overwrite it; choose another OUTPUT folder" in outcome.lines
+    assert f"{scan}: its mask would overwrite the scan {scan}; choose another OUTPUT folder" in outcome.lines
     assert scan.read_bytes() == before
 
 
@@ -240,8 +240,13 @@ def test_skip_existing(run: Run, folders: Folders) -> None:
     assert outcome.code == 0
     assert (outputs / "good.nii.gz").read_bytes() == b"mine"
     assert outcome.record("good")["status"] == "skipped"
-    assert run(inputs, outputs).code == 0
-    assert nib.load(outputs / "good.nii.gz").shape == (128, 128, 20)
+    refused = run(inputs, outputs)  # the program did not write that file
+    assert refused.code == 1
+    assert (outputs / "good.nii.gz").read_bytes() == b"mine"
+    (outputs / "good.nii.gz").unlink()
+    for _ in range(2):  # its own mask it may replace
+        assert run(inputs, outputs).code == 0
+        assert nib.load(outputs / "good.nii.gz").shape == (128, 128, 20)
 
 
 def test_a_scan_that_is_not_in_hounsfield_units_is_warned_of(run: Run, folders: Folders) -> None:

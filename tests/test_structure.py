@@ -123,10 +123,10 @@ def test_what_does_not_ship_builds_on_what_does(wing: str, may_import: set[str])
 def test_adding_a_format_or_an_output_takes_one_file_and_one_row(wing: str, table: str, one: str) -> None:
     """As docs/ARCHITECTURE.md promises: only the table of its wing names the module of a format or an output.
 
-    NIfTI is the exception: its mask keeps the header of a NIfTI scan, and its names are the cases'.
+    As volumes.nifti is not: its masks keep the header of a NIfTI scan.
     """
     assert f"\n{table}: dict[str, " in (ROOT / "app" / wing / "__init__.py").read_text()
-    assert {module(p) for p in APP if one in imports(p)[0]} == ({wing} if wing == "volumes" else {wing, "cases"})
+    assert {module(p) for p in APP if one in imports(p)[0]} == {wing}
 
 
 def test_the_image_gets_four_things_and_nothing_else() -> None:
