@@ -14,7 +14,7 @@ import click
 
 from . import __version__
 from .cases import CaseQueue, check_output, find_cases
-from .errors import AppError
+from .errors import AppError, InputError
 from .host import seconds_since_process_start
 
 _log = logging.getLogger(__package__)
@@ -28,7 +28,7 @@ DONE, SOME_FAILED = 0, 1  # an error that ends the run has an exit status of its
 @click.option("--model", help="Bundled model; default: paper where it is bundled and a GPU is there, else fast.")
 @click.option("--weights", type=click.Path(path_type=pathlib.Path), help="A weights file of your own instead.")
 @click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
-@click.option("--batch-size", type=click.IntRange(min=1), help="Slices a batch; default: what free memory allows.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Slices per batch; default: what free memory allows.")
 @click.option("--no-postprocess", is_flag=True, help="Keep every component, not only each organ's largest.")
 @click.option("--skip-existing", is_flag=True, help="Leave cases alone whose mask is already there.")
 @click.option("--list-series", is_flag=True, help="Say what INPUT holds and what would be done, and do nothing.")
@@ -67,6 +67,9 @@ def main(
             for case in cases:
                 click.echo(f"{case.name}  {case.scan.path}  {case.problem or case.scan.not_ct or 'to be segmented'}")
             return
+        if all(case.scan.not_ct for case in cases):
+            reasons = "; ".join(sorted({str(case.scan.not_ct) for case in cases})[:3])
+            raise InputError(f"{source}: no CT to segment ({reasons}); --list-series shows what there is")
         check_output(output)
         with contextlib.closing(CaseQueue(cases, skip_existing)) as queue:  # decodes the first scan from now on
             # Imported here, because this imports torch: usage errors and --help come at once.

@@ -83,7 +83,7 @@ class Segmenter:
         Args:
             name: `fast`, `paper`, or a path; None: see `default_model`.
             device: `auto`, `cuda` or `cpu`.
-            batch_size: slices a batch; None chooses from the free memory.
+            batch_size: slices per batch; None chooses from the free memory.
             postprocess: keep only the largest components of each organ.
 
         Raises:

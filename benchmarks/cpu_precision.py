@@ -1,4 +1,4 @@
-"""Seconds a slice of the folded network on this CPU, float32 against bfloat16: python -m benchmarks.cpu_precision.
+"""Seconds per slice of the folded network on this CPU, float32 against bfloat16: python -m benchmarks.cpu_precision.
 
 What `app.inference.predictor.best_dtype` rests on.
 """
@@ -15,7 +15,7 @@ MODELS = {"fast": (18, 128, 64, 256, 4), "paper": (48, 512, 256, 512, 1)}  # wid
 REPEATS = 3
 
 
-def seconds_a_slice(name: str, dtype: torch.dtype) -> float:
+def seconds_per_slice(name: str, dtype: torch.dtype) -> float:
     """The fastest of three, after one to warm up."""
     width, channels, keys, side, batch = MODELS[name]
     network = fold_batch_norm(HrnetOcr(width, ocr_channels=channels, key_channels=keys))
@@ -34,8 +34,8 @@ def main() -> None:
     """Print a line for each model."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name, (width, *_, side, _) in MODELS.items():
-        single, brain = (seconds_a_slice(name, dtype) for dtype in (torch.float32, torch.bfloat16))
-        print(f"{name}: width {width}, {side} x {side}: float32 {single:.3f} s, bfloat16 {brain:.3f} s a slice")
+        single, brain = (seconds_per_slice(name, dtype) for dtype in (torch.float32, torch.bfloat16))
+        print(f"{name}: width {width}, {side} x {side}: float32 {single:.3f} s, bfloat16 {brain:.3f} s per slice")
 
 
 if __name__ == "__main__":

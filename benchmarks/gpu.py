@@ -77,7 +77,7 @@ def matrix_peak_tflops(device: torch.device, dtype: torch.dtype, side: int = MAT
 
 @torch.inference_mode()
 def steady_state(model: Model, grid: tuple[int, int], batches: Sequence[int], repeats: int) -> list[dict[str, Any]]:
-    """Slices a second, TFLOP/s and the allocator's peak, for each batch size."""
+    """Slices per second, TFLOP/s and the allocator's peak, for each batch size."""
     rows = []
     for batch in batches:
         if model.device.type == "cuda":
@@ -92,7 +92,7 @@ def steady_state(model: Model, grid: tuple[int, int], batches: Sequence[int], re
         rows.append(
             {
                 "batch": batch,
-                "slices_a_second": batch / seconds,
+                "slices_per_second": batch / seconds,
                 "tflops": counter.get_total_flops() / seconds / 1e12,
                 "allocated_mib": torch.cuda.max_memory_allocated(model.device) / MIB if on_gpu else None,
                 "reserved_mib": torch.cuda.max_memory_reserved(model.device) / MIB if on_gpu else None,
@@ -176,7 +176,7 @@ def table(found: dict[str, Any]) -> str:
         for row in model["steady_state"]:
             share = row["tflops"] / found["matrix_peak_tflops"]
             lines.append(
-                f"| {name} {model['grid'][0]} x {model['grid'][1]} | {row['batch']} | {row['slices_a_second']:.0f} | "
+                f"| {name} {model['grid'][0]} x {model['grid'][1]} | {row['batch']} | {row['slices_per_second']:.0f} | "
                 f"{row['tflops']:.1f} | {share:.0%} | {row['allocated_mib']:.0f} | {row['reserved_mib']:.0f} |"
             )
     lines += ["", "| model | fresh process | its stages | GPU MiB (2021 rule) | GPU MiB (maximum) |", "|---" * 5 + "|"]

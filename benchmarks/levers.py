@@ -69,7 +69,7 @@ LEVERS = [
 
 
 def levers(scan: pathlib.Path, model: str, label: pathlib.Path | None = None) -> list[dict[str, Any]]:
-    """One row a lever: seconds, slices seen by the network, DSC with the label or else with the first row's mask."""
+    """One row per lever: seconds, slices seen by the network, DSC with the label or else with the first row's mask."""
     rows, reference = [], None if label is None else np.asarray(nib.load(label).dataobj)
     cpu = torch.device("cpu")
     for name, missing in LEVERS:

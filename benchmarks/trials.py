@@ -69,27 +69,27 @@ def main() -> None:
     for batch in (1, 4, 8):
         image = torch.rand(batch, channels, *SIDE).contiguous(memory_format=torch.channels_last)
         taken = milliseconds(partial(model.network, image), batch)
-        print(f"channels last, batches of {batch}: {taken:.1f} ms a slice")
+        print(f"channels last, batches of {batch}: {taken:.1f} ms per slice")
     with FlopCounterMode(display=False) as counter:
         model.network(image)
     giga = counter.get_total_flops() / 1e9 / len(image)
-    print(f"{giga:.1f} GFLOP a slice, {1000 * giga / taken:.0f} GFLOP/s")
+    print(f"{giga:.1f} GFLOP per slice, {1000 * giga / taken:.0f} GFLOP/s")
     half = load_onto(load_checkpoint(find_model("fast")), torch.device("cpu"), torch.bfloat16).network
     image = torch.rand(4, channels, *SIDE).to(torch.bfloat16, memory_format=torch.channels_last)
-    print(f"bfloat16, batches of 4: {milliseconds(lambda: half(image), 4):.1f} ms a slice")
+    print(f"bfloat16, batches of 4: {milliseconds(lambda: half(image), 4):.1f} ms per slice")
     logits = to_scan(torch.randn(1, 5, 72, 72), (512, 512))
     print(f"argmax of 5 x 512 x 512: {milliseconds(lambda: logits.argmax(1)):.1f} ms")
     print(f"the same by max's index: {milliseconds(lambda: logits.max(1)[1]):.1f} ms")
     inputs = torch.rand(16, 1, 288, 288)
     for stride in (1, 4):
         taken = milliseconds(partial(functional.avg_pool2d, inputs, 11, stride, 5), 16)
-        print(f"the wall's box, smoothing at every {stride}. pixel: {taken:.1f} ms a slice")
+        print(f"the wall's box, smoothing at every {stride}. pixel: {taken:.1f} ms per slice")
     plain = model.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     image = torch.rand(4, channels, *SIDE)
-    print(f"channels first, batches of 4: {milliseconds(lambda: plain(image), 4):.1f} ms a slice")
+    print(f"channels first, batches of 4: {milliseconds(lambda: plain(image), 4):.1f} ms per slice")
     if importlib.util.find_spec("openvino"):
         with torch.inference_mode(False), torch.no_grad():
-            print(f"OpenVINO, batches of 4: {openvino_milliseconds(plain, image.clone()):.1f} ms a slice")
+            print(f"OpenVINO, batches of 4: {openvino_milliseconds(plain, image.clone()):.1f} ms per slice")
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def summarise(results: Sequence[CaseScores]) -> list[dict[str, Any]]:
 
 
 def write_csv(results: Sequence[CaseScores], protocol: Protocol, path: pathlib.Path) -> None:
-    """One row a case, with the organisers' columns: Name, DSC_1, NSD-1mm_1, DSC_2, ..."""
+    """One row per case, with the organisers' columns: Name, DSC_1, NSD-1mm_1, DSC_2, ..."""
     header = ["Name"]
     for organ in ORGANS:
         header += [f"DSC_{organ:d}", f"NSD-{protocol.tolerance_mm[organ]:g}mm_{organ:d}"]

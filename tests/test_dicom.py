@@ -303,6 +303,13 @@ def test_list_series_says_what_would_be_done_and_does_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_without_any_ct_is_a_usage_error(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    write_series(tmp_path / "in", hounsfield[:, :, :3], Modality="MR")
+    result = CliRunner().invoke(main, [str(tmp_path / "in"), str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_names_are_patient_safe_and_a_case_can_be_pickled(
     tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]
 ) -> None:

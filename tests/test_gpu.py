@@ -68,8 +68,8 @@ def test_the_benchmarks_parts_on_a_cpu(tiny_weights: pathlib.Path, phantom_path:
     one, two = gpu.steady_state(model, (64, 96), batches=(1, 2), repeats=1)
     assert (one["batch"], two["batch"]) == (1, 2)
     for row in (one, two):
-        assert row["tflops"] * 1e12 / row["slices_a_second"] == pytest.approx(
-            one["tflops"] * 1e12 / one["slices_a_second"]
+        assert row["tflops"] * 1e12 / row["slices_per_second"] == pytest.approx(
+            one["tflops"] * 1e12 / one["slices_per_second"]
         )
         assert row["allocated_mib"] is None
     assert gpu.matrix_peak_tflops(cpu, torch.float32, side=64) > 0
@@ -81,7 +81,7 @@ def test_the_benchmarks_parts_on_a_cpu(tiny_weights: pathlib.Path, phantom_path:
 
 
 def test_the_benchmarks_table() -> None:
-    steady = {"batch": 4, "slices_a_second": 250.4, "tflops": 81.0, "allocated_mib": 300.2, "reserved_mib": 400.0}
+    steady = {"batch": 4, "slices_per_second": 250.4, "tflops": 81.0, "allocated_mib": 300.2, "reserved_mib": 400.0}
     fresh = {"seconds": 3.456, "stages_s": {"read": 0.5}, "gpu_flare2021_mib": 900, "gpu_maximum_mib": 950}
     model = {"grid": (512, 512), "steady_state": [steady], "fresh_process": [fresh], "precision": {"liver": 1.0}}
     text = gpu.table({"device": "Card", "torch": "2", "matrix_peak_tflops": 324.0, "models": {"paper": model}})

@@ -93,7 +93,7 @@ def compare(
                 name,
                 sum(p.numel() for p in network.parameters()),
                 count_flops(network, recipe.channels_in, device) / 1e9,
-                1000 * seconds_a_slice(network, recipe.channels_in, device),
+                1000 * seconds_per_slice(network, recipe.channels_in, device),
                 run.progress.step,
                 mean_dice(Segmenter(model, {}), held_out),
             )
@@ -110,7 +110,7 @@ def count_flops(network: nn.Module, channels_in: int, device: torch.device) -> i
 
 
 @torch.inference_mode()
-def seconds_a_slice(network: nn.Module, channels_in: int, device: torch.device) -> float:
+def seconds_per_slice(network: nn.Module, channels_in: int, device: torch.device) -> float:
     """The fastest of a few, after one to warm up."""
     image = torch.rand(1, channels_in, SIDE, SIDE, device=device).contiguous(memory_format=torch.channels_last)
     taken = []
@@ -136,7 +136,8 @@ def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
     organs = [organ.name.lower() for organ in ORGANS]
     lines = [
-        f"| network | parameters (M) | GFLOP a slice | ms a slice | steps | {' | '.join(f'DSC {o}' for o in organs)} |",
+        "| network | parameters (M) | GFLOP per slice | ms per slice | steps | "
+        f"{' | '.join(f'DSC {organ}' for organ in organs)} |",
         "|---" * (5 + len(organs)) + "|",
     ]
     for row in rows:

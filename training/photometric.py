@@ -46,7 +46,7 @@ def photometric_distortion(images: Tensor) -> Tensor:
     n, device = len(images), images.device
 
     def draw(low: float, high: float, neutral: float) -> Tensor:
-        """A factor an image, `neutral` where the step is left out."""
+        """A factor per image, `neutral` where the step is left out."""
         value = torch.empty(n, device=device).uniform_(low, high)
         return torch.where(torch.rand(n, device=device) < SHARE, value, neutral)[:, None, None, None]
 

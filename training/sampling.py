@@ -1,4 +1,4 @@
-"""Which slices a batch is made of, and their way onto one canvas."""
+"""Which slices per batch is made of, and their way onto one canvas."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ COMPONENTS_KEPT = {Organ.LIVER: 1, Organ.KIDNEYS: 2, Organ.SPLEEN: 1, Organ.PANC
 def voxels_by_plane(mask: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Voxels of each label in every plane of the last axis, (planes, labels).
 
-    Plane by plane, since numpy counts in copies of 8 bytes a voxel.
+    Plane by plane, since numpy counts in copies of 8 bytes per voxel.
     """
     planes = (mask[..., i].ravel(order="K") for i in range(mask.shape[2]))
     return np.stack([np.bincount(plane, minlength=len(Organ)) for plane in planes])

@@ -33,7 +33,7 @@ class Recipe:
         coarse_weight: weight of the FCN head's loss (0.4 in the paper).
         ema_decay: decay of the exponential moving average of the weights; 0 keeps the weights themselves.
         frozen_norm: which batch norms use their running statistics in training too, as they will at inference: `all`,
-            or those of `regions`, the OCR head's keys and values, where a batch holds only five samples an image.
+            or those of `regions`, the OCR head's keys and values, where a batch holds only five samples per image.
         patience: validations without a better mean DSC after which training stops; the best one's weights are then
             the run's. None: never.
         organ_share: share of crops drawn from slices that hold a chosen organ.

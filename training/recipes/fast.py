@@ -1,6 +1,6 @@
 """The `fast` model: width 18, a slim OCR head, 1.5 mm pixels, the slice and three neighbours on either side.
 
-Its crops hold almost a whole body. The statistics of the OCR head's keys and values, which see five regions a slice,
+Its crops hold almost a whole body. The statistics of the OCR head's keys and values, which see five regions per slice,
 are left alone: those of small crops and few slices made the head lose large organs on whole slices.
 """
 
