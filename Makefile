@@ -52,8 +52,8 @@ lock: $(VENV)/.dev  ## resolve the pinned requirements anew from pyproject.toml;
 	set -e; for file in "requirements.txt --extra dicom" "requirements-dev.txt --extra dev"; do set -- $$file; lock=$$1; shift; \
 	    $(BIN)/uv pip compile pyproject.toml "$$@" -q --upgrade --python-version 3.11 --generate-hashes \
 	        --no-annotate --no-header --overrides $(VENV)/no-torch.txt -o $(VENV)/lock.txt; \
-	    { echo "# Made by \`make lock\` from pyproject.toml. Install with \`pip install --no-deps --require-hashes -r $$lock\`," \
-	        "torch first."; cat $(VENV)/lock.txt; } > $$lock; done
+	    { echo "# Made by 'make lock' from pyproject.toml. Install torch first, then this file with"; \
+	        echo "# pip install --no-deps --require-hashes -r $$lock"; cat $(VENV)/lock.txt; } > $$lock; done
 
 evaluate: $(VENV)/.dev  ## score every bundled model on the held-out cases of DATA; reports/MODEL/report.html
 	$(BIN)/python $(DATA)/unpack.py cache/held_out $(HELD_OUT)

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from .errors import InputError, VolumeError
-from .results import NiftiMask
+from .results import DEFAULT_RESULTS, RESULTS
 from .run_log import done_cases
 from .volumes import Scan, Slices, Volume, find_scans
 from .volumes.nifti import CHANNEL, extension_of
@@ -26,12 +26,14 @@ class Case:
 
     Attributes:
         scan: not opened yet.
-        mask_path: of its mask.
+        mask_path: of its NIfTI mask, and the pattern of its other outputs' paths.
+        results: names of the outputs that are wanted, see `RESULTS`.
         problem: a line that says why it cannot be done, if that is known beforehand.
     """
 
     scan: Scan
     mask_path: pathlib.Path
+    results: tuple[str, ...] = DEFAULT_RESULTS
     problem: str | None = None
 
     @property
@@ -39,9 +41,14 @@ class Case:
         """Of the scan."""
         return self.scan.name
 
+    @property
+    def outputs(self) -> dict[str, pathlib.Path]:
+        """Where each output goes."""
+        return {name: RESULTS[name]().path(self.mask_path) for name in self.results}
 
-def find_cases(source: pathlib.Path, output: pathlib.Path) -> list[Case]:
-    """The scans of a folder, or of one file, and where their masks go.
+
+def find_cases(source: pathlib.Path, output: pathlib.Path, results: tuple[str, ...] = DEFAULT_RESULTS) -> list[Case]:
+    """The scans of a folder, or of one file, and where their outputs go.
 
     NIfTI files count in the folder itself, DICOM series in its whole tree.
 
@@ -49,13 +56,13 @@ def find_cases(source: pathlib.Path, output: pathlib.Path) -> list[Case]:
         InputError: there is nothing to segment, or a folder cannot be used.
     """
     try:
-        return _find_cases(source, output)
+        return _find_cases(source, output, results)
     except OSError as error:
         where = error.filename or source
         raise InputError(f"{where}: cannot be used ({error.strerror}); check its path and permissions") from error
 
 
-def _find_cases(source: pathlib.Path, output: pathlib.Path) -> list[Case]:
+def _find_cases(source: pathlib.Path, output: pathlib.Path, results: tuple[str, ...]) -> list[Case]:
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give a scan or a folder of scans")
     if output.is_file() or extension_of(output):
@@ -65,7 +72,10 @@ def _find_cases(source: pathlib.Path, output: pathlib.Path) -> list[Case]:
     scans = find_scans(source)
     if not scans:
         raise InputError(f"{source}: no .nii.gz or .nii file and no DICOM; give a scan or a folder of scans")
-    cases = [Case(scan, output / (scan.name + scan.mask_extension)) for scan in scans]
+    cases = [Case(scan, output / (scan.name + scan.mask_extension), results) for scan in scans]
+    for case in cases:
+        if case.scan.series_uid is None and any(RESULTS[name].needs_dicom for name in results):
+            raise InputError(f"{case.scan.path}: is no DICOM, and {', '.join(results)} need it; save nifti alone")
     names = Counter(case.mask_path for case in cases)
     inputs = {_identity(case.scan.path) for case in cases}
     ours = done_cases(output)
@@ -89,16 +99,15 @@ def _problem(
         return case.scan.problem
     if same_name > 1:
         return f"{case.scan.path}: another scan would get the same mask name {case.mask_path.name}; rename one"
-    there = _identity(case.mask_path)
-    if there is None:
-        return None
-    if there in inputs:
-        return f"{case.scan.path}: its mask would overwrite the scan {case.mask_path}; choose another OUTPUT folder"
-    if case.name not in ours and not NiftiMask.wrote(case.mask_path):
-        return (
-            f"{case.scan.path}: its mask would overwrite {case.mask_path}, which this program did not write; "
-            "move that file, or choose another OUTPUT folder"
-        )
+    for name, path in case.outputs.items():
+        there = _identity(path)
+        if there in inputs and there is not None:
+            return f"{case.scan.path}: its mask would overwrite the scan {path}; choose another OUTPUT folder"
+        if there is not None and case.name not in ours and not RESULTS[name]().wrote(path):
+            return (
+                f"{case.scan.path}: its mask would overwrite {path}, which this program did not write; "
+                "move that file, or choose another OUTPUT folder"
+            )
     return None
 
 
@@ -136,7 +145,7 @@ class CaseQueue(Iterator[tuple[Case, Opened | None]]):
     def _begin(self) -> Opened | None:
         if not self._left or self._left[0].scan.not_ct:
             return None
-        if self._skip_existing and _identity(self._left[0].mask_path) is not None:
+        if self._skip_existing and all(_identity(path) is not None for path in self._left[0].outputs.values()):
             return None
         return self._pool.submit(open_case, self._left[0])
 

@@ -16,6 +16,7 @@ from . import __version__
 from .cases import CaseQueue, check_output, find_cases
 from .errors import AppError, InputError
 from .host import seconds_since_process_start
+from .results import DEFAULT_RESULTS, RESULTS
 
 _log = logging.getLogger(__package__)
 
@@ -31,6 +32,15 @@ DONE, SOME_FAILED = 0, 1  # an error that ends the run has an exit status of its
 @click.option("--batch-size", type=click.IntRange(min=1), help="Slices per batch; default: what free memory allows.")
 @click.option("--no-postprocess", is_flag=True, help="Keep every component, not only each organ's largest.")
 @click.option("--skip-existing", is_flag=True, help="Leave cases alone whose mask is already there.")
+@click.option(
+    "--save",
+    "results",
+    type=click.Choice(list(RESULTS)),
+    multiple=True,
+    default=DEFAULT_RESULTS,
+    show_default=True,
+    help="What to write; may be given several times.",
+)
 @click.option("--list-series", is_flag=True, help="Say what INPUT holds and what would be done, and do nothing.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more, with the traceback of an unexpected error.")
 @click.version_option(__version__, prog_name="app")
@@ -43,6 +53,7 @@ def main(
     batch_size: int | None,
     no_postprocess: bool,
     skip_existing: bool,
+    results: tuple[str, ...],
     list_series: bool,
     verbose: bool,
 ) -> None:
@@ -62,7 +73,7 @@ def main(
     if model and weights:
         raise click.UsageError("--model and --weights exclude each other")
     try:
-        cases = find_cases(source, output)
+        cases = find_cases(source, output, tuple(dict.fromkeys(results)))
         if list_series:
             for case in cases:
                 click.echo(f"{case.name}  {case.scan.path}  {case.problem or case.scan.not_ct or 'to be segmented'}")

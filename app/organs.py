@@ -15,3 +15,11 @@ class Organ(IntEnum):
 
 ORGANS: tuple[Organ, ...] = tuple(organ for organ in Organ if organ != Organ.BACKGROUND)
 IGNORE = 255  # in a reference: nobody annotated this voxel; it counts in no loss and no score
+
+# Codes and meanings of SNOMED CT, as DICOM uses them (PS3.16, CID 7199).
+SNOMED_CT = {
+    Organ.LIVER: ("10200004", "Liver"),
+    Organ.KIDNEYS: ("64033007", "Kidney"),
+    Organ.SPLEEN: ("78961009", "Spleen"),
+    Organ.PANCREAS: ("15776009", "Pancreas"),
+}

@@ -19,7 +19,7 @@ from .errors import AppError
 from .gpu_memory import MIB, MemorySampler, nvml_reader, peak_flare2021
 from .host import peak_rss_mib
 from .inference.labelling import OnSlice
-from .results import RESULTS
+from .results import RESULTS, Segmented
 from .run_log import CaseRecord
 from .segmenter import Segmenter
 
@@ -27,7 +27,6 @@ log = logging.getLogger(__package__)
 
 Progress = Callable[[int], contextlib.AbstractContextManager[OnSlice]]  # opens a display for so many slices
 ReadMemory = Callable[[], int]
-DEFAULT_RESULTS = ("nifti",)
 
 
 def no_progress(slices: int) -> contextlib.AbstractContextManager[OnSlice]:
@@ -77,8 +76,10 @@ def _segment_and_write(
     with progress(geometry.shape_zyx[0]) as on_slice:
         result = segmenter.segment_volume(volume, slices, on_slice)
     begin = time.perf_counter()
-    for writer in (RESULTS[name]() for name in DEFAULT_RESULTS):
-        writer.write(result.mask, volume, writer.path(case.mask_path))
+    config = segmenter.model.config
+    segmented = Segmented(volume, result.mask, config.name, config.version, segmenter.sha256)
+    for name, path in case.outputs.items():
+        RESULTS[name]().write(segmented, path)
     seconds = result.seconds | {"write": time.perf_counter() - begin}
     record.shape = list(geometry.shape)
     record.spacing_zyx_mm = [round(mm, 4) for mm in geometry.spacing_zyx_mm]

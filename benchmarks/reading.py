@@ -12,7 +12,7 @@ IMPORTS = """
 import pathlib, sys
 import nibabel as nib, numpy as np
 from app.volumes import open_volume
-from app.results import NiftiMask
+from app.results import NiftiMask, Segmented
 scan, mask = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 """
 LABELS = """
@@ -28,7 +28,7 @@ PARTS = {
     ),
     "write": (
         IMPORTS + LABELS,
-        f"for _ in range({REPEATS}): NiftiMask().write(labels, open_volume(scan), mask)",
+        f"for _ in range({REPEATS}): NiftiMask().write(Segmented(open_volume(scan), labels, , , {{}}), mask)",
         f"for _ in range({REPEATS}):\n    image = nib.load(scan)\n"
         "    nib.save(nib.Nifti1Image(labels, image.affine, image.header, dtype=np.uint8), mask)",
     ),

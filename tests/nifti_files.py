@@ -10,7 +10,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from app.volumes import open_volume
+from app.results import NiftiMask, Segmented
+from app.volumes import Volume, open_volume
 
 ORIENTATIONS = [
     "".join(codes) for order in itertools.permutations(("LR", "PA", "SI")) for codes in itertools.product(*order)
@@ -45,6 +46,11 @@ def read_volume(path: pathlib.Path) -> NDArray[np.int16]:
         assert plane.flags.c_contiguous
         volume[z] = plane
     return volume
+
+
+def write_mask(mask: NDArray[np.uint8], volume: Volume, path: pathlib.Path) -> None:
+    """Write a mask as a run does."""
+    NiftiMask().write(Segmented(volume, mask, "tiny", "1", {}), path)
 
 
 def save(path: pathlib.Path, volume: NDArray[np.generic], affine: NDArray[np.float64] | None = None) -> pathlib.Path:

@@ -30,10 +30,9 @@ from pydicom.uid import (
 from app.cases import find_cases
 from app.cli import main
 from app.errors import InputError, VolumeError
-from app.results import NiftiMask
 from app.volumes import Scan, dicom, find_scans, open_volume
 from tests.dicom_phantom import SECONDARY, corners, uid, write_enhanced, write_series
-from tests.nifti_files import read_volume
+from tests.nifti_files import read_volume, write_mask
 from tests.phantom import make_phantom
 
 SPACING = (4.0, 3.5, 20.0)
@@ -99,7 +98,7 @@ def test_every_direction_lies_where_the_patient_is_and_as_dcm2niix_has_it(
     volume = open_volume(tmp_path / "in")
     mask = np.zeros(volume.geometry.shape, np.uint8, order="F")
     volume.geometry.orient(mask)[...] = read_volume(tmp_path / "in") > 0
-    NiftiMask().write(mask, volume, tmp_path / "mask.nii.gz")
+    write_mask(mask, volume, tmp_path / "mask.nii.gz")
     (tmp_path / "out").mkdir()
     dcm2niix = pathlib.Path(sys.executable).with_name("dcm2niix")
     command = [dcm2niix, "-f", "scan", "-z", "n", "-b", "n", "-o", tmp_path / "out", tmp_path / "in"]
@@ -151,7 +150,7 @@ def test_a_tilted_gantry_is_a_shear(tmp_path: pathlib.Path, hounsfield: NDArray[
         np.testing.assert_allclose((geometry.affine @ [0, 0, z, 1])[:3], expected[z], atol=1e-4)
     np.testing.assert_array_equal(read_volume(tmp_path), hounsfield.transpose(2, 1, 0))
     volume = open_volume(tmp_path)
-    NiftiMask().write(np.zeros(geometry.shape, np.uint8, order="F"), volume, tmp_path / "mask.nii.gz")
+    write_mask(np.zeros(geometry.shape, np.uint8, order="F"), volume, tmp_path / "mask.nii.gz")
     np.testing.assert_allclose(nib.load(tmp_path / "mask.nii.gz").affine, geometry.affine, atol=1e-4)
 
 

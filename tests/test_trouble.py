@@ -25,7 +25,6 @@ from app.cases import check_output, find_cases
 from app.cli import main
 from app.errors import InputError, VolumeError
 from app.inference.intensities import Intensities
-from app.results import NiftiMask
 from app.run_log import RUN_LOG, CaseRecord, append, done_cases
 from app.volumes import open_volume
 from app.whole_file import clear_stale, whole_file
@@ -33,7 +32,7 @@ from evaluation.__main__ import main as evaluation_main
 from evaluation.labels import LabelError, read_labels
 from tests.conftest import ROOT
 from tests.fuzz import fuzz_reader, fuzz_whole
-from tests.nifti_files import affine_lps, read_volume, save, volume_lps
+from tests.nifti_files import affine_lps, read_volume, save, volume_lps, write_mask
 from tests.phantom import make_phantom, write_phantom
 
 
@@ -203,7 +202,7 @@ def test_what_this_program_did_not_write_is_not_overwritten(path: pathlib.Path) 
 def test_its_own_mask_is_replaced(path: pathlib.Path) -> None:
     save(path, volume_lps())
     volume = open_volume(path)
-    NiftiMask().write(np.zeros(volume.geometry.shape, np.uint8, order="F"), volume, path.parent / "case.nii.gz")
+    write_mask(np.zeros(volume.geometry.shape, np.uint8, order="F"), volume, path.parent / "case.nii.gz")
     assert one_problem(path, path.parent) == [None]
 
 
@@ -212,7 +211,7 @@ def test_scans_that_are_linked_crosswise_stay(path: pathlib.Path) -> None:
     output.mkdir()
     volume = open_volume(save(path, volume_lps()))
     for name in ("a", "b"):  # look like masks of this program
-        NiftiMask().write(np.zeros(volume.geometry.shape, np.uint8, order="F"), volume, output / f"{name}.nii.gz")
+        write_mask(np.zeros(volume.geometry.shape, np.uint8, order="F"), volume, output / f"{name}.nii.gz")
     source = path.parent / "in"
     source.mkdir()
     (source / "a_0000.nii.gz").symlink_to(output / "b.nii.gz")

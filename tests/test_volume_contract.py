@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from app.errors import VolumeError
-from app.results import NiftiMask
 from app.volumes import Geometry, open_volume
-from tests.nifti_files import ORIENTATIONS, SHAPE_LPS, SPACING_LPS, affine_lps, read_volume, stored_as, volume_lps
+from tests.nifti_files import (
+    ORIENTATIONS,
+    SHAPE_LPS,
+    SPACING_LPS,
+    affine_lps,
+    read_volume,
+    stored_as,
+    volume_lps,
+    write_mask,
+)
 
 Store = Callable[[pathlib.Path, str], pathlib.Path]  # writes `volume_lps` with these stored axes into a folder
 
@@ -53,7 +61,7 @@ def test_every_orientation_is_read_alike_and_its_mask_lies_on_it(
 
     mask = np.zeros(geometry.shape, np.uint8, order="F")
     geometry.orient(mask)[...] = (voxels % 5).astype(np.uint8)
-    NiftiMask().write(mask, volume, tmp_path / "mask.nii.gz")
+    write_mask(mask, volume, tmp_path / "mask.nii.gz")
     written = nib.load(tmp_path / "mask.nii.gz")
     np.testing.assert_allclose(written.affine, geometry.affine, atol=1e-5)
     np.testing.assert_array_equal(in_patient_space(written), voxels.T % 5)

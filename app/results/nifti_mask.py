@@ -5,17 +5,13 @@ from __future__ import annotations
 import contextlib
 import pathlib
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .. import __version__
 from ..errors import ResultError
-from ..volumes import Volume
 from ..volumes.gzip_file import compressing
 from ..volumes.nifti import description, mask_header
 from ..whole_file import whole_file
+from .result import PROGRAM, Segmented
 
-PROGRAM = "hrnet-ocr-abdomen"
 CHUNK_BYTES = 8 << 20  # compressed at a time
 
 
@@ -25,20 +21,21 @@ class NiftiMask:
     The header's description names this program, so that a later run knows which masks it may replace.
     """
 
-    @staticmethod
-    def wrote(path: pathlib.Path) -> bool:
-        """Whether a file is a mask that this class wrote."""
-        return description(path).startswith(PROGRAM)
+    needs_dicom = False
 
     def path(self, mask_path: pathlib.Path) -> pathlib.Path:
         """The mask's own path."""
         return mask_path
 
-    def write(self, mask: NDArray[np.uint8], volume: Volume, path: pathlib.Path) -> None:
+    def wrote(self, path: pathlib.Path) -> bool:
+        """Whether a file is a mask of this program; see `Result.wrote`."""
+        return description(path).startswith(PROGRAM)
+
+    def write(self, segmented: Segmented, path: pathlib.Path) -> None:
         """Write the mask, compressed if its name ends with .gz; see `Result.write`."""
-        header = mask_header(volume)
+        header = mask_header(segmented.volume)
         header["descrip"] = f"{PROGRAM} {__version__}".encode()
-        voxels = mask.reshape(-1, order="F").data
+        voxels = segmented.mask.reshape(-1, order="F").data
         try:
             with (
                 whole_file(path) as raw,
