@@ -1,4 +1,4 @@
-"""Mutated NIfTI files through the reader, and some of them through the whole command line.
+"""Mutated NIfTI files and DICOM series through the readers, and some NIfTI through the whole command line.
 
     python -m tests.fuzz [--count 10000] [--whole 100] [--seed 0]       (make fuzz)
 
@@ -15,6 +15,7 @@ import gzip
 import json
 import pathlib
 import random
+import shutil
 import signal
 import struct
 import sys
@@ -26,10 +27,12 @@ from collections.abc import Callable, Iterator
 import nibabel as nib
 import numpy as np
 from click.testing import CliRunner
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from app.cli import main as command_line
 from app.errors import VolumeError
-from app.volumes import open_volume
+from app.volumes import find_scans
+from tests.dicom_phantom import write_series
 
 SHAPE = (24, 20, 6)
 SECONDS = 2.0
@@ -141,43 +144,83 @@ def limited(call: Callable[[], str]) -> str:
 
 
 def read(path: pathlib.Path) -> str:
-    """Read a file to its end: `read`, or the kind of error, which is the line without path and numbers."""
-    try:
-        volume = open_volume(path)
-        seen = sum(1 for _ in volume.slices())
-        assert seen == volume.geometry.shape_zyx[0], "not every slice came"
-    except VolumeError as error:
-        line = str(error)
-        assert line.startswith(str(path)), f"the line does not name its file: {line}"
-        assert "\n" not in line, f"more than a line: {line!r}"
-        return "refused"
-    return "read"
+    """Read every scan of a file or folder to its end: `read`, or `refused` in one line that names it."""
+    outcome = "read"
+    for scan in find_scans(path):
+        try:
+            volume = scan.open()
+            seen = sum(1 for _ in volume.slices())
+            assert seen == volume.geometry.shape_zyx[0], "not every slice came"
+        except VolumeError as error:
+            line = str(error)
+            assert str(path) in line, f"the line does not name its file: {line}"
+            assert "\n" not in line, f"more than a line: {line!r}"
+            outcome = "refused"
+    return outcome
+
+
+Inputs = Iterator[tuple[str, dict[str, bytes], int]]  # name, files, honest size
+
+
+def nifti_inputs(seed: int) -> Inputs:
+    """Endless mutated NIfTI files."""
+    for name, content, honest in inputs(seed):
+        yield name, {name: content}, honest
+
+
+def dicom_inputs(seed: int) -> Inputs:
+    """Endless series of four slices, one file of which is mutated."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        voxels = np.random.default_rng(0).integers(-1000, 1000, (*SHAPE[:2], 4)).astype(np.int16)
+        series = []
+        for number, syntax in enumerate((ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, JPEGLSLossless)):
+            paths = write_series(pathlib.Path(scratch) / str(number), voxels, (5.0, 5.0, 12.0), syntax=syntax)
+            series.append({path.name: path.read_bytes() for path in paths})
+    number = 0
+    while True:
+        files = dict(rng.choice(series))
+        name = rng.choice(sorted(files))
+        data = bytearray(files[name])
+        for _ in range(rng.choice([1, 1, 2, 5])):
+            kind = rng.choice(["byte", "byte", "bit", "truncate", "append", "swap"])
+            if kind == "truncate":
+                del data[rng.randrange(len(data) + 1) :]
+            elif kind == "append":
+                data += rng.randbytes(rng.choice([1, 100]))
+            elif len(data) > 200:
+                place = rng.randrange(128, len(data) if rng.random() < 0.3 else min(len(data), 1400))
+                data[place] = data[rng.randrange(len(data))] if kind == "swap" else rng.randrange(256)
+        files[name] = bytes(data)
+        yield f"{number:06d}", files, sum(map(len, files.values()))
+        number += 1
 
 
 def fuzz_reader(
-    folder: pathlib.Path, count: int, seed: int, keep: pathlib.Path
+    folder: pathlib.Path, source: Inputs, count: int, keep: pathlib.Path
 ) -> tuple[collections.Counter[str], int]:
     """Outcomes of so many inputs, and how many broke a rule; those are kept."""
     outcomes: collections.Counter[str] = collections.Counter()
     broken = 0
     tracemalloc.start()
-    for (name, content, honest), _ in zip(inputs(seed), range(count), strict=False):
-        path = folder / name
-        path.write_bytes(content)
+    for (name, files, honest), _ in zip(source, range(count), strict=False):
+        place = folder / "input"
+        place.mkdir()
+        for file, content in files.items():
+            (place / file).write_bytes(content)
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
         try:
-            outcome = limited(lambda path=path: read(path))
+            outcome = limited(lambda place=place: read(place))
             peak = tracemalloc.get_traced_memory()[1] - before
             assert peak <= 2 * honest + SPARE_BYTES, f"{peak} bytes for a file that holds {honest}"
         except (Exception, TooLongError) as error:
             broken += 1
             outcome = f"BROKEN {type(error).__name__}"
-            keep.mkdir(parents=True, exist_ok=True)
-            (keep / f"seed{seed}_{name}").write_bytes(content)
+            shutil.copytree(place, keep / name, dirs_exist_ok=True)
             print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
         outcomes[outcome] += 1
-        path.unlink()
+        shutil.rmtree(place)
     tracemalloc.stop()
     return outcomes, broken
 
@@ -206,16 +249,22 @@ def fuzz_whole(folder: pathlib.Path, count: int, seed: int, options: list[str]) 
 def main() -> None:
     """Print what came of all inputs; exit status 1 if a rule was broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=10_000, help="inputs for the reader")
+    parser.add_argument(
+        "--count", type=int, default=10_000, help="NIfTI files for the reader, and a tenth as many series"
+    )
     parser.add_argument("--whole", type=int, default=100, help="inputs for the command line")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     broken = 0
     with tempfile.TemporaryDirectory() as scratch:
-        begin = time.perf_counter()
-        outcomes, wrong = fuzz_reader(pathlib.Path(scratch), args.count, args.seed, pathlib.Path("reports/fuzz"))
-        print(f"reader: {args.count} inputs in {time.perf_counter() - begin:.0f} s: {dict(outcomes)}")
-        broken += wrong
+        for kind, source, count in (
+            ("NIfTI", nifti_inputs(args.seed), args.count),
+            ("DICOM", dicom_inputs(args.seed), args.count // 10),
+        ):
+            begin = time.perf_counter()
+            outcomes, wrong = fuzz_reader(pathlib.Path(scratch), source, count, pathlib.Path("reports/fuzz") / kind)
+            print(f"{kind}: {count} inputs in {time.perf_counter() - begin:.0f} s: {dict(outcomes)}")
+            broken += wrong
         if not args.whole:
             sys.exit(1 if broken else 0)
         outcomes, wrong = fuzz_whole(pathlib.Path(scratch), args.whole, args.seed, [])

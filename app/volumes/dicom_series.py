@@ -8,6 +8,7 @@ their position along the normal of the slices (DICOM PS3.3, C.7.6.2).
 from __future__ import annotations
 
 import hashlib
+import io
 import pathlib
 import warnings
 from collections import defaultdict
@@ -103,14 +104,27 @@ class Series:
     warnings: tuple[str, ...] = ()
 
 
+class BoundedFile(io.BufferedReader):
+    """A file that never reads beyond its end: a damaged length would make Python take memory for all of it first."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """At most `size` bytes, all that is left without one."""
+        left = max(0, self._size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def find_series(paths: Sequence[pathlib.Path]) -> list[Series]:
     """The series that these DICOM files hold, in order of name; those that cannot be segmented too, with the reason."""
     parts: dict[tuple[Any, ...], list[Slice]] = defaultdict(list)
     others: dict[str, Series] = {}
     for path in paths:
         try:
-            with warnings.catch_warnings(action="ignore"):  # pydicom's, about values that do not matter here
-                header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS, force=True)
+            with warnings.catch_warnings(action="ignore"), BoundedFile(path) as file:  # about values of no interest
+                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS, force=True)
             uid, number = _series_of(header, path)
             reason = _no_ct(header)
             if reason:
@@ -265,14 +279,16 @@ def _same_pixels(one: Slice, other: Slice) -> bool:
 def stored_pixels(one: Slice) -> NDArray[Any]:
     """The decoded pixels of a slice, (rows, columns), as they are stored."""
     if one.frame is None:
-        image = pydicom.dcmread(one.path, force=True)
+        with BoundedFile(one.path) as file:
+            image = pydicom.dcmread(file, force=True)
         if "TransferSyntaxUID" not in image.file_meta:  # an old file without a header of its own
             implicit, little = image.original_encoding
             plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
             image.file_meta.TransferSyntaxUID = plain if little else ExplicitVRBigEndian
         single: NDArray[Any] = pydicom.pixels.pixel_array(image)
         return single
-    frame: NDArray[Any] = pydicom.pixels.pixel_array(one.path, index=one.frame)  # does not read the others
+    with BoundedFile(one.path) as file:
+        frame: NDArray[Any] = pydicom.pixels.pixel_array(file, index=one.frame)  # does not read the others
     return frame
 
 
