@@ -28,15 +28,20 @@ TAGS = [
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "SharedFunctionalGroupsSequence", "BitsAllocated"),
     *("PerFrameFunctionalGroupsSequence",),
 ]
+GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 CT_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2": "CT Image Storage",
     "1.2.840.10008.5.1.4.1.1.2.1": "Enhanced CT Image Storage",
     "1.2.840.10008.5.1.4.1.1.2.2": "Legacy Converted Enhanced CT Image Storage",
 }
-FEWEST_SLICES = 3
+FEWEST_SLICES = 2  # one has no distance to the next
 SAME_MM = 0.01  # positions nearer than this are one
 GAP_SHARE = 0.05  # by which a distance of slices may differ from the others; scanners round to 0.1 mm
 LINE_MM = 1.0  # by which a slice may lie beside the line that the others' corners form
+
+
+class SliceError(Exception):
+    """A header lacks what a slice of a volume needs; `find_series` makes a line of it."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,8 @@ def find_series(paths: Sequence[pathlib.Path]) -> list[Series]:
             for one in _slices_of(header, path, uid, number):
                 parts[one.series, one.part].append(one)
         except Exception as error:  # pydicom raises whatever a damaged header makes of it
-            line = f"cannot be read as a CT slice ({type(error).__name__}: {error}); export it again"
+            kind = "" if isinstance(error, SliceError) else f"{type(error).__name__}: "
+            line = f"cannot be read as a CT slice ({kind}{error}); export it again"
             others[str(path)] = Series(path.name, str(path), path, problem=" ".join(line.split()))
     found = [series for slices in parts.values() for series in arrange(slices)]
     return _distinct_names([*found, *others.values()])
@@ -203,11 +209,14 @@ def _slice(
         values = [group.get(name) for group in (*groups, header) if group.get(name) is not None]
         return values[0] if values else default
 
+    missing = [name for name in GEOMETRY if first(name) is None]
+    if missing:
+        raise SliceError(f"no {', no '.join(missing)}")
     orientation = np.array(first("ImageOrientationPatient"), np.float64).reshape(2, 3)
     position = np.array(first("ImagePositionPatient"), np.float64).reshape(3)
     rows_mm, columns_mm = (float(mm) for mm in first("PixelSpacing"))
     if not (np.isfinite(orientation).all() and np.isfinite(position).all()) or min(rows_mm, columns_mm) <= 0:
-        raise ValueError("its position, orientation or spacing are not numbers")
+        raise SliceError("position, orientation or spacing are not numbers")
     shape = int(header.Rows), int(header.Columns)
     kind = tuple(first("FrameType") or header.get("ImageType") or ())
     padding, limit = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
