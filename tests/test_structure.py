@@ -26,15 +26,15 @@ ARROWS = {
     "results": {"", "volumes", "whole_file"},
 }
 FOR_ALL = {"errors", "organs"}
-# Which library lives where; a scan's geometry and its NIfTI file both need nibabel.
+# Which library lives where.
 HOMES = {
     "click": {"cli"},
     "pynvml": {"gpu_memory"},
     "isal": {"volumes.gzip_file"},
-    "nibabel": {"volumes.nifti", "volumes.volume"},
+    "nibabel": {"volumes.nifti", "volumes.nifti_header", "volumes.volume"},
     "cc3d": {"inference.components"},
     "safetensors": {"checkpoint"},
-    "pydicom": {"results.dicom_seg", "volumes.dicom_series"},
+    "pydicom": {"results.dicom_seg", "volumes.dicom_slice"},
     "highdicom": {"results.dicom_seg"},
 }
 WITHOUT_TORCH = ("volumes", "results", "cases", "host", "errors", "organs", "gpu_memory", "run_log", "whole_file")

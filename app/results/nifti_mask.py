@@ -8,7 +8,8 @@ import pathlib
 from .. import __version__
 from ..errors import ResultError
 from ..volumes.gzip_file import compressing
-from ..volumes.nifti import description, mask_header
+from ..volumes.nifti import mask_header
+from ..volumes.nifti_header import description
 from ..whole_file import whole_file
 from .result import PROGRAM, Segmented
 

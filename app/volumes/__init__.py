@@ -1,8 +1,8 @@
 """What a scan is, format by format.
 
 volume.py        Geometry, the Volume protocol and Scan: what every format gives
-nifti.py         NIfTI-1 and NIfTI-2, plain or gzip
-dicom.py         DICOM series; dicom_series.py sorts and checks their slices
+nifti.py         NIfTI-1 and NIfTI-2, plain or gzip; nifti_header.py checks their headers
+dicom.py         DICOM series; dicom_slice.py reads headers and pixels, dicom_series.py sorts and checks slices
 gzip_file.py     gzip streams, both ways
 read_ahead.py    a thread that decodes slices before they are asked for
 

@@ -16,7 +16,8 @@ from .read_ahead import ReadAhead
 from .volume import AIR_HU, Geometry, Scan, Slices, ahead_of_network, implausible, is_singular, to_int16
 
 if TYPE_CHECKING:
-    from .dicom_series import Series, Slice
+    from .dicom_series import Series
+    from .dicom_slice import Slice
 
 PREAMBLE, MAGIC = 128, b"DICM"  # PS3.10, 7.1
 # First elements of files without a preamble, in both byte orders: group 8, element 0, 1, 5, 8 or 16.
@@ -118,7 +119,7 @@ class DicomVolume:
 
     def _hounsfield(self, one: Slice) -> NDArray[np.int16]:
         """A slice (columns, rows) in HU; padding becomes air."""
-        from .dicom_series import stored_pixels
+        from .dicom_slice import stored_pixels
 
         try:
             stored = stored_pixels(one)
