@@ -94,7 +94,6 @@ def test_labels_lie_where_the_brightness_is() -> None:
     middle = (slice(None), slice(8, None, 16), slice(8, None, 16))  # of the blocks: borders are resampled
     np.testing.assert_array_equal(labels[middle], truth[middle])
     assert sum(done) == findings.network_slices == 5
-    assert (findings.lowest_hu, findings.highest_hu) == (-125, 275)
 
 
 @pytest.mark.parametrize("descending", [False, True])
