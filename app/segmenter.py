@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from .checkpoint import bundled_models, find_model, load_checkpoint
@@ -54,9 +55,9 @@ class Segmentation:
     warnings: tuple[str, ...]
 
 
-def default_model(device: str) -> str:
+def default_model(device: torch.device) -> str:
     """`paper` where it is bundled and a GPU will run it, else `fast`."""
-    return "paper" if "paper" in bundled_models() and choose_device(device).type == "cuda" else "fast"
+    return "paper" if "paper" in bundled_models() and device.type == "cuda" else "fast"
 
 
 class Segmenter:
@@ -93,7 +94,7 @@ class Segmenter:
         chosen = choose_device(device)
         if device == "auto" and chosen.type == "cpu":
             log.warning("no usable NVIDIA GPU (start a container with --gpus all to use one): running on the CPU")
-        name = name or default_model(device)
+        name = name or default_model(chosen)
         is_file = isinstance(name, pathlib.Path) or name.endswith(MODEL_SUFFIX)
         checkpoint = load_checkpoint([pathlib.Path(name)] if is_file else find_model(str(name)))
         return cls(load_onto(checkpoint, chosen), checkpoint.sha256, batch_size, postprocess)

@@ -171,6 +171,21 @@ def test_copies_are_dropped_and_said(tmp_path: pathlib.Path, hounsfield: NDArray
     np.testing.assert_array_equal(read_volume(tmp_path), hounsfield.transpose(2, 1, 0))
 
 
+def test_a_copy_with_damaged_pixels_ends_no_run(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], tiny_weights: pathlib.Path
+) -> None:
+    """Which of the two is the copy is decided by their pixels."""
+    write_series(tmp_path / "in" / "good", hounsfield, SPACING, series="good", number=1)
+    paths = write_series(tmp_path / "in" / "bad", hounsfield, SPACING)
+    copy = paths[2].with_name("copy")
+    copy.write_bytes(paths[2].read_bytes()[:-3000])
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--device", "cpu", "--weights", str(tiny_weights)]
+    assert CliRunner().invoke(main, arguments).exit_code == 1
+    records = [json.loads(line) for line in (tmp_path / "out" / "run_log.jsonl").read_text().splitlines()]
+    assert records[0]["status"] == "done"
+    assert all("unexpected" not in (record["error"] or "") for record in records)
+
+
 @pytest.mark.parametrize("acquisitions", [(1, 2), (0, 0)], ids=["numbered", "not numbered"])
 def test_two_phases_under_one_uid_are_two_cases(
     tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], acquisitions: tuple[int, int]

@@ -98,11 +98,12 @@ def arrange(slices: Sequence[Slice]) -> list[Series]:
     stacks: list[list[Slice]] = []
     doubles = 0
     for one in ordered:
-        here = [stack for stack in stacks if abs(stack[-1].along_normal - one.along_normal) < SAME_MM]
+        near = [one.along_normal - stack[-1].along_normal < SAME_MM for stack in stacks]
+        here = [stack for stack, is_near in zip(stacks, near, strict=True) if is_near]
         if any(_same_pixels(stack[-1], one) for stack in here):
             doubles += 1
             continue
-        free = [stack for stack in stacks if stack not in here]
+        free = [stack for stack, is_near in zip(stacks, near, strict=True) if not is_near]
         # Of its own acquisition if there is one; scanners that count every slice as an acquisition have none.
         fitting = [stack for stack in free if stack[-1].acquisition == one.acquisition] or free
         if fitting:
@@ -120,7 +121,10 @@ def _same_pixels(one: Slice, other: Slice) -> bool:
     """Whether two slices at one position are copies of each other."""
     if one.path == other.path:
         return one.frame == other.frame
-    return bool(np.array_equal(stored_pixels(one), stored_pixels(other)))
+    try:
+        return bool(np.array_equal(stored_pixels(one), stored_pixels(other)))
+    except Exception:  # damaged pixels are no copy; the case that they belong to will say what is wrong with them
+        return False
 
 
 def _problem(stack: Sequence[Slice]) -> str | None:
