@@ -9,6 +9,7 @@ data=$1
 PYTHON=${PYTHON:-python3}
 coarse=runs/paper_coarse fine=runs/paper_fine tuned=runs/paper_tuned
 hold_out="btcv_0009 btcv_0026 btcv_0039 hcc015_a hcc015_b rad2022_a rad2022_b pancb001 tcga_ay4070a"
+processes=${PROCESSES:-$(nproc)} # before the next line, which nproc would obey
 export OMP_NUM_THREADS=1 GOMP_SPINCOUNT=6000
 worker='if [ -w /proc/self/autogroup ]; then echo 19 > /proc/self/autogroup; fi; exec "$0" -m training "$@"'
 
@@ -17,7 +18,7 @@ part() { # part RECIPE RUN MINUTES [OPTION ...]
     shift 3
     for case in $hold_out; do set -- "$@" --hold-out "$case"; done
     # torchrun starts every worker in a session, and so a scheduling group, of its own.
-    chrt -i 0 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="$(nproc)" --no-python \
+    chrt -i 0 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="$processes" --no-python \
         sh -c "$worker" "$PYTHON" train "$recipe" "$run" --data "$data" --minutes "$minutes" --validate-minutes 100000 \
         --sampling-weight hcc=0.35 --sampling-weight rad=0.5 --sampling-weight cort=0.4 --sampling-weight acrin=0.5 \
         --sampling-weight ohif=0.4 --sampling-weight crlm=0.8 --sampling-weight cptac=0.8 "$@"
