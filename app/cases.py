@@ -8,14 +8,14 @@ from __future__ import annotations
 import pathlib
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .errors import InputError, VolumeError
-from .results import DEFAULT_RESULTS, RESULTS
+from .results import Result, make_results
 from .run_log import done_cases
-from .volumes import Scan, Slices, Volume, find_scans
+from .volumes import DEFAULT_OPTIONS, FindOptions, Scan, Slices, Volume, find_scans
 from .volumes.nifti import CHANNEL, extension_of
 from .whole_file import clear_stale
 
@@ -27,13 +27,13 @@ class Case:
     Attributes:
         scan: not opened yet.
         mask_path: of its NIfTI mask, and the pattern of its other outputs' paths.
-        results: names of the outputs that are wanted, see `RESULTS`.
+        results: the outputs that are wanted, by name.
         problem: a line that says why it cannot be done, if that is known beforehand.
     """
 
     scan: Scan
     mask_path: pathlib.Path
-    results: tuple[str, ...] = DEFAULT_RESULTS
+    results: Mapping[str, Result] = field(default_factory=make_results)
     problem: str | None = None
 
     @property
@@ -44,38 +44,50 @@ class Case:
     @property
     def outputs(self) -> dict[str, pathlib.Path]:
         """Where each output goes."""
-        return {name: RESULTS[name]().path(self.mask_path) for name in self.results}
+        return {name: result.path(self.mask_path) for name, result in self.results.items()}
 
 
-def find_cases(source: pathlib.Path, output: pathlib.Path, results: tuple[str, ...] = DEFAULT_RESULTS) -> list[Case]:
-    """The scans of a folder, or of one file, and where their outputs go.
+def find_cases(
+    source: pathlib.Path,
+    output: pathlib.Path,
+    results: Mapping[str, Result] | None = None,
+    options: FindOptions = DEFAULT_OPTIONS,
+) -> list[Case]:
+    """The scans of a folder, or of one file, and where their outputs go; the tree of the scans is mirrored.
 
-    NIfTI files count in the folder itself, DICOM series in its whole tree.
+    Args:
+        source: INPUT.
+        output: OUTPUT; scans inside it are left alone.
+        results: outputs that are wanted, by name; None: `make_results`.
+        options: how scans are looked for.
 
     Raises:
         InputError: there is nothing to segment, or a folder cannot be used.
     """
     try:
-        return _find_cases(source, output, results)
+        return _find_cases(source, output, make_results() if results is None else results, options)
     except OSError as error:
         where = error.filename or source
         raise InputError(f"{where}: cannot be used ({error.strerror}); check its path and permissions") from error
 
 
-def _find_cases(source: pathlib.Path, output: pathlib.Path, results: tuple[str, ...]) -> list[Case]:
+def _find_cases(
+    source: pathlib.Path, output: pathlib.Path, results: Mapping[str, Result], options: FindOptions
+) -> list[Case]:
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give a scan or a folder of scans")
     if output.is_file() or extension_of(output):
         raise InputError(f"{output}: OUTPUT is a folder; the mask gets its scan's name without {CHANNEL}")
     if source.is_dir() and output.is_dir() and source.samefile(output):
         raise InputError(f"{output}: OUTPUT is the input folder; choose another, or masks would be taken for scans")
-    scans = find_scans(source)
+    inside = output.resolve()
+    scans = [scan for scan in find_scans(source, options) if inside not in scan.path.resolve().parents]
     if not scans:
         raise InputError(f"{source}: no .nii.gz or .nii file and no DICOM; give a scan or a folder of scans")
     cases = [Case(scan, output / (scan.name + scan.mask_extension), results) for scan in scans]
     for case in cases:
-        if case.scan.series_uid is None and any(RESULTS[name].needs_dicom for name in results):
-            raise InputError(f"{case.scan.path}: is no DICOM, and {', '.join(results)} need it; save nifti alone")
+        if case.scan.series_uid is None and (needy := [name for name, result in results.items() if result.needs_dicom]):
+            raise InputError(f"{case.scan.path}: is no DICOM, which --save {', '.join(needy)} needs; leave that out")
     names = Counter(case.mask_path for case in cases)
     inputs = {_identity(case.scan.path) for case in cases}
     ours = done_cases(output)
@@ -103,7 +115,7 @@ def _problem(
         there = _identity(path)
         if there in inputs and there is not None:
             return f"{case.scan.path}: its mask would overwrite the scan {path}; choose another OUTPUT folder"
-        if there is not None and case.name not in ours and not RESULTS[name]().wrote(path):
+        if there is not None and case.name not in ours and not case.results[name].wrote(path):
             return (
                 f"{case.scan.path}: its mask would overwrite {path}, which this program did not write; "
                 "move that file, or choose another OUTPUT folder"

@@ -8,15 +8,17 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import get_args
 
 import click
 
 from . import __version__
-from .cases import CaseQueue, check_output, find_cases
+from .cases import Case, CaseQueue, check_output, find_cases
 from .errors import AppError, InputError
 from .host import seconds_since_process_start
-from .results import DEFAULT_RESULTS, RESULTS
+from .results import DEFAULT_RESULTS, RESULTS, make_results
+from .volumes import FindOptions, NameBy, unpacked
 
 _log = logging.getLogger(__package__)
 
@@ -41,6 +43,16 @@ DONE, SOME_FAILED = 0, 1  # an error that ends the run has an exit status of its
     show_default=True,
     help="What to write; may be given several times.",
 )
+@click.option("--seg-type", type=click.Choice(["binary", "labelmap"]), default="binary", show_default=True)
+@click.option("--recursive", is_flag=True, help="Look for NIfTI in subfolders too, and mirror them in OUTPUT.")
+@click.option(
+    "--name-by",
+    type=click.Choice(list(get_args(NameBy))),
+    default="number",
+    show_default=True,
+    help="What DICOM series are called by.",
+)
+@click.option("--resample-gaps", is_flag=True, help="Interpolate slices that are missing from a DICOM series.")
 @click.option("--list-series", is_flag=True, help="Say what INPUT holds and what would be done, and do nothing.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more, with the traceback of an unexpected error.")
 @click.version_option(__version__, prog_name="app")
@@ -54,12 +66,16 @@ def main(
     no_postprocess: bool,
     skip_existing: bool,
     results: tuple[str, ...],
+    seg_type: str,
+    recursive: bool,
+    name_by: NameBy,
+    resample_gaps: bool,
     list_series: bool,
     verbose: bool,
 ) -> None:
     """Segment liver, kidneys, spleen and pancreas in the CT scans of INPUT.
 
-    INPUT is a .nii.gz file, a folder of them, or any tree of DICOM files.
+    INPUT is a .nii.gz file, a folder of them, any tree of DICOM files, or a .zip or .tar.gz of one of these.
 
     Masks go to the folder OUTPUT under the scans' names without _0000, with one line each in run_log.jsonl.
     Labels: 0 background, 1 liver, 2 kidneys, 3 spleen, 4 pancreas.
@@ -72,31 +88,42 @@ def main(
         signal.signal(number, _terminate)
     if model and weights:
         raise click.UsageError("--model and --weights exclude each other")
+    options = FindOptions(recursive, name_by, resample_gaps, _show_headers if sys.stderr.isatty() else lambda *_: None)
     try:
-        cases = find_cases(source, output, tuple(dict.fromkeys(results)))
-        if list_series:
-            for case in cases:
-                click.echo(f"{case.name}  {case.scan.path}  {case.problem or case.scan.not_ct or 'to be segmented'}")
-            return
-        if all(case.scan.not_ct for case in cases):
-            reasons = "; ".join(sorted({str(case.scan.not_ct) for case in cases})[:3])
-            raise InputError(f"{source}: no CT to segment ({reasons}); --list-series shows what there is")
-        check_output(output)
-        with contextlib.closing(CaseQueue(cases, skip_existing)) as queue:  # decodes the first scan from now on
-            # Imported here, because this imports torch: usage errors and --help come at once.
-            from .inference.predictor import limit_threads
-            from .run import FolderRun
-            from .segmenter import Segmenter
+        with unpacked(source) as folder:
+            cases = find_cases(folder, output, make_results(results, seg_type), options)
+            if list_series:
+                _list(cases)
+                return
+            if all(case.scan.not_ct for case in cases):
+                reasons = "; ".join(sorted({str(case.scan.not_ct) for case in cases})[:3])
+                raise InputError(f"{source}: no CT to segment ({reasons}); --list-series shows what there is")
+            check_output(output)
+            with contextlib.closing(CaseQueue(cases, skip_existing)) as queue:  # decodes the first scan from now on
+                # Imported here, because this imports torch: usage errors and --help come at once.
+                from .inference.predictor import limit_threads
+                from .run import FolderRun
+                from .segmenter import Segmenter
 
-            limit_threads()
-            segmenter = Segmenter.load(weights or model, device, batch_size, postprocess=not no_postprocess)
-            run = FolderRun(segmenter, output, seconds_since_process_start())
-            if sys.stderr.isatty():
-                run.progress = _progress_bar
-            sys.exit(SOME_FAILED if run.predict(queue) else DONE)
+                limit_threads()
+                segmenter = Segmenter.load(weights or model, device, batch_size, postprocess=not no_postprocess)
+                run = FolderRun(segmenter, output, seconds_since_process_start())
+                if sys.stderr.isatty():
+                    run.progress = _progress_bar
+                sys.exit(SOME_FAILED if run.predict(queue) else DONE)
     except AppError as error:
         _log.error("%s", error)
         sys.exit(error.exit_code)
+
+
+def _list(cases: Sequence[Case]) -> None:
+    for case in cases:
+        click.echo(f"{case.name}  {case.scan.path}  {case.problem or case.scan.not_ct or 'to be segmented'}")
+
+
+def _show_headers(done: int, total: int) -> None:
+    if done % 100 == 0 or done == total:
+        click.echo(f"\rDICOM headers: {done} of {total}", nl=done == total, err=True)
 
 
 def _open_standard_streams() -> None:

@@ -23,3 +23,12 @@ SNOMED_CT = {
     Organ.SPLEEN: ("78961009", "Spleen"),
     Organ.PANCREAS: ("15776009", "Pancreas"),
 }
+ANATOMICAL_STRUCTURE = ("123037004", "Anatomical Structure")  # the category of all of them
+
+# RGB; two neighbours differ in lightness too, for readers who do not see red and green apart.
+COLOURS = {
+    Organ.LIVER: (221, 130, 101),
+    Organ.KIDNEYS: (255, 209, 90),
+    Organ.SPLEEN: (111, 168, 220),
+    Organ.PANCREAS: (120, 220, 160),
+}

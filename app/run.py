@@ -19,7 +19,7 @@ from .errors import AppError
 from .gpu_memory import MIB, MemorySampler, nvml_reader, peak_flare2021
 from .host import peak_rss_mib
 from .inference.labelling import OnSlice
-from .results import RESULTS, Segmented
+from .results import Segmented
 from .run_log import CaseRecord
 from .segmenter import Segmenter
 
@@ -78,8 +78,9 @@ def _segment_and_write(
     begin = time.perf_counter()
     config = segmenter.model.config
     segmented = Segmented(volume, result.mask, config.name, config.version, segmenter.sha256)
+    case.mask_path.parent.mkdir(parents=True, exist_ok=True)  # a folder of the mirrored tree
     for name, path in case.outputs.items():
-        RESULTS[name]().write(segmented, path)
+        case.results[name].write(segmented, path)
     seconds = result.seconds | {"write": time.perf_counter() - begin}
     record.shape = list(geometry.shape)
     record.spacing_zyx_mm = [round(mm, 4) for mm in geometry.spacing_zyx_mm]

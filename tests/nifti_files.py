@@ -10,7 +10,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from app.results import NiftiMask, Segmented
+from app.results import Segmented
+from app.results.nifti_mask import NiftiMask
 from app.volumes import Volume, open_volume
 
 ORIENTATIONS = [

@@ -11,6 +11,7 @@ import pytest
 
 from app.cases import CaseQueue, find_cases
 from app.errors import VolumeError
+from app.volumes import FindOptions
 from app.volumes.nifti import NiftiVolume
 
 
@@ -88,3 +89,14 @@ def test_mask_names(tmp_path: pathlib.Path, name: str, expected: str) -> None:
     (tmp_path / name).touch()
     (case,) = find_cases(tmp_path, tmp_path / "out")
     assert case.mask_path == tmp_path / "out" / expected
+
+
+def test_a_tree_is_mirrored_on_request(tmp_path: pathlib.Path, phantom_path: pathlib.Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "in" / "masks"
+    for folder in ("", "a", "a/b", "c", "masks/a"):
+        (source / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(phantom_path, source / folder / "ct_0000.nii.gz")
+    assert [case.name for case in find_cases(source, output)] == ["ct"]
+    found = {case.name: case.mask_path for case in find_cases(source, output, options=FindOptions(recursive=True))}
+    names = ["a/b/ct", "a/ct", "c/ct", "ct"]  # not what is in OUTPUT
+    assert found == {name: output / f"{name}.nii.gz" for name in names}

@@ -30,7 +30,8 @@ from pydicom.uid import (
 from app.cases import find_cases
 from app.cli import main
 from app.errors import InputError, VolumeError
-from app.volumes import Scan, dicom, find_scans, open_volume
+from app.results.dicom_seg import frames_of
+from app.volumes import FindOptions, NameBy, Scan, dicom, dicom_series, find_scans, open_volume
 from tests.dicom_phantom import SECONDARY, corners, uid, write_enhanced, write_series
 from tests.nifti_files import read_volume, write_mask
 from tests.phantom import make_phantom
@@ -387,3 +388,82 @@ def test_pydicoms_own_files_give_slices_or_a_line(tmp_path: pathlib.Path) -> Non
                 assert str(folder) in line
     assert tried >= len(CORPUS) > 50
     assert opened >= 1  # the enhanced CT of pydicom-data
+
+
+# On request
+
+
+def test_gaps_are_filled_on_request_and_said(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    write_series(tmp_path, hounsfield, SPACING, skip=[4, 8], tilt_mm=2.0)
+    (scan,) = find_scans(tmp_path, FindOptions(resample_gaps=True))
+    volume = scan.open()
+    assert volume.geometry.shape == SHAPE
+    assert any("2 of 12 slices were interpolated: slices are 20 mm apart, but not at" in w for w in volume.warnings)
+    expected = hounsfield.astype(np.float64)
+    for z in (4, 8):
+        expected[:, :, z] = (expected[:, :, z - 1] + expected[:, :, z + 1]) / 2
+    planes = dict(volume.slices())
+    found = volume.geometry.restore(np.stack([planes[z] for z in range(12)]))
+    np.testing.assert_array_equal(found, np.rint(expected))
+    assert isinstance(volume, dicom.DicomVolume)
+    assert volume.planes_of_files() == [z for z in range(12) if z not in (4, 8)]
+    mask = np.zeros(SHAPE, np.uint8, order="F")
+    mask[:, :, 4:7] = 2
+    frames = frames_of(mask, volume)
+    assert [z for z in range(len(frames)) if frames[z].any()] == [4, 5]  # slices 5 and 6, of which there are files
+
+
+def test_two_distances_become_the_usual_one_on_request(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    write_series(tmp_path, hounsfield, (4.0, 3.5, 2.5), skip=[6, 8, 10])
+    (scan,) = find_scans(tmp_path, FindOptions(resample_gaps=True))
+    volume = scan.open()
+    assert volume.geometry.shape == SHAPE
+    assert volume.geometry.spacing_zyx_mm[0] == pytest.approx(2.5)
+
+
+def test_more_slices_than_there_are_will_not_be_made_up(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    far = np.repeat(hounsfield[:8, :8, :1], 40, axis=2)
+    write_series(tmp_path, far, (4.0, 3.5, 2.5), skip=range(5, 35))
+    (scan,) = find_scans(tmp_path, FindOptions(resample_gaps=True))
+    assert "more slices would be made up than there are" in str(scan.problem)
+
+
+def test_names_by_uid_accession_or_folder(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    write_series(tmp_path / "Phase 1", hounsfield, SPACING, AccessionNumber="A/17")
+    write_series(tmp_path / "late", hounsfield, SPACING, series="two", number=4)
+
+    def names(name_by: NameBy) -> list[str]:
+        return sorted(scan.name for scan in find_scans(tmp_path, FindOptions(name_by=name_by)))
+
+    assert names("uid") == sorted([uid("one"), uid("two")])
+    by_number = names("number")
+    assert names("accession") == sorted(["A_17_series003", by_number[1]])  # the second has no accession number
+    assert names("folder") == ["Phase_1", "late"]
+
+
+def test_many_files_are_read_by_several_processes_to_the_same_series(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(tmp_path / "a", hounsfield, SPACING)
+    write_series(tmp_path / "b", hounsfield, SPACING, series="two", Modality="MR")
+    (tmp_path / "c").write_bytes(bytes(128) + b"DICM" + b"damaged")
+    seen: list[tuple[int, int]] = []
+    options = FindOptions(on_header=lambda done, total: seen.append((done, total)))
+    alone = [(scan.name, scan.problem, scan.not_ct) for scan in find_scans(tmp_path, options)]
+    monkeypatch.setattr(dicom_series, "MANY_FILES", 8)
+    together = [(scan.name, scan.problem, scan.not_ct) for scan in find_scans(tmp_path)]
+    assert alone == together
+    assert seen == [(i, 25) for i in range(1, 26)]
+
+
+def test_the_options_reach_the_command_line(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], tiny_weights: pathlib.Path
+) -> None:
+    write_series(tmp_path / "in" / "late", hounsfield, SPACING, skip=[3])
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--weights", str(tiny_weights), "--device", "cpu"]
+    assert CliRunner().invoke(main, arguments).exit_code == 1
+    outputs = ("--save", "dicom-seg", "--save", "rtstruct", "--save", "dicom-sr", "--seg-type", "labelmap")
+    assert CliRunner().invoke(main, [*arguments, "--resample-gaps", "--name-by", "folder", *outputs]).exit_code == 0
+    found = {path.name for path in (tmp_path / "out").iterdir()}
+    assert found == {"run_log.jsonl", "late.seg.dcm", "late.rtstruct.dcm", "late.sr.dcm"}
+    assert pydicom.dcmread(tmp_path / "out" / "late.seg.dcm").SegmentationType == "LABELMAP"

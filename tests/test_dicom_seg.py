@@ -18,7 +18,8 @@ from pydicom.uid import JPEGLSLossless
 from app.cases import find_cases
 from app.errors import InputError, ResultError
 from app.organs import ORGANS, SNOMED_CT
-from app.results import DicomSeg, Segmented
+from app.results import Segmented, make_results
+from app.results.dicom_seg import DicomSeg
 from app.run import predict_case
 from app.segmenter import Segmenter
 from app.volumes import open_volume
@@ -26,7 +27,7 @@ from tests.dicom_phantom import AXIAL, write_enhanced, write_series
 from tests.phantom import make_phantom
 
 SPACING = (4.0, 3.5, 20.0)
-BOTH = ("nifti", "dicom-seg")
+BOTH = make_results(("nifti", "dicom-seg"))
 FLIPPED = (1.0, 0, 0, 0, -1.0, 0)  # column direction -1, in which public writers have mirrored masks
 CORONAL = (1.0, 0, 0, 0, 0, -1.0)
 OBLIQUE = (0.96, 0.28, 0, -0.28, 0.96, 0)
@@ -152,7 +153,7 @@ def test_dciodvfy_finds_no_error(
 
 
 def test_nifti_input_is_a_usage_error(phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    with pytest.raises(InputError, match="is no DICOM, and nifti, dicom-seg need it; save nifti alone"):
+    with pytest.raises(InputError, match="is no DICOM, which --save dicom-seg needs; leave that out"):
         find_cases(phantom_path, tmp_path, BOTH)
     volume = open_volume(phantom_path)
     mask = np.zeros(volume.geometry.shape, np.uint8, order="F")
@@ -166,7 +167,7 @@ def test_what_cannot_be_written_is_one_line_and_nothing_is_left(
     write_series(tmp_path / "in", hounsfield, SPACING)
     volume = open_volume(tmp_path / "in")
     mask = np.zeros(volume.geometry.shape, np.uint8, order="F")
-    with pytest.raises(ResultError, match="no organ was found, and an empty segmentation is not allowed"):
+    with pytest.raises(ResultError, match="no organ was found, and an empty object is not allowed"):
         DicomSeg().write(Segmented(volume, mask, "tiny", "1", {}), tmp_path / "x.seg.dcm")
     mask[20:30, 20:30, 3:5] = 1
     with pytest.raises(ResultError, match=r"nowhere/x\.seg\.dcm: cannot be written .No such file"):

@@ -17,7 +17,7 @@ WINGS = ("volumes", "inference", "results", "network")
 ARROWS = {
     "": {"segmenter"},  # the package itself, when Segmenter is asked for
     "__main__": {"cli"},
-    "cli": {"", "cases", "host", "inference", "results", "run", "segmenter"},
+    "cli": {"", "cases", "host", "inference", "results", "run", "segmenter", "volumes"},
     "run": {"", "cases", "gpu_memory", "host", "inference", "results", "run_log", "segmenter"},
     "segmenter": {"checkpoint", "inference", "volumes"},
     "cases": {"results", "run_log", "volumes", "whole_file"},
@@ -34,8 +34,12 @@ HOMES = {
     "nibabel": {"volumes.nifti", "volumes.nifti_header", "volumes.volume"},
     "cc3d": {"inference.components"},
     "safetensors": {"checkpoint"},
-    "pydicom": {"results.dicom_seg", "volumes.dicom_slice"},
-    "highdicom": {"results.dicom_seg"},
+    "pydicom": {
+        *("volumes.dicom_slice", "results.dicom_result", "results.dicom_seg", "results.rtstruct"),
+        "results.structured_report",
+    },
+    "highdicom": {"results.dicom_seg", "results.structured_report"},
+    "contourpy": {"results.rtstruct"},
 }
 WITHOUT_TORCH = ("volumes", "results", "cases", "host", "errors", "organs", "gpu_memory", "run_log", "whole_file")
 

@@ -1,19 +1,54 @@
 """What is written of a case: one class per output, one table from the name of an output to its class.
 
-result.py      Segmented, what outputs are made from; Result, what each of them offers
-nifti_mask.py  the mask on the scan's own grid
-dicom_seg.py   the mask as a DICOM segmentation
+result.py             Segmented, what outputs are made from; Result, what each of them offers
+nifti_mask.py         the mask on the scan's own grid
+dicom_result.py       what all DICOM outputs share
+dicom_seg.py          the mask as a DICOM segmentation
+rtstruct.py           outlines as a DICOM structure set
+structured_report.py  volumes as a DICOM structured report
 
 To add an output, write a module with a class that satisfies `Result`, and give it a row in `RESULTS`.
 """
 
 from __future__ import annotations
 
-from .dicom_seg import DicomSeg
-from .nifti_mask import NiftiMask
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from ..errors import InputError
 from .result import Result, Segmented
 
-__all__ = ["DEFAULT_RESULTS", "RESULTS", "DicomSeg", "NiftiMask", "Result", "Segmented"]
+__all__ = ["DEFAULT_RESULTS", "RESULTS", "Result", "Segmented", "make_results"]
 
-RESULTS: dict[str, type[Result]] = {"nifti": NiftiMask, "dicom-seg": DicomSeg}
+# Name of an output -> its module and class; modules are imported when they are asked for, as are their libraries.
+RESULTS: dict[str, tuple[str, str]] = {
+    "nifti": ("nifti_mask", "NiftiMask"),
+    "dicom-seg": ("dicom_seg", "DicomSeg"),
+    "rtstruct": ("rtstruct", "RtStruct"),
+    "dicom-sr": ("structured_report", "StructuredReport"),
+}
 DEFAULT_RESULTS = ("nifti",)  # the challenge wants the mask alone
+
+
+def make_results(names: Sequence[str] = DEFAULT_RESULTS, seg_type: str = "binary") -> dict[str, Result]:
+    """The outputs of these names, each once.
+
+    Args:
+        names: of `RESULTS`. A report measures segments, so that `dicom-sr` brings `dicom-seg` along.
+        seg_type: kind of DICOM segmentation, see `DicomSeg`.
+
+    Raises:
+        InputError: an output's library is not installed.
+    """
+    if "dicom-sr" in names:
+        names = ("dicom-seg", *names)
+    options: Mapping[str, dict[str, Any]] = {name: {"seg_type": seg_type} for name in ("dicom-seg", "dicom-sr")}
+    made: dict[str, Result] = {}
+    for name in dict.fromkeys(names):
+        module, result = RESULTS[name]
+        try:
+            made[name] = getattr(import_module(f".{module}", __name__), result)(**options.get(name, {}))
+        except ImportError as error:
+            raise InputError(f"--save {name} needs {error.name}; install hrnet-ocr-abdomen[all]") from error
+    return made

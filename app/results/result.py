@@ -15,6 +15,11 @@ from ..volumes import Volume
 PROGRAM = "hrnet-ocr-abdomen"  # what outputs call their maker
 
 
+def beside(mask_path: pathlib.Path, extension: str) -> pathlib.Path:
+    """The path of an output whose name differs from the mask's in its extension."""
+    return mask_path.with_name(mask_path.name.removesuffix(".gz").removesuffix(".nii") + extension)
+
+
 @dataclass(frozen=True)
 class Segmented:
     """A segmented scan, as outputs see it.

@@ -3,6 +3,7 @@
 volume.py        Geometry, the Volume protocol and Scan: what every format gives
 nifti.py         NIfTI-1 and NIfTI-2, plain or gzip; nifti_header.py checks their headers
 dicom.py         DICOM series; dicom_slice.py reads headers and pixels, dicom_series.py sorts and checks slices
+archive.py       a .zip or .tar.gz of any of these
 gzip_file.py     gzip streams, both ways
 read_ahead.py    a thread that decodes slices before they are asked for
 
@@ -16,22 +17,35 @@ from collections.abc import Callable
 
 from ..errors import VolumeError
 from . import dicom, nifti
-from .volume import Geometry, Scan, Slices, Volume
+from .archive import unpacked
+from .volume import DEFAULT_OPTIONS, FindOptions, Geometry, NameBy, Scan, Slices, Volume
 
-__all__ = ["FORMATS", "Geometry", "Scan", "Slices", "Volume", "find_scans", "open_volume"]
+__all__ = [
+    "DEFAULT_OPTIONS",
+    "FORMATS",
+    "FindOptions",
+    "Geometry",
+    "NameBy",
+    "Scan",
+    "Slices",
+    "Volume",
+    "find_scans",
+    "open_volume",
+    "unpacked",
+]
 
 # Name of a format -> what finds its scans in a file or folder.
-FORMATS: dict[str, Callable[[pathlib.Path], list[Scan]]] = {"nifti": nifti.find, "dicom": dicom.find}
+FORMATS: dict[str, Callable[[pathlib.Path, FindOptions], list[Scan]]] = {"nifti": nifti.find, "dicom": dicom.find}
 
 
-def find_scans(source: pathlib.Path) -> list[Scan]:
+def find_scans(source: pathlib.Path, options: FindOptions = DEFAULT_OPTIONS) -> list[Scan]:
     """Every scan of every format in a file or folder, and what may be taken for one, in order of format and name.
 
     Raises:
         OSError: the folder cannot be read.
         InputError: a format's library is not installed.
     """
-    return [scan for find in FORMATS.values() for scan in find(source)]
+    return [scan for find in FORMATS.values() for scan in find(source, options)]
 
 
 def open_volume(path: pathlib.Path) -> Volume:

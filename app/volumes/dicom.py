@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,18 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, VolumeError
 from .read_ahead import ReadAhead
-from .volume import AIR_HU, Geometry, Scan, Slices, ahead_of_network, implausible, is_singular, to_int16
+from .volume import (
+    AIR_HU,
+    DEFAULT_OPTIONS,
+    FindOptions,
+    Geometry,
+    Scan,
+    Slices,
+    ahead_of_network,
+    implausible,
+    is_singular,
+    to_int16,
+)
 
 if TYPE_CHECKING:
     from .dicom_series import Series
@@ -35,7 +47,7 @@ def is_dicom(path: pathlib.Path) -> bool:
     return head[PREAMBLE:] == MAGIC or head.startswith(BARE)
 
 
-def find(source: pathlib.Path) -> list[Scan]:
+def find(source: pathlib.Path, options: FindOptions = DEFAULT_OPTIONS) -> list[Scan]:
     """The CT series in a folder's whole tree, or in one file; and what else is there, with the reason why not.
 
     Raises:
@@ -59,7 +71,7 @@ def find(source: pathlib.Path) -> list[Scan]:
             series.not_ct and f"{series.path}: {series.name}: {series.not_ct}",
             series.uid,
         )
-        for series in dicom_series.find_series(files)
+        for series in dicom_series.find_series(files, options)
     ]
 
 
@@ -75,15 +87,15 @@ def open_series(series: Series) -> DicomVolume:
     affine = np.eye(4)
     affine[:3, 0] = first.orientation[0] * first.spacing_mm[1]  # along a row, from column to column
     affine[:3, 1] = first.orientation[1] * first.spacing_mm[0]
-    affine[:3, 2] = (last.position - first.position) / (len(series.slices) - 1)  # sheared, if the gantry was tilted
+    affine[:3, 2] = (last.position - first.position) / (len(series.places) - 1)  # sheared, if the gantry was tilted
     affine[:3, 3] = first.position
     affine[:2] *= -1  # LPS -> RAS
     if is_singular(affine):
         raise VolumeError(f"{series.path}: {series.name}: its orientation is no plane; export it again")
     rows, columns = first.shape
-    geometry = Geometry.of((columns, rows, len(series.slices)), affine)
+    geometry = Geometry.of((columns, rows, len(series.places)), affine)
     warnings = (*series.warnings, *implausible(series.path, geometry))
-    return DicomVolume(series.path, geometry, warnings, series.slices)
+    return DicomVolume(series.path, geometry, warnings, series.slices, series.places, series.uid)
 
 
 @dataclass(frozen=True)
@@ -95,27 +107,48 @@ class DicomVolume:
         geometry: stored axes are column, row and slice.
         warnings: what is odd about the series but does not stop us.
         files: its slices, in order of their position.
+        places: where each slice of the volume lies among the files: 2.0 is the third one, 2.5 halfway to the fourth.
+        series_uid: of the series.
     """
 
     path: pathlib.Path
     geometry: Geometry
     warnings: tuple[str, ...]
     files: Sequence[Slice]
+    places: Sequence[float]
+    series_uid: str
+
+    def planes_of_files(self) -> list[int]:
+        """For each file the slice of the volume that lies nearest."""
+        places = np.asarray(self.places)
+        return [int(np.abs(places - i).argmin()) for i in range(len(self.files))]
 
     def slices(self) -> Slices:
         """Start decoding; see `Volume.slices`."""
         return ReadAhead(self._decode(), depth=ahead_of_network(self.geometry.shape_zyx))
 
     def _decode(self) -> Generator[tuple[int, NDArray[np.int16]], None, None]:
-        count = len(self.files)
+        count = len(self.places)
         if self.geometry.slowest_is_z:
-            for i, one in enumerate(self.files):
-                plane = self.geometry.orient(self._hounsfield(one)[..., None])[0]
-                yield i if self.geometry.ascends else count - 1 - i, np.ascontiguousarray(plane)
+            for i, plane in enumerate(self._planes()):
+                oriented = self.geometry.orient(plane[..., None])[0]
+                yield i if self.geometry.ascends else count - 1 - i, np.ascontiguousarray(oriented)
         else:
-            volume = self.geometry.orient(np.stack([self._hounsfield(one) for one in self.files], axis=2))
+            volume = self.geometry.orient(np.stack(list(self._planes()), axis=2))
             for z, plane in enumerate(volume):
                 yield z, np.ascontiguousarray(plane)
+
+    def _planes(self) -> Iterator[NDArray[np.int16]]:
+        """Each slice of the volume (columns, rows) in HU; those between files are interpolated."""
+        decoded: dict[int, NDArray[np.int16]] = {}
+        for place in self.places:
+            low, high = math.floor(place), math.ceil(place)
+            decoded = {i: decoded[i] if i in decoded else self._hounsfield(self.files[i]) for i in (low, high)}
+            if low == high:
+                yield decoded[low]
+            else:
+                between = decoded[low] + (place - low) * (decoded[high].astype(np.float32) - decoded[low])
+                yield np.rint(between).astype(np.int16)
 
     def _hounsfield(self, one: Slice) -> NDArray[np.int16]:
         """A slice (columns, rows) in HU; padding becomes air."""

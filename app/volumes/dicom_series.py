@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .dicom_slice import Slice, SliceError, read_header, series_of, slices_of, stored_pixels, why_no_ct
+from .volume import DEFAULT_OPTIONS, FindOptions
 
 FEWEST_SLICES = 2  # one has no distance to the next
+MANY_FILES = 512  # from here on, several processes read headers faster than one
 SAME_MM = 0.01  # positions nearer than this are one
 GAP_SHARE = 0.05  # by which a distance of slices may differ from the others; scanners round to 0.1 mm
 LINE_MM = 1.0  # by which a slice may lie beside the line that the others' corners form
@@ -33,6 +38,7 @@ class Series:
         uid: the series UID, or the folder where that is empty.
         path: the folder, or the file of a multi-frame image.
         slices: in order of their position.
+        places: of the volume's slices among them, see `DicomVolume`.
         problem: why they are no volume; None if they are one.
         not_ct: why nobody would segment them; None if they are CT.
         warnings: what is odd about them but does not stop us.
@@ -42,31 +48,49 @@ class Series:
     uid: str
     path: pathlib.Path
     slices: tuple[Slice, ...] = ()
+    places: tuple[float, ...] = ()
     problem: str | None = None
     not_ct: str | None = None
     warnings: tuple[str, ...] = ()
 
 
-def find_series(paths: Sequence[pathlib.Path]) -> list[Series]:
+def find_series(paths: Sequence[pathlib.Path], options: FindOptions = DEFAULT_OPTIONS) -> list[Series]:
     """The series that these DICOM files hold, in order of name; those that cannot be segmented too, with the reason."""
     parts: dict[tuple[Any, ...], list[Slice]] = defaultdict(list)
     others: dict[str, Series] = {}
-    for path in paths:
-        try:
-            header = read_header(path)
-            uid, number = series_of(header, path)
-            reason = why_no_ct(header)
-            if reason:
-                others.setdefault(f"{uid}{reason}", Series(_name(number, uid), uid, path.parent, not_ct=reason))
-                continue
-            for one in slices_of(header, path, uid, number):
-                parts[one.series, one.part].append(one)
-        except Exception as error:  # pydicom raises whatever a damaged header makes of it
-            kind = "" if isinstance(error, SliceError) else f"{type(error).__name__}: "
-            line = f"cannot be read as a CT slice ({kind}{error}); export it again"
-            others[str(path)] = Series(path.name, str(path), path, problem=" ".join(line.split()))
-    found = [series for slices in parts.values() for series in arrange(slices)]
-    return _distinct_names([*found, *others.values()])
+    for done, found in enumerate(_read_all(paths), 1):
+        options.on_header(done, len(paths))
+        if isinstance(found, Series):
+            others.setdefault(f"{found.uid}{found.not_ct}", found)
+            continue
+        for one in found:
+            parts[one.series, one.part].append(one)
+    volumes = [series for slices in parts.values() for series in arrange(slices, options)]
+    return _distinct_names([*volumes, *others.values()])
+
+
+def _read_all(paths: Sequence[pathlib.Path]) -> Iterator[list[Slice] | Series]:
+    """What each file is; many files are read by several processes."""
+    if len(paths) < MANY_FILES:
+        yield from map(_read, paths)
+        return
+    with ProcessPoolExecutor() as pool:
+        yield from pool.map(_read, paths, chunksize=MANY_FILES // 8)
+
+
+def _read(path: pathlib.Path) -> list[Slice] | Series:
+    """The slices of a file, or what else it is."""
+    try:
+        header = read_header(path)
+        uid, number = series_of(header, path)
+        reason = why_no_ct(header)
+        if reason:
+            return Series(_name(number, uid), uid, path.parent, not_ct=reason)
+        return slices_of(header, path, uid, number)
+    except Exception as error:  # pydicom raises whatever a damaged header makes of it
+        kind = "" if isinstance(error, SliceError) else f"{type(error).__name__}: "
+        line = f"cannot be read as a CT slice ({kind}{error}); export it again"
+        return Series(path.name, str(path), path, problem=" ".join(line.split()))
 
 
 def _name(number: int, uid: str) -> str:
@@ -87,13 +111,21 @@ def _distinct_names(found: Iterable[Series]) -> list[Series]:
     return named
 
 
-def arrange(slices: Sequence[Slice]) -> list[Series]:
+def _name_by(options: FindOptions, first: Slice) -> str:
+    """The name of a slice's series as it is asked for; by number where the files do not have what it takes."""
+    named = {
+        "uid": first.series,
+        "accession": first.accession and f"{first.accession}_series{first.number:03d}",
+        "folder": first.path.parent.name,
+    }
+    return re.sub(r"[^\w.-]+", "_", named.get(options.name_by, "")).strip("._") or _name(first.number, first.series)
+
+
+def arrange(slices: Sequence[Slice], options: FindOptions = DEFAULT_OPTIONS) -> list[Series]:
     """Sort slices of one series and part into volumes: one, or several if each position occurs more than once."""
     first = slices[0]
     is_multi_frame = first.frame is not None
-    series = Series(
-        _name(first.number, first.series), first.series, first.path if is_multi_frame else first.path.parent
-    )
+    series = Series(_name_by(options, first), first.series, first.path if is_multi_frame else first.path.parent)
     ordered = sorted(slices, key=lambda one: (one.along_normal, one.acquisition, one.instance))
     stacks: list[list[Slice]] = []
     doubles = 0
@@ -111,10 +143,23 @@ def arrange(slices: Sequence[Slice]) -> list[Series]:
         else:
             stacks.append([one])
     twice = (f"{doubles} slices occur twice; one of each was used",) if doubles else ()
-    return [
-        replace(series, slices=tuple(stack), problem=_problem(stack), warnings=(*twice, *_oddities(stack)))
-        for stack in stacks
-    ]
+    return [_volume(series, stack, options.resample_gaps, twice) for stack in stacks]
+
+
+def _volume(series: Series, stack: Sequence[Slice], resample_gaps: bool, warnings: tuple[str, ...]) -> Series:
+    """A series of one stack, with what is wrong or odd about it."""
+    places, problem = tuple(float(i) for i in range(len(stack))), _problem(stack)
+    if problem is None and (odd := _uneven(stack)).size:
+        filled = _even_places(stack)
+        made_up = sum(not place.is_integer() for place in filled)
+        if not resample_gaps:
+            problem = f"{_gaps_line(stack, odd)}; send the missing slices, or interpolate them with --resample-gaps"
+        elif made_up > len(stack):
+            problem = f"{_gaps_line(stack, odd)}; more slices would be made up than there are, send the missing ones"
+        else:
+            places = filled
+            warnings = (*warnings, f"{made_up} of {len(places)} slices were interpolated: {_gaps_line(stack, odd)}")
+    return replace(series, slices=tuple(stack), places=places, problem=problem, warnings=(*warnings, *_oddities(stack)))
 
 
 def _same_pixels(one: Slice, other: Slice) -> bool:
@@ -131,21 +176,41 @@ def _problem(stack: Sequence[Slice]) -> str | None:
     """Why these slices, in order of their position, are no volume; None if they are one."""
     if len(stack) < FEWEST_SLICES:
         return f"{len(stack)} slices, expected {FEWEST_SLICES} or more"
-    places = np.array([one.along_normal for one in stack])
-    gaps = np.diff(places)
-    usual = float(np.median(gaps))
-    odd = np.flatnonzero(np.abs(gaps - usual) > GAP_SHARE * usual)
-    if odd.size:
-        where = ", ".join(f"{places[i]:.1f} to {places[i + 1]:.1f}" for i in odd[:3]) + (" ..." if odd.size > 3 else "")
-        return (
-            f"slices are {usual:.4g} mm apart, but not at {where} mm along their normal ({odd.size} places); "
-            "send the missing slices, or export it with one distance"
-        )
     corners = np.array([one.position for one in stack])
-    line = corners[0] + np.linspace(0, 1, len(stack))[:, None] * (corners[-1] - corners[0])
+    along = np.array([one.along_normal for one in stack])
+    share = (along - along[0]) / (along[-1] - along[0])
+    line = corners[0] + share[:, None] * (corners[-1] - corners[0])
     if np.abs(corners - line).max() > LINE_MM:
         return "its slices are shifted against each other; expected them on one line, export it again"
     return None
+
+
+def _gaps(stack: Sequence[Slice]) -> tuple[NDArray[np.float64], float]:
+    """The distances of neighbouring slices, and the usual one."""
+    gaps = np.diff([one.along_normal for one in stack])
+    return gaps, float(np.median(gaps))
+
+
+def _uneven(stack: Sequence[Slice]) -> NDArray[np.int64]:
+    """The slices after which the distance is not the usual one."""
+    gaps, usual = _gaps(stack)
+    return np.flatnonzero(np.abs(gaps - usual) > GAP_SHARE * usual)
+
+
+def _gaps_line(stack: Sequence[Slice], odd: NDArray[np.int64]) -> str:
+    """Where the distance is not the usual one."""
+    along, usual = [one.along_normal for one in stack], _gaps(stack)[1]
+    where = ", ".join(f"{along[i]:.1f} to {along[i + 1]:.1f}" for i in odd[:3]) + (" ..." if odd.size > 3 else "")
+    return f"slices are {usual:.4g} mm apart, but not at {where} mm along their normal ({odd.size} places)"
+
+
+def _even_places(stack: Sequence[Slice]) -> tuple[float, ...]:
+    """Places at the usual distance among slices that are not; those near a slice are its own."""
+    along, usual = np.array([one.along_normal for one in stack]), _gaps(stack)[1]
+    count = 1 + round(float(along[-1] - along[0]) / usual)
+    places = np.interp(np.linspace(along[0], along[-1], count), along, np.arange(len(stack)))
+    nearest = np.rint(places)
+    return tuple(np.where(np.abs(places - nearest) < GAP_SHARE, nearest, places).tolist())
 
 
 def _oddities(stack: Sequence[Slice]) -> list[str]:

@@ -19,7 +19,7 @@ TAGS = [
     *("InstanceNumber", "ImageType", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "NumberOfFrames"),
     *("ImagePositionPatient", "RescaleSlope", "RescaleIntercept", "SamplesPerPixel", "PixelRepresentation"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "SharedFunctionalGroupsSequence", "BitsAllocated"),
-    *("PerFrameFunctionalGroupsSequence",),
+    *("PerFrameFunctionalGroupsSequence", "AccessionNumber"),
 ]
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 CT_CLASSES = {
@@ -52,6 +52,7 @@ class Slice:
         slope: of stored values to HU.
         intercept: likewise; None where the file gives none.
         padding: lowest and highest stored value that is no measurement; None without padding.
+        accession: number that the hospital gave the study; may be empty.
     """
 
     path: pathlib.Path
@@ -68,6 +69,7 @@ class Slice:
     slope: float
     intercept: float | None
     padding: tuple[int, int] | None
+    accession: str = ""
 
     @property
     def along_normal(self) -> float:
@@ -169,6 +171,7 @@ def _slice(
         slope=float(first("RescaleSlope", 1.0)),
         intercept=None if intercept is None else float(intercept),
         padding=None if padding is None else (bounds[0], bounds[1]),
+        accession=str(header.get("AccessionNumber") or ""),
     )
 
 

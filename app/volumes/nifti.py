@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .gzip_file import Readable, open_bytes
 from .nifti_header import Header, checked_header, reading
 from .read_ahead import ReadAhead
-from .volume import Geometry, Scan, Slices, Volume, ahead_of_network, is_rigid, to_int16
+from .volume import DEFAULT_OPTIONS, FindOptions, Geometry, Scan, Slices, Volume, ahead_of_network, is_rigid, to_int16
 
 EXTENSIONS = (".nii.gz", ".nii")
 CHANNEL = "_0000"  # the number of the first channel, which nnU-Net and FLARE add to a scan's name
@@ -120,16 +120,19 @@ def extension_of(path: pathlib.Path) -> str | None:
     return next((extension for extension in EXTENSIONS if path.name.lower().endswith(extension)), None)
 
 
-def find(source: pathlib.Path) -> list[Scan]:
-    """The NIfTI files of a folder, not of its subfolders; or the one file."""
-    paths = sorted(source.iterdir()) if source.is_dir() else [source]
-    return [_scan(path, extension) for path in paths if (extension := extension_of(path))]
+def find(source: pathlib.Path, options: FindOptions = DEFAULT_OPTIONS) -> list[Scan]:
+    """The NIfTI files of a folder, of its subfolders if that is asked for; or the one file."""
+    folder = source if source.is_dir() else source.parent
+    paths = sorted(source.rglob("*") if options.recursive else source.iterdir()) if source.is_dir() else [source]
+    return [_scan(path, folder, extension) for path in paths if (extension := extension_of(path))]
 
 
-def _scan(path: pathlib.Path, extension: str) -> Scan:
+def _scan(path: pathlib.Path, folder: pathlib.Path, extension: str) -> Scan:
     name = path.name[: len(path.name) - len(extension)].removesuffix(CHANNEL)
     problem = None if name else f"{path}: nothing is left of its name without {CHANNEL}; rename it"
-    return Scan(name, path, partial(open_nifti, path), extension, problem)
+    return Scan(
+        str(path.relative_to(folder).with_name(name or "_")), path, partial(open_nifti, path), extension, problem
+    )
 
 
 def open_nifti(path: pathlib.Path) -> NiftiVolume:

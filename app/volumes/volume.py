@@ -9,7 +9,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -20,6 +20,8 @@ from ..errors import VolumeError
 from .read_ahead import ReadAhead
 
 Slices = ReadAhead[tuple[int, NDArray[np.int16]]]  # (z, slice), slice (Y, X) int16 HU
+
+NameBy = Literal["number", "uid", "accession", "folder"]
 
 READ_AHEAD_BYTES = 64 << 20  # decoded ahead of the network
 AIR_HU = -1024  # stands for NaN and for padding
@@ -157,6 +159,27 @@ class Volume(Protocol):
 def ahead_of_network(shape_zyx: tuple[int, int, int]) -> int:
     """How many decoded slices may wait for the network; at least two."""
     return max(2, READ_AHEAD_BYTES // (2 * shape_zyx[1] * shape_zyx[2]))
+
+
+@dataclass(frozen=True)
+class FindOptions:
+    """How scans are looked for, and what may be done to make volumes of them.
+
+    Attributes:
+        recursive: look for NIfTI in subfolders too; DICOM is always looked for in the whole tree.
+        name_by: what DICOM series are called by. `number`: series number and a hash of the series UID, which tell
+            nothing of the patient; `uid`: the series UID; `accession`: accession and series number; `folder`: its name.
+        resample_gaps: interpolate slices that are missing from a DICOM series, instead of refusing it.
+        on_header: called with the number of DICOM headers read so far, and of all.
+    """
+
+    recursive: bool = False
+    name_by: NameBy = "number"
+    resample_gaps: bool = False
+    on_header: Callable[[int, int], None] = lambda done, total: None
+
+
+DEFAULT_OPTIONS = FindOptions()
 
 
 @dataclass(frozen=True)

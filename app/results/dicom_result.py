@@ -1,0 +1,113 @@
+"""What all DICOM outputs share: file names, the source that they belong to, and UIDs that a second run repeats."""
+
+from __future__ import annotations
+
+import pathlib
+import warnings
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import pydicom
+
+from .. import __version__
+from ..errors import ResultError
+from ..organs import ORGANS, Organ
+from ..volumes.dicom import DicomVolume
+from ..whole_file import whole_file
+from .result import PROGRAM, Segmented, beside
+
+# Of patient and study, required but allowed to be empty (type 2); anonymised series lack them.
+MAY_BE_EMPTY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
+    *("AccessionNumber", "ReferringPhysicianName"),
+)
+
+
+class DicomResult(ABC):
+    """A DICOM object of one case, in the study of its source series.
+
+    Attributes:
+        extension: of the file's name.
+        series_number: the object's series number is this plus the scan's own.
+        kind: of the object, in messages.
+    """
+
+    needs_dicom = True
+    extension: str
+    series_number: int
+    kind: str
+
+    def path(self, mask_path: pathlib.Path) -> pathlib.Path:
+        """Beside the mask."""
+        return beside(mask_path, self.extension)
+
+    def wrote(self, path: pathlib.Path) -> bool:
+        """Whether this program wrote a file; see `Result.wrote`."""
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["ManufacturerModelName"])
+        except (OSError, pydicom.errors.InvalidDicomError):
+            return False
+        return str(header.get("ManufacturerModelName")) == PROGRAM
+
+    def write(self, segmented: Segmented, path: pathlib.Path) -> None:
+        """Write the object; see `Result.write`."""
+        if not isinstance(segmented.volume, DicomVolume):
+            raise ResultError(f"{path}: {self.kind} needs a DICOM scan; save nifti instead")
+        try:
+            with warnings.catch_warnings(action="ignore"):  # about values in the source that do not matter here
+                dataset = self.dataset(segmented, segmented.volume)
+            with whole_file(path) as stream:
+                dataset.save_as(stream, enforce_file_format=True)
+        except OSError as error:
+            raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
+        except (AttributeError, ValueError, TypeError, KeyError) as error:  # the source lacks what DICOM asks for
+            line = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ResultError(f"{path}: the series cannot carry {self.kind} ({line}); save nifti instead") from error
+
+    @abstractmethod
+    def dataset(self, segmented: Segmented, volume: DicomVolume) -> pydicom.Dataset:
+        """The object.
+
+        Raises:
+            AttributeError, ValueError, TypeError, KeyError: the source lacks what the object needs.
+        """
+
+
+def source_headers(volume: DicomVolume) -> list[pydicom.Dataset]:
+    """The headers of the scan's files, each once, in the order of the slices, with what they may lack but not omit."""
+    paths = dict.fromkeys(one.path for one in volume.files)
+    sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
+    for source in sources:
+        for keyword in MAY_BE_EMPTY:
+            if keyword not in source:
+                setattr(source, keyword, "")
+        if not source.get("SliceThickness"):
+            source.SliceThickness = round(float(np.linalg.norm(volume.geometry.affine[:3, 2])), 4)
+    return sources
+
+
+def found_organs(segmented: Segmented) -> list[Organ]:
+    """The organs in the mask, in the order of their labels: segment and region 1, 2 ...
+
+    Raises:
+        ValueError: there is none.
+    """
+    present = np.unique(segmented.mask)
+    found = [organ for organ in ORGANS if organ in present]
+    if not found:
+        raise ValueError("no organ was found, and an empty object is not allowed")
+    return found
+
+
+def derived_uid(segmented: Segmented, source: pydicom.Dataset, *what: str) -> str:
+    """A UID that only the source series, the weights, the program's version and `what` decide."""
+    weights = ",".join(segmented.weights_sha256.values())
+    entropy = [str(source.SeriesInstanceUID), weights, __version__, *what]
+    uid: Any = pydicom.uid.generate_uid(entropy_srcs=entropy)
+    return str(uid)
+
+
+def algorithm_name(segmented: Segmented) -> str:
+    """The program and its model, as DICOM objects name them."""
+    return f"{PROGRAM} {segmented.model} {segmented.model_version}"

@@ -1,0 +1,170 @@
+"""The organs' outlines as a DICOM structure set (PS3.3, A.19), for treatment planning."""
+
+from __future__ import annotations
+
+import datetime
+import pathlib
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import cast
+
+import contourpy
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+
+from .. import __version__
+from ..organs import COLOURS, SNOMED_CT, Organ
+from ..volumes.dicom import DicomVolume
+from .dicom_result import MAY_BE_EMPTY, DicomResult, algorithm_name, derived_uid, found_organs, source_headers
+from .result import PROGRAM, Segmented
+
+Points = NDArray[np.float64]  # (n, 2), column and row of a slice, in pixels
+PATIENT_AND_STUDY = (*MAY_BE_EMPTY, "StudyInstanceUID", "StudyDescription", "FrameOfReferenceUID")
+FRAME_OF_REFERENCE_CLASS = "1.2.840.10008.3.1.2.3.1"  # retired, and still what the attribute asks for (C.8.8.5)
+
+
+class RtStruct(DicomResult):
+    """X.rtstruct.dcm: closed outlines of every organ that was found, slice by slice.
+
+    Outlines run halfway between the pixels' centres, so that whoever fills them gets the mask back. A hole is joined to
+    what surrounds it by a line there and back (a keyhole), which every reader knows.
+    """
+
+    extension, series_number, kind = ".rtstruct.dcm", 920, "a structure set"
+
+    def dataset(self, segmented: Segmented, volume: DicomVolume) -> pydicom.Dataset:
+        """The structure set; see `DicomResult.dataset`."""
+        sources, found = source_headers(volume), found_organs(segmented)
+        source = sources[0]
+        one = Dataset()
+        for keyword in PATIENT_AND_STUDY:
+            if keyword in source:
+                one[keyword] = source[keyword]
+        now = datetime.datetime.now(tz=datetime.UTC)
+        one.SOPClassUID = pydicom.uid.RTStructureSetStorage
+        one.SOPInstanceUID = derived_uid(segmented, source, "structures")
+        one.SeriesInstanceUID = derived_uid(segmented, source, "structures series")
+        one.Modality, one.Manufacturer, one.ManufacturerModelName = "RTSTRUCT", PROGRAM, PROGRAM
+        one.SoftwareVersions, one.DeviceSerialNumber = __version__, "0"
+        one.SeriesNumber = self.series_number + int(source.get("SeriesNumber") or 0)
+        one.SeriesDescription = f"{segmented.model}: liver, kidneys, spleen, pancreas"
+        one.OperatorsName, one.InstanceNumber, one.PositionReferenceIndicator = "", 1, ""
+        one.StructureSetLabel, one.StructureSetName = "Abdominal organs", algorithm_name(segmented)
+        one.StructureSetDate, one.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+        one.ApprovalStatus = "UNAPPROVED"
+        paths = dict.fromkeys(file.path for file in volume.files)
+        images = {path: _reference(header) for path, header in zip(paths, sources, strict=True)}
+        one.ReferencedFrameOfReferenceSequence = [_frame_of_reference(source, images.values())]
+        one.StructureSetROISequence = [_region(n, organ, segmented, source) for n, organ in enumerate(found, 1)]
+        one.ROIContourSequence = [
+            _outlines(n, organ, segmented.mask, volume, images) for n, organ in enumerate(found, 1)
+        ]
+        one.RTROIObservationsSequence = [_observation(n, organ) for n, organ in enumerate(found, 1)]
+        one.file_meta = FileMetaDataset()
+        one.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        return one
+
+
+def _reference(header: Dataset) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+    return item
+
+
+def _frame_of_reference(source: Dataset, images: Iterable[Dataset]) -> Dataset:
+    series, study, frame = Dataset(), Dataset(), Dataset()
+    series.SeriesInstanceUID = source.SeriesInstanceUID
+    series.ContourImageSequence = list(images)
+    study.ReferencedSOPClassUID, study.ReferencedSOPInstanceUID = FRAME_OF_REFERENCE_CLASS, source.StudyInstanceUID
+    study.RTReferencedSeriesSequence = [series]
+    frame.FrameOfReferenceUID = source.FrameOfReferenceUID
+    frame.RTReferencedStudySequence = [study]
+    return frame
+
+
+def _region(number: int, organ: Organ, segmented: Segmented, source: Dataset) -> Dataset:
+    item = Dataset()
+    item.ROINumber, item.ROIName = number, SNOMED_CT[organ][1]
+    item.ReferencedFrameOfReferenceUID = source.FrameOfReferenceUID
+    item.ROIGenerationAlgorithm, item.ROIGenerationDescription = "AUTOMATIC", algorithm_name(segmented)
+    return item
+
+
+def _observation(number: int, organ: Organ) -> Dataset:
+    code = Dataset()
+    code.CodeValue, code.CodeMeaning = SNOMED_CT[organ]
+    code.CodingSchemeDesignator = "SCT"
+    item = Dataset()
+    item.ObservationNumber = item.ReferencedROINumber = number
+    item.RTROIIdentificationCodeSequence = [code]
+    item.RTROIInterpretedType, item.ROIInterpreter = "ORGAN", ""
+    return item
+
+
+def _outlines(
+    number: int, organ: Organ, mask: NDArray[np.uint8], volume: DicomVolume, images: dict[pathlib.Path, Dataset]
+) -> Dataset:
+    """All outlines of an organ, in patient coordinates."""
+    to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.geometry.affine
+    contours = []
+    for file, plane in zip(volume.files, volume.planes_of_files(), strict=True):
+        for points in outlines(mask[:, :, plane] == organ):
+            index = np.c_[points, np.full(len(points), plane), np.ones(len(points))]
+            millimetres = (index @ to_lps.T)[:, :3]
+            item, image = Dataset(), Dataset()
+            image.update(images[file.path])
+            if file.frame is not None:
+                image.ReferencedFrameNumber = file.frame + 1
+            item.ContourImageSequence = [image]
+            item.ContourGeometricType, item.NumberOfContourPoints = "CLOSED_PLANAR", len(points)
+            item.ContourData = [f"{value:.4f}" for value in millimetres.ravel()]  # a decimal string has 16 characters
+            contours.append(item)
+    region = Dataset()
+    region.ROIDisplayColor, region.ReferencedROINumber = list(COLOURS[organ]), number
+    region.ContourSequence = contours
+    return region
+
+
+def outlines(inside: NDArray[np.bool_]) -> list[Points]:
+    """The outlines of a slice's region, with its holes cut in; a closed outline's last point is not its first again.
+
+    Args:
+        inside: (columns, rows).
+    """
+    lines = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    if not len(lines[0]):
+        return []
+    left, top = lines[0][0], lines[1][0]
+    box = inside[left : lines[0][-1] + 1, top : lines[1][-1] + 1]
+    padded = np.pad(box, 1).T.astype(np.float64)  # contourpy has rows first
+    tracer = contourpy.contour_generator(z=padded, fill_type=contourpy.FillType.OuterOffset)
+    areas, offsets = cast(tuple[list[Points], list[NDArray[np.uint32]]], tracer.filled(0.5, 2.0))
+    found = []
+    for points, starts in zip(areas, offsets, strict=True):
+        rings = [_corners(points[start : end - 1]) for start, end in pairwise(starts)]
+        found.append(_with_keyholes(rings[0], rings[1:]) + np.array([left - 1, top - 1]))
+    return found
+
+
+def _corners(ring: Points) -> Points:
+    """A ring without the points on its straight lines."""
+    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
+    is_corner = np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > 1e-9
+    return ring[is_corner]
+
+
+def _with_keyholes(outer: Points, holes: Sequence[Points]) -> Points:
+    """A ring with every hole joined to it, the nearest first: a line between nearest corners crosses nothing else."""
+    waiting = list(holes)
+    while waiting:
+        nearest = []
+        for hole in waiting:
+            squares = ((outer[:, None] - hole[None]) ** 2).sum(2)
+            nearest.append((squares.min(), *np.unravel_index(squares.argmin(), squares.shape)))
+        chosen = min(range(len(waiting)), key=lambda i: float(nearest[i][0]))
+        _, i, j = nearest[chosen]
+        hole = waiting.pop(chosen)
+        outer = np.concatenate([outer[: i + 1], hole[j:], hole[: j + 1], outer[i:]])
+    return outer

@@ -1,0 +1,97 @@
+"""The organs' volumes as a DICOM structured report (TID 1500, PS3.16), which names the segments that it measured."""
+
+from __future__ import annotations
+
+import copy
+
+import highdicom.sr as sr
+import numpy as np
+import pydicom
+from pydicom.sr.codedict import codes
+
+from .. import __version__
+from ..organs import SNOMED_CT, Organ
+from ..volumes.dicom import DicomVolume
+from .dicom_result import DicomResult, algorithm_name, derived_uid, found_organs, source_headers
+from .dicom_seg import DicomSeg, SegType
+from .result import PROGRAM, Segmented
+
+MILLILITRE = sr.CodedConcept("ml", "UCUM", "milliliter")
+
+
+class StructuredReport(DicomResult):
+    """X.sr.dcm: the volume of every organ that was found, in ml, each with its segment.
+
+    Args:
+        seg_type: of the segmentation that it refers to, see `DicomSeg`.
+    """
+
+    extension, series_number, kind = ".sr.dcm", 950, "a DICOM report"
+
+    def __init__(self, seg_type: SegType = "binary") -> None:
+        self.segmentation = DicomSeg(seg_type)
+
+    def dataset(self, segmented: Segmented, volume: DicomVolume) -> pydicom.Dataset:
+        """The report as highdicom's object; see `DicomResult.dataset`."""
+        sources = source_headers(volume)
+        segments = self._segments_header(segmented, sources[0])
+        report = sr.MeasurementReport(
+            observation_context=sr.ObservationContext(observer_device_context=_observer(segmented, sources[0])),
+            procedure_reported=codes.LN.CTUnspecifiedBodyRegion,
+            imaging_measurements=[
+                _measurement(segmented, number, organ, segments, volume.series_uid)
+                for number, organ in enumerate(found_organs(segmented), 1)
+            ],
+            title=codes.DCM.ImagingMeasurementReport,
+        )
+        dataset = sr.Comprehensive3DSR(
+            evidence=[segments, *sources],
+            content=report[0],
+            series_instance_uid=derived_uid(segmented, sources[0], "report series"),
+            series_number=self.series_number + int(sources[0].get("SeriesNumber") or 0),
+            sop_instance_uid=derived_uid(segmented, sources[0], "report"),
+            instance_number=1,
+            manufacturer=PROGRAM,
+            is_complete=True,
+        )
+        dataset.ManufacturerModelName, dataset.SoftwareVersions = PROGRAM, __version__
+        dataset.DeviceSerialNumber = "0"
+        dataset.SeriesDescription = f"{segmented.model}: volumes of liver, kidneys, spleen, pancreas"
+        return dataset
+
+    def _segments_header(self, segmented: Segmented, source: pydicom.Dataset) -> pydicom.Dataset:
+        """What a reference to the segmentation needs: the source's patient and study, the segmentation's own UIDs."""
+        header = copy.copy(source)
+        header.SOPClassUID = self.segmentation.class_uid()
+        header.SOPInstanceUID = self.segmentation.instance_uid(segmented, source)
+        header.SeriesInstanceUID = self.segmentation.series_uid(segmented, source)
+        return header
+
+
+def _measurement(
+    segmented: Segmented, number: int, organ: Organ, segments: pydicom.Dataset, source_series: str
+) -> sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+    code, meaning = SNOMED_CT[organ]
+    voxel_ml = abs(float(np.linalg.det(segmented.volume.geometry.affine[:3, :3]))) / 1000
+    volume_ml = round(int(np.count_nonzero(segmented.mask == organ)) * voxel_ml, 3)
+    return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(derived_uid(segmented, segments, "tracking", meaning), meaning),
+        referenced_segment=sr.ReferencedSegment(
+            segments.SOPClassUID,
+            segments.SOPInstanceUID,
+            number,
+            source_series=sr.SourceSeriesForSegmentation(source_series),
+        ),
+        finding_type=sr.CodedConcept(code, "SCT", meaning),
+        measurements=[sr.Measurement(name=codes.SCT.Volume, value=volume_ml, unit=MILLILITRE)],
+        algorithm_id=sr.AlgorithmIdentification(algorithm_name(segmented), __version__),
+    )
+
+
+def _observer(segmented: Segmented, source: pydicom.Dataset) -> sr.ObserverContext:
+    return sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+            uid=derived_uid(segmented, source, "device"), name=algorithm_name(segmented), model_name=PROGRAM
+        ),
+    )
