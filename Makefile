@@ -49,7 +49,7 @@ audit: $(VENV)/.app  ## known vulnerabilities of the image's libraries, and thei
 lock: $(VENV)/.dev  ## resolve the pinned requirements anew from pyproject.toml; torch is left to who installs
 	$(PIP) uv
 	printf "torch; sys_platform == 'never'\ntorchvision; sys_platform == 'never'\n" > $(VENV)/no-torch.txt
-	set -e; for file in "requirements.txt --extra dicom" "requirements-dev.txt --extra dev"; do set -- $$file; lock=$$1; shift; \
+	set -e; for file in "requirements.txt --extra all" "requirements-dev.txt --extra dev"; do set -- $$file; lock=$$1; shift; \
 	    $(BIN)/uv pip compile pyproject.toml "$$@" -q --upgrade --python-version 3.11 --generate-hashes \
 	        --no-annotate --no-header --overrides $(VENV)/no-torch.txt -o $(VENV)/lock.txt; \
 	    { echo "# Made by 'make lock' from pyproject.toml. Install torch first, then this file with"; \

@@ -19,7 +19,7 @@ OFFSET = 1024
 
 
 def uid(*entropy: object) -> str:
-    return generate_uid(entropy_srcs=[str(e) for e in entropy])
+    return str(generate_uid(entropy_srcs=[str(e) for e in entropy]))
 
 
 def meta(sop_class: str, sop_instance: str, syntax: str) -> FileMetaDataset:
@@ -49,7 +49,8 @@ def corners(count: int, dz: float, orientation: Sequence[float], tilt_mm: float)
     rows, columns = np.array(orientation[:3]), np.array(orientation[3:])
     steps = np.arange(count)[:, None]
     start = -100 * rows - 90 * columns
-    return start + steps * (dz * np.cross(rows, columns) + tilt_mm * columns)
+    places: NDArray[np.float64] = start + steps * (dz * np.cross(rows, columns) + tilt_mm * columns)
+    return places
 
 
 def write_series(
