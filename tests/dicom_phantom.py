@@ -6,12 +6,13 @@ import pathlib
 import random
 from collections.abc import Sequence
 
+import gdcm
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1, generate_uid
 
 CT, ENHANCED_CT, SECONDARY = (f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2", "2.1", "7"))
 AXIAL = (1.0, 0, 0, 0, 1.0, 0)
@@ -116,6 +117,10 @@ def write_series(
 def store(one: Dataset, path: pathlib.Path, syntax: str) -> None:
     """Write a dataset in a transfer syntax, compressed if that says so."""
     target = pydicom.uid.UID(syntax)
+    if target == JPEGLosslessSV1:
+        store(one, path, ExplicitVRLittleEndian)
+        as_jpeg_lossless(path)
+        return
     if target.is_compressed and not target.is_deflated:
         one.compress(target, generate_instance_uid=False)
     elif not target.is_little_endian:
@@ -128,6 +133,20 @@ def store(one: Dataset, path: pathlib.Path, syntax: str) -> None:
         implicit_vr=target.is_implicit_VR if not target.is_compressed else False,
         little_endian=target.is_little_endian,
     )
+
+
+def as_jpeg_lossless(path: pathlib.Path) -> None:
+    """Compress a file by GDCM, since pydicom has no encoder for this syntax."""
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
 
 
 def write_enhanced(

@@ -23,6 +23,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
 )
@@ -71,7 +72,7 @@ def canonical(image: nib.Nifti1Image) -> tuple[NDArray[np.int16], NDArray[np.flo
     "syntax",
     [
         *(ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian),
-        *(RLELossless, JPEGLSLossless, JPEG2000Lossless),
+        *(RLELossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless),
     ],
     ids=lambda syntax: syntax.name,
 )
