@@ -36,7 +36,6 @@ DONE, SOME_FAILED = 0, 1  # an error that ends the run has an exit status of its
 @click.option("--skip-existing", is_flag=True, help="Leave cases alone whose mask is already there.")
 @click.option(
     "--save",
-    "results",
     type=click.Choice(list(RESULTS)),
     multiple=True,
     default=DEFAULT_RESULTS,
@@ -65,7 +64,7 @@ def main(
     batch_size: int | None,
     no_postprocess: bool,
     skip_existing: bool,
-    results: tuple[str, ...],
+    save: tuple[str, ...],
     seg_type: str,
     recursive: bool,
     name_by: NameBy,
@@ -91,7 +90,8 @@ def main(
     options = FindOptions(recursive, name_by, resample_gaps, _show_headers if sys.stderr.isatty() else lambda *_: None)
     try:
         with unpacked(source) as folder:
-            cases = find_cases(folder, output, make_results(results, seg_type), options)
+            results = make_results(save, seg_type)
+            cases = find_cases(folder, output, results, options)
             if list_series:
                 _list(cases)
                 return
@@ -110,7 +110,10 @@ def main(
                 run = FolderRun(segmenter, output, seconds_since_process_start())
                 if sys.stderr.isatty():
                     run.progress = _progress_bar
-                sys.exit(SOME_FAILED if run.predict(queue) else DONE)
+                failed = run.predict(queue)
+                for result in results.values():
+                    result.finish(output)
+                sys.exit(SOME_FAILED if failed else DONE)
     except AppError as error:
         _log.error("%s", error)
         sys.exit(error.exit_code)

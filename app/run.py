@@ -20,6 +20,7 @@ from .gpu_memory import MIB, MemorySampler, nvml_reader, peak_flare2021
 from .host import peak_rss_mib
 from .inference.labelling import OnSlice
 from .results import Segmented
+from .results.gathering import Gathering
 from .run_log import CaseRecord
 from .segmenter import Segmenter
 
@@ -73,11 +74,25 @@ def _segment_and_write(
     """Read, segment and write one case, and note in the record what the log says of it."""
     volume, slices = opened.result() if opened else open_case(case)
     geometry = volume.geometry
+    needs_scan = any(output.needs_scan for output in case.results.values())
+    gathering = Gathering(geometry) if needs_scan else None
     with progress(geometry.shape_zyx[0]) as on_slice:
-        result = segmenter.segment_volume(volume, slices, on_slice)
+        result = segmenter.segment_volume(volume, slices, on_slice, gathering)
     begin = time.perf_counter()
     config = segmenter.model.config
-    segmented = Segmented(volume, result.mask, config.name, config.version, segmenter.sha256)
+    confidence = result.findings.confidence.of_organs()
+    segmented = Segmented(
+        volume,
+        result.mask,
+        config.name,
+        config.version,
+        segmenter.sha256,
+        case.name,
+        gathering,
+        result.components_removed,
+        confidence,
+        result.warnings,
+    )
     case.mask_path.parent.mkdir(parents=True, exist_ok=True)  # a folder of the mirrored tree
     for name, path in case.outputs.items():
         case.results[name].write(segmented, path)
@@ -87,6 +102,9 @@ def _segment_and_write(
     record.network_slices, record.batch_size = result.findings.network_slices, result.batch_size
     record.seconds = {stage: round(value, 3) for stage, value in seconds.items()}
     record.volumes_ml = {organ.name.lower(): round(ml, 2) for organ, ml in result.volumes_ml.items()}
+    record.confidence = {
+        organ.name.lower(): None if value is None else round(value, 4) for organ, value in confidence.items()
+    }
     record.warnings = list(result.warnings)
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 RUN_LOG = "run_log.jsonl"
-RESULT_FIELDS = ("shape", "spacing_zyx_mm", "network_slices", "batch_size", "volumes_ml")
+RESULT_FIELDS = ("shape", "spacing_zyx_mm", "network_slices", "batch_size", "volumes_ml", "confidence")
 
 
 @dataclass
@@ -31,6 +31,7 @@ class CaseRecord:
         network_slices: slices that went through the network.
         batch_size: slices that went through it at a time, at most.
         volumes_ml: per organ.
+        confidence: of the network in every organ, see docs/EVALUATION.md; null for an organ that it did not see.
         gpu_peak_mib: by the organisers' rule (`flare2021`), plain (`maximum`), and as torch's allocator has it.
         host_peak_rss_mib: largest resident memory of the process so far.
         device: its name.
@@ -51,6 +52,7 @@ class CaseRecord:
     network_slices: int | None = None
     batch_size: int | None = None
     volumes_ml: dict[str, float] | None = None
+    confidence: dict[str, float | None] | None = None
     gpu_peak_mib: dict[str, int | None] | None = None
     host_peak_rss_mib: float | None = None
     device: str | None = None

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .checkpoint import bundled_models, find_model, load_checkpoint
 from .inference.components import keep_largest, organ_voxels
 from .inference.grid import network_grid
-from .inference.labelling import Findings, OnSlice, label_slices
+from .inference.labelling import Findings, OnSlice, Witness, label_slices
 from .inference.predictor import Model, NetworkPredictor, choose_device, load_onto
 from .organs import Organ
 from .volumes import Slices, Volume, open_volume
@@ -43,6 +43,7 @@ class Segmentation:
         batch_size: slices that went through the network at a time, at most.
         seconds: by stage.
         volumes_ml: of every organ, 0 where it is missing.
+        components_removed: of every organ; none without postprocessing.
         warnings: what a user should know about the scan or the mask, a sentence each.
     """
 
@@ -52,6 +53,7 @@ class Segmentation:
     batch_size: int
     seconds: dict[str, float]
     volumes_ml: dict[Organ, float]
+    components_removed: dict[Organ, int]
     warnings: tuple[str, ...]
 
 
@@ -118,17 +120,31 @@ class Segmenter:
             log.warning("%s: %s", volume.path.name, warning)
         return segmentation.mask
 
-    def segment_volume(self, volume: Volume, slices: Slices, on_slice: OnSlice = lambda count: None) -> Segmentation:
-        """Segment an opened scan, given its slices, which are closed at the end; all that is worth logging."""
+    def segment_volume(
+        self,
+        volume: Volume,
+        slices: Slices,
+        on_slice: OnSlice = lambda count: None,
+        witness: Witness | None = None,
+    ) -> Segmentation:
+        """Segment an opened scan, given its slices, which are closed at the end; all that is worth logging.
+
+        Args:
+            volume: the scan.
+            slices: of it.
+            on_slice: called with the number of slices done since the last call.
+            witness: is shown every slice and its labels, before small components are removed.
+        """
         geometry = volume.geometry
         grid = network_grid(geometry.shape_zyx[1:], geometry.spacing_zyx_mm[1:], self.model.config.spacing_mm)
         predictor = NetworkPredictor(self.model, grid, self.batch_size)
         with contextlib.closing(slices):
             mask = np.zeros(geometry.shape, np.uint8, order="F")
-            findings = label_slices(predictor, slices, geometry.spacing_zyx_mm, geometry.orient(mask), on_slice)
+            findings = label_slices(
+                predictor, slices, geometry.spacing_zyx_mm, geometry.orient(mask), on_slice, witness=witness
+            )
         begin = time.perf_counter()
-        if self.postprocess:
-            keep_largest(mask)
+        removed = keep_largest(mask) if self.postprocess else {}
         seconds = {
             "read": findings.read_seconds,
             "network": findings.network_seconds,
@@ -137,7 +153,7 @@ class Segmenter:
         voxel_ml = float(np.prod(geometry.spacing_zyx_mm)) / 1000
         volumes_ml = {organ: count * voxel_ml for organ, count in organ_voxels(mask).items()}
         warnings = (*volume.warnings, *_doubts(findings, volumes_ml))
-        return Segmentation(volume, mask, findings, predictor.batch_size, seconds, volumes_ml, warnings)
+        return Segmentation(volume, mask, findings, predictor.batch_size, seconds, volumes_ml, removed, warnings)
 
 
 def _doubts(findings: Findings, volumes_ml: Mapping[Organ, float]) -> Iterator[str]:

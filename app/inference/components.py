@@ -28,7 +28,7 @@ def organ_voxels(mask: NDArray[np.uint8]) -> dict[Organ, int]:
     return {organ: int(counts[organ]) for organ in COMPONENTS_KEPT}
 
 
-def keep_largest(mask: NDArray[np.uint8]) -> None:
+def keep_largest(mask: NDArray[np.uint8]) -> dict[Organ, int]:
     """Set to background, in place, all voxels of an organ outside its largest components (26-connected).
 
     No component crosses a plane without the organ: works on one stretch between such planes at a time, so that memory
@@ -36,12 +36,16 @@ def keep_largest(mask: NDArray[np.uint8]) -> None:
 
     Args:
         mask: labels 0..4, any axis order.
+
+    Returns:
+        How many components of each organ were removed.
     """
-    counts = voxels_by_plane(mask)
+    counts, removed = voxels_by_plane(mask), {}
     for organ, kept in COMPONENTS_KEPT.items():
         edges = np.flatnonzero(np.diff(counts[:, organ] > 0, prepend=False, append=False))
         stretches = [mask[..., start:stop] for start, stop in edges.reshape(-1, 2)]
         sizes = [(size, i) for i, part in enumerate(stretches) for size in _component_sizes(part, organ)]
+        removed[organ] = max(0, len(sizes) - kept)
         winners = Counter(i for _, i in sorted(sizes, reverse=True)[:kept])
         for i, part in enumerate(stretches):
             view = part[_box(part == organ)]
@@ -49,6 +53,7 @@ def keep_largest(mask: NDArray[np.uint8]) -> None:
             if winners[i]:
                 inside &= cc3d.largest_k(inside, k=winners[i], connectivity=26, binary_image=True) == 0
             view[inside] = Organ.BACKGROUND
+    return removed
 
 
 def _component_sizes(part: NDArray[np.uint8], organ: Organ) -> list[int]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..network import LOGITS_STRIDE
+from .confidence import Confidence
 from .grid import to_scan
 from .intensities import Intensities
 from .plan import Plan, neighbour_step, with_neighbours
@@ -29,6 +31,22 @@ BODY_MM2 = 1000.0  # a slice with less than 10 cm2 above the window's low end ho
 BACKGROUND_LOGIT = 10.0  # outside the body's box, where organs have 0
 
 
+class Witness(Protocol):
+    """Somebody who is shown the slices as they pass, and their labels as soon as they are known."""
+
+    def see(self, z: int, plane: NDArray[np.int16]) -> None:
+        """Take a slice (Y, X) of HU."""
+        ...
+
+    def labelled(self, z: int, labels: NDArray[np.uint8]) -> None:
+        """Take the labels (Y, X) of a slice that was seen. May come twice, with the same labels."""
+        ...
+
+    def finish(self, labels_zyx: NDArray[np.uint8]) -> None:
+        """Take all labels (Z, Y, X), when no slice is left."""
+        ...
+
+
 @dataclass
 class Findings:
     """What the loop saw on its way.
@@ -37,12 +55,14 @@ class Findings:
         network_slices: slices that went through the network; the others hold no body, lie where scouts show no organ,
             or are thin and interpolated.
         intensities: what the scan's values look like.
+        confidence: how sure the network was.
         read_seconds: time spent waiting for slices.
         network_seconds: all other time.
     """
 
     network_slices: int = 0
     intensities: Intensities = field(default_factory=Intensities)
+    confidence: Confidence = field(default_factory=Confidence)
     read_seconds: float = 0.0
     network_seconds: float = 0.0
 
@@ -75,6 +95,7 @@ def label_slices(
     on_slice: OnSlice = lambda count: None,
     plan: Plan | None = None,
     find_box: FindBox = body_box,
+    witness: Witness | None = None,
 ) -> Findings:
     """Label every slice of a scan.
 
@@ -86,6 +107,7 @@ def label_slices(
         on_slice: called with the number of slices done since the last call.
         plan: which slices the network sees; None: `Plan.of` the scan.
         find_box: what of some slices' inputs it sees.
+        witness: is shown every slice and its labels.
 
     Raises:
         NoMemoryError: not even one slice fits into memory.
@@ -93,11 +115,13 @@ def label_slices(
     begin = time.perf_counter()
     findings = Findings()
     labelling = _Labelling(
-        predictor, plan or Plan.of(len(labels), spacing_zyx_mm[0]), spacing_zyx_mm, labels, findings, find_box
+        predictor, plan or Plan.of(len(labels), spacing_zyx_mm[0]), spacing_zyx_mm, labels, findings, find_box, witness
     )
     anchors = labelling.anchors_of(slices)
     for _, chunk in groupby(anchors, key=lambda anchor: labelling.plan.chunk(anchor.z)):
         on_slice(labelling.take(list(chunk)))
+    if witness is not None:
+        witness.finish(labels)
     findings.network_seconds = time.perf_counter() - begin - findings.read_seconds
     return findings
 
@@ -112,6 +136,7 @@ class _Labelling:
     labels: NDArray[np.uint8]
     findings: Findings
     find_box: FindBox
+    witness: Witness | None = None
 
     def __post_init__(self) -> None:
         self.anchors: dict[int, Anchor] = {}
@@ -139,6 +164,8 @@ class _Labelling:
                 return
             z, plane = item
             findings.intensities.add(plane)
+            if self.witness is not None:
+                self.witness.see(z, plane)
             has_body = np.count_nonzero(plane > low_hu) >= enough_pixels
             yield z, (self.predictor.prepare(plane), bool(has_body))
 
@@ -157,6 +184,9 @@ class _Labelling:
         self._see([z for low, high in active for z in range(low + 1, high)])
         for low, high in active:
             self._interpolate(low, high)
+        if self.witness is not None:
+            for z in (z for low, high in ready for z in range(low, high + 1)):
+                self.witness.labelled(z, self.labels[z])
         self.gaps = [gap for gap in self.gaps if gap not in ready]
         self.anchors = {
             z: anchor for z, anchor in self.anchors.items() if any(low <= z <= high for low, high in self.gaps)
@@ -183,6 +213,7 @@ class _Labelling:
             alike = list(group)
             images = [anchor.image for anchor in alike if anchor.image is not None]
             for anchor, logits in zip(alike, self.predictor.logits(images), strict=True):
+                self.findings.confidence.add(logits)
                 anchor.logits, anchor.image = self._on_grid(logits, box)[None], None
                 anchor.shows_organ = self._label(anchor.z, anchor.logits)
                 self.findings.network_slices += 1

@@ -6,6 +6,8 @@ dicom_result.py       what all DICOM outputs share
 dicom_seg.py          the mask as a DICOM segmentation
 rtstruct.py           outlines as a DICOM structure set
 structured_report.py  volumes as a DICOM structured report
+gathering.py          what outputs need of a scan besides its mask
+statistics.py         numbers of every organ
 
 To add an output, write a module with a class that satisfies `Result`, and give it a row in `RESULTS`.
 """
@@ -27,6 +29,7 @@ RESULTS: dict[str, tuple[str, str]] = {
     "dicom-seg": ("dicom_seg", "DicomSeg"),
     "rtstruct": ("rtstruct", "RtStruct"),
     "dicom-sr": ("structured_report", "StructuredReport"),
+    "statistics": ("statistics", "Statistics"),
 }
 DEFAULT_RESULTS = ("nifti",)  # the challenge wants the mask alone
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..errors import ResultError
 from ..organs import ORGANS, Organ
 from ..volumes.dicom import DicomVolume
 from ..whole_file import whole_file
-from .result import PROGRAM, Segmented, beside
+from .result import PROGRAM, Result, Segmented, beside
 
 # Of patient and study, required but allowed to be empty (type 2); anonymised series lack them.
 MAY_BE_EMPTY = (
@@ -24,7 +24,7 @@ MAY_BE_EMPTY = (
 )
 
 
-class DicomResult(ABC):
+class DicomResult(Result):
     """A DICOM object of one case, in the study of its source series.
 
     Attributes:

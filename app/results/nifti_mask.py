@@ -11,18 +11,16 @@ from ..volumes.gzip_file import compressing
 from ..volumes.nifti import mask_header
 from ..volumes.nifti_header import description
 from ..whole_file import whole_file
-from .result import PROGRAM, Segmented
+from .result import PROGRAM, Result, Segmented
 
 CHUNK_BYTES = 8 << 20  # compressed at a time
 
 
-class NiftiMask:
+class NiftiMask(Result):
     """X.nii.gz: labels as uint8, with the scan's affine, qform, sform, their codes, and units.
 
     The header's description names this program, so that a later run knows which masks it may replace.
     """
-
-    needs_dicom = False
 
     def path(self, mask_path: pathlib.Path) -> pathlib.Path:
         """The mask's own path."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..organs import Organ
 from ..volumes import Volume
+from .gathering import Gathering
 
 PROGRAM = "hrnet-ocr-abdomen"  # what outputs call their maker
 
@@ -30,6 +32,11 @@ class Segmented:
         model: name of the model.
         model_version: of its weights.
         weights_sha256: of each weights file.
+        case: its name.
+        gathering: what passed by of the scan; None where no output asked for it.
+        components_removed: of every organ, because they were not its largest.
+        confidence: of the network in every organ, see docs/EVALUATION.md; None for an organ that it did not see.
+        warnings: what a user should know about the scan or the mask, a sentence each.
     """
 
     volume: Volume
@@ -37,29 +44,48 @@ class Segmented:
     model: str
     model_version: str
     weights_sha256: Mapping[str, str]
+    case: str = ""
+    gathering: Gathering | None = None
+    components_removed: Mapping[Organ, int] = field(default_factory=dict)
+    confidence: Mapping[Organ, float | None] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+    @property
+    def labels_zyx(self) -> NDArray[np.uint8]:
+        """The mask as (Z, Y, X) in LPS order, a view."""
+        return self.volume.geometry.orient(self.mask)
 
 
-class Result(Protocol):
+class Result(ABC):
     """One kind of output.
 
     Attributes:
         needs_dicom: whether the scan must have come as DICOM.
+        needs_scan: whether it is made from the scan's values too, see `Gathering`.
     """
 
-    needs_dicom: bool
+    needs_dicom = False
+    needs_scan = False
 
+    @abstractmethod
     def path(self, mask_path: pathlib.Path) -> pathlib.Path:
         """Where the output of a case goes, given where its NIfTI mask would go."""
-        ...
 
+    @abstractmethod
     def wrote(self, path: pathlib.Path) -> bool:
         """Whether this program wrote a file, and so may replace it."""
-        ...
 
+    @abstractmethod
     def write(self, segmented: Segmented, path: pathlib.Path) -> None:
         """Write the output of one case, whole or not at all.
 
         Raises:
             ResultError: it cannot be written.
         """
-        ...
+
+    def finish(self, output: pathlib.Path) -> None:  # noqa: B027 (most kinds have nothing to do)
+        """Write what belongs to the whole folder of outputs, at the end of a run.
+
+        Raises:
+            ResultError: it cannot be written.
+        """

@@ -62,6 +62,18 @@ class Geometry:
         return z, y, x
 
     @property
+    def oriented_affine(self) -> NDArray[np.float64]:
+        """(4, 4), (x, y, z) of the oriented volume -> patient RAS, mm."""
+        stored = np.zeros((4, 4))  # (x, y, z) -> stored voxel
+        stored[3, 3] = 1
+        for axis, (lps_axis, direction) in enumerate(self.orientation):
+            stored[axis, int(lps_axis)] = direction
+            stored[axis, 3] = 0 if direction == 1 else self.shape[axis] - 1
+        z_axis = _stored_axes_zyx(self.orientation)[0]
+        unit_mm = self.spacing_zyx_mm[0] / float(np.linalg.norm(self.affine[:3, z_axis]))
+        return np.diag([unit_mm, unit_mm, unit_mm, 1.0]) @ self.affine @ stored
+
+    @property
     def slowest_is_z(self) -> bool:
         """Whether one axial slice is stored after the other, so that the volume need never be in memory as a whole."""
         return int(self.orientation[2, 0]) == 2

@@ -1,0 +1,212 @@
+"""Numbers of every organ: a JSON file per case, and one table for the folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..errors import ResultError
+from ..organs import ORGANS, Organ
+from ..whole_file import whole_file
+from .gathering import Gathering
+from .result import PROGRAM, Result, Segmented, beside
+
+EXTENSION, TABLE = ".statistics.json", "statistics.csv"
+PERCENTILES = (5, 50, 95)
+# First and last slice, row and column of a scan in LPS order.
+SIDES = (("inferior", "superior"), ("anterior", "posterior"), ("right", "left"))
+
+Labels = NDArray[np.uint8]
+Row = dict[str, Any]
+Box = tuple[slice, ...]  # slices, rows and columns
+
+
+class Statistics(Result):
+    """X.statistics.json, and statistics.csv for the folder.
+
+    Per organ, and for either kidney: `volume_ml`, `voxels`; `mean_hu`, `sd_hu`, `median_hu`, `p05_hu` and `p95_hu`;
+    `box_ras_mm` (two corners, of the outermost voxels' centres) and `centre_ras_mm` (of gravity), both in patient RAS;
+    `touches_border` (sides of the scan that it reaches, where it may be cut off). Per organ also `components_removed`
+    (pieces left out because they were not the largest) and `confidence` (see docs/EVALUATION.md). For the case
+    `liver_minus_spleen_hu`, the difference of the means. null where an organ is missing.
+    """
+
+    needs_scan = True
+
+    def path(self, mask_path: pathlib.Path) -> pathlib.Path:
+        """Beside the mask."""
+        return beside(mask_path, EXTENSION)
+
+    def wrote(self, path: pathlib.Path) -> bool:
+        """Whether this program wrote a file; see `Result.wrote`."""
+        return bool(read(path))
+
+    def write(self, segmented: Segmented, path: pathlib.Path) -> None:
+        """Write the JSON file; see `Result.write`."""
+        _write(path, (json.dumps(statistics(segmented), indent=1, allow_nan=False) + "\n").encode())
+
+    def finish(self, output: pathlib.Path) -> None:
+        """Write the table of all cases in the folder, those of earlier runs too; see `Result.finish`."""
+        cases = [found for path in sorted(output.rglob(f"[!.]*{EXTENSION}")) if (found := read(path))]
+        rows = [{"case": case["case"], "organ": name, **_flat(row)} for case in cases for name, row in _regions(case)]
+        if rows:
+            table = io.StringIO(newline="")
+            columns = list(dict.fromkeys(name for row in rows for name in row))
+            writer = csv.DictWriter(table, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            _write(output / TABLE, table.getvalue().encode())
+
+
+def read(path: pathlib.Path) -> Row:
+    """The content of a case's statistics; empty if the file is none of this program's."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and found.get("program") == PROGRAM else {}
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    try:
+        with whole_file(path) as stream:
+            stream.write(content)
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
+
+
+def statistics(segmented: Segmented) -> Row:
+    """What the JSON file of a case holds."""
+    gathering, labels = segmented.gathering, segmented.labels_zyx
+    if gathering is None:
+        raise ResultError(f"{segmented.case}: statistics need the scan's values, which were not gathered")
+    organs: dict[str, Row] = {}
+    for organ, box in organ_boxes(labels).items():
+        organs[organ.name.lower()] = _region(labels, organ, box, gathering) | {
+            "components_removed": segmented.components_removed.get(organ, 0),
+            "confidence": _rounded(segmented.confidence.get(organ), 4),
+        }
+    means = [organs[organ.name.lower()]["mean_hu"] for organ in (Organ.LIVER, Organ.SPLEEN)]
+    return {
+        "program": PROGRAM,
+        "version": __version__,
+        "model": segmented.model,
+        "model_version": segmented.model_version,
+        "case": segmented.case,
+        "organs": organs,
+        "kidneys": _either_kidney(labels, gathering),
+        "liver_minus_spleen_hu": None if None in means else round(means[0] - means[1], 1),
+        "warnings": list(segmented.warnings),
+    }
+
+
+def organ_boxes(labels_zyx: Labels) -> dict[Organ, Box | None]:
+    """Slices, rows and columns between which every organ lies; None for one that is missing."""
+    lines = {organ: [np.zeros(n, bool) for n in labels_zyx.shape] for organ in ORGANS}
+    for z, plane in enumerate(labels_zyx):
+        if plane.any():
+            for organ, (slices, rows, columns) in lines.items():
+                inside = plane == organ
+                rows |= inside.any(1)
+                columns |= inside.any(0)
+                slices[z] = inside.any()
+    return {organ: _span(*parts) for organ, parts in lines.items()}
+
+
+def _span(*lines: NDArray[np.bool_]) -> Box | None:
+    """From the first to the last that is true on each line."""
+    ends = [np.flatnonzero(line)[[0, -1]] for line in lines if line.any()]
+    return tuple(slice(int(first), int(last) + 1) for first, last in ends) if len(ends) == len(lines) else None
+
+
+def _region(
+    labels: Labels, organ: Organ, box: Box | None, gathering: Gathering, columns: tuple[int, int] | None = None
+) -> Row:
+    """Numbers of an organ inside its box, or of its part between two columns."""
+    geometry = gathering.geometry
+    if box is not None and columns is not None:
+        part = slice(max(box[2].start, columns[0]), min(box[2].stop, columns[1]))
+        box = _tightened(labels, organ, (*box[:2], part))
+    if box is None:
+        empty = _numbers(0, np.empty(0, np.int16), gathering)
+        return empty | {"box_ras_mm": None, "centre_ras_mm": None, "touches_border": []}
+    inside = labels[box] == organ
+    counts = [inside.sum(tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    starts = [part.start for part in box]
+    centre = [start + float(np.average(np.arange(len(n)), weights=n)) for start, n in zip(starts, counts, strict=True)]
+    corners = np.array([[*starts[::-1], 1], [*(part.stop - 1 for part in box[::-1]), 1]])
+    ends = np.sort((corners @ geometry.oriented_affine.T)[:, :3], axis=0)
+    touches = [
+        side
+        for part, n, sides in zip(box, labels.shape, SIDES, strict=True)
+        for side, is_there in zip(sides, (part.start == 0, part.stop == n), strict=True)
+        if is_there
+    ]
+    return _numbers(int(inside.sum()), gathering.hounsfield(labels, organ, columns), gathering) | {
+        "box_ras_mm": ends.round(2).tolist(),
+        "centre_ras_mm": (geometry.oriented_affine @ [*centre[::-1], 1])[:3].round(2).tolist(),
+        "touches_border": touches,
+    }
+
+
+def _tightened(labels: Labels, organ: Organ, box: Box) -> Box | None:
+    """The part of a box between whose slices, rows and columns an organ lies."""
+    inside = labels[box] == organ
+    span = _span(*(inside.any(tuple(a for a in range(3) if a != axis)) for axis in range(3)))
+    if span is None:
+        return None
+    z, y, x = (slice(a.start + b.start, a.start + b.stop) for a, b in zip(box, span, strict=True))
+    return z, y, x
+
+
+def _numbers(voxels: int, hounsfield: NDArray[np.int16], gathering: Gathering) -> Row:
+    voxel_ml = float(np.prod(gathering.geometry.spacing_zyx_mm)) / 1000
+    row: Row = {"volume_ml": round(voxels * voxel_ml, 2), "voxels": voxels}
+    names = ("mean_hu", "sd_hu", *(f"p{p:02d}_hu" if p != 50 else "median_hu" for p in PERCENTILES))
+    if not len(hounsfield):
+        return row | dict.fromkeys(names)
+    values = hounsfield.astype(np.float64)
+    figures = [values.mean(), values.std(), *np.percentile(values, PERCENTILES)]
+    return row | {name: round(float(figure), 1) for name, figure in zip(names, figures, strict=True)}
+
+
+def _either_kidney(labels: Labels, gathering: Gathering) -> Row:
+    """The kidneys on either side of the body's middle; a horseshoe kidney is cut there."""
+    box, middle = organ_boxes(labels)[Organ.KIDNEYS], round(gathering.middle_column())
+    sides = {"left": (middle + 1, labels.shape[2]), "right": (0, middle + 1)}  # columns grow to the patient's left
+    return {side: _region(labels, Organ.KIDNEYS, box, gathering, columns) for side, columns in sides.items()}
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _regions(case: Row) -> Iterator[tuple[str, Row]]:
+    """Every organ, then either kidney, of a case's statistics."""
+    yield from case["organs"].items()
+    yield from ((f"{side} kidney", row) for side, row in case["kidneys"].items())
+
+
+def _flat(row: Mapping[str, Any]) -> Row:
+    """One row of the table: a column per number."""
+    flat: Row = {}
+    for name, value in row.items():
+        if name == "touches_border":
+            flat[name] = " ".join(value)
+        elif name == "centre_ras_mm":
+            flat |= {f"centre_{axis}_mm": part for axis, part in zip("ras", value or (None,) * 3, strict=True)}
+        elif name == "box_ras_mm":
+            ends: Sequence[Sequence[float | None]] = value or ((None,) * 3,) * 2
+            for end, corner in zip(("min", "max"), ends, strict=True):
+                flat |= {f"{end}_{axis}_mm": part for axis, part in zip("ras", corner, strict=True)}
+        else:
+            flat[name] = value
+    return flat
