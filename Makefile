@@ -9,8 +9,11 @@ BUILD_ARGS ?=
 DATA ?= ../shared/data
 MINUTES ?= 5
 HELD_OUT := btcv_0009 btcv_0026 btcv_0039
+# Of patients that `fast` 0.4.0 was not trained on.
+UNSEEN := $(HELD_OUT) hcc007_a hcc007_b hcc007_c hcc007_d hcc011_a hcc011_b hcc011_c hcc015_a hcc015_b rad0697_a rad0697_b \
+    rad1720_a rad1720_b rad2022_a rad2022_b rad2144_a rad2144_b pancb001 tcga_ay4070a ohif_petct3 acrin_nsclc042
 
-.PHONY: help demo test lint fuzz soak wheel audit lock evaluate compare train-paper bench bench-gpu image container-test clean
+.PHONY: help demo test lint fuzz soak wheel audit lock evaluate confidence compare train-paper bench bench-gpu image container-test clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -62,6 +65,11 @@ evaluate: $(VENV)/.dev  ## score every bundled model on the held-out cases of DA
 	    $(BIN)/python -m evaluation accuracy reports/$$model/masks cache/held_out/labelsTr \
 	        --images cache/held_out/imagesTr --out reports/$$model; \
 	done
+
+confidence: $(VENV)/.dev  ## does the network's confidence predict its DSC? On cases of DATA it was not trained on
+	$(BIN)/python $(DATA)/unpack.py cache/unseen $(UNSEEN)
+	$(BIN)/python -m app cache/unseen/imagesTr reports/confidence/masks --model fast
+	$(BIN)/python -m evaluation confidence reports/confidence/masks cache/unseen/labelsTr --out reports/confidence
 
 compare: $(VENV)/.dev  ## the paper's comparison on DATA: each network trained for MINUTES, scored on the held-out cases
 	$(BIN)/python $(DATA)/unpack.py cache/data

@@ -25,10 +25,10 @@ SNOMED_CT = {
 }
 ANATOMICAL_STRUCTURE = ("123037004", "Anatomical Structure")  # the category of all of them
 
-# RGB; two neighbours differ in lightness too, for readers who do not see red and green apart.
+# RGB, light enough to be seen on a CT and dark enough on white.
 COLOURS = {
-    Organ.LIVER: (221, 130, 101),
-    Organ.KIDNEYS: (255, 209, 90),
-    Organ.SPLEEN: (111, 168, 220),
-    Organ.PANCREAS: (120, 220, 160),
+    Organ.LIVER: (209, 73, 91),
+    Organ.KIDNEYS: (58, 172, 92),
+    Organ.SPLEEN: (80, 140, 210),
+    Organ.PANCREAS: (237, 174, 73),
 }

@@ -80,7 +80,6 @@ def _segment_and_write(
         result = segmenter.segment_volume(volume, slices, on_slice, gathering)
     begin = time.perf_counter()
     config = segmenter.model.config
-    confidence = result.findings.confidence.of_organs()
     segmented = Segmented(
         volume,
         result.mask,
@@ -90,7 +89,8 @@ def _segment_and_write(
         case.name,
         gathering,
         result.components_removed,
-        confidence,
+        result.confidence,
+        result.check,
         result.warnings,
     )
     case.mask_path.parent.mkdir(parents=True, exist_ok=True)  # a folder of the mirrored tree
@@ -103,7 +103,7 @@ def _segment_and_write(
     record.seconds = {stage: round(value, 3) for stage, value in seconds.items()}
     record.volumes_ml = {organ.name.lower(): round(ml, 2) for organ, ml in result.volumes_ml.items()}
     record.confidence = {
-        organ.name.lower(): None if value is None else round(value, 4) for organ, value in confidence.items()
+        organ.name.lower(): None if value is None else round(value, 4) for organ, value in result.confidence.items()
     }
     record.warnings = list(result.warnings)
 

@@ -10,7 +10,7 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,11 @@ MODEL_SUFFIX = ".safetensors"
 LARGEST_ML = {Organ.LIVER: 8000, Organ.KIDNEYS: 4000, Organ.SPLEEN: 6000, Organ.PANCREAS: 500}
 
 
+# Below these the network's own confidence says that an organ should be looked at, by model. Chosen where
+# `make confidence` shows that scans below are worse; livers and spleens that a flag could find were not among them.
+CHECK_BELOW = {"fast": {Organ.KIDNEYS: 0.946, Organ.PANCREAS: 0.885}}
+
+
 @dataclass(frozen=True)
 class Segmentation:
     """What a scan's segmentation gave.
@@ -43,6 +48,8 @@ class Segmentation:
         batch_size: slices that went through the network at a time, at most.
         seconds: by stage.
         volumes_ml: of every organ, 0 where it is missing.
+        confidence: of the network in every organ, see `Confidence`; None for an organ that it did not see.
+        check: organs whose confidence is so low that they should be looked at.
         components_removed: of every organ; none without postprocessing.
         warnings: what a user should know about the scan or the mask, a sentence each.
     """
@@ -53,6 +60,8 @@ class Segmentation:
     batch_size: int
     seconds: dict[str, float]
     volumes_ml: dict[Organ, float]
+    confidence: dict[Organ, float | None]
+    check: tuple[Organ, ...]
     components_removed: dict[Organ, int]
     warnings: tuple[str, ...]
 
@@ -152,8 +161,27 @@ class Segmenter:
         }
         voxel_ml = float(np.prod(geometry.spacing_zyx_mm)) / 1000
         volumes_ml = {organ: count * voxel_ml for organ, count in organ_voxels(mask).items()}
-        warnings = (*volume.warnings, *_doubts(findings, volumes_ml))
-        return Segmentation(volume, mask, findings, predictor.batch_size, seconds, volumes_ml, removed, warnings)
+        confidence = findings.confidence.of_organs()
+        least = CHECK_BELOW.get(self.model.config.name, {})
+        check = tuple(organ for organ, value in confidence.items() if value is not None and value < least.get(organ, 0))
+        warnings = (*volume.warnings, *_doubts(findings, volumes_ml), *_low_confidence(check, confidence))
+        return Segmentation(
+            volume,
+            mask,
+            findings,
+            predictor.batch_size,
+            seconds,
+            volumes_ml,
+            confidence,
+            check,
+            removed,
+            warnings,
+        )
+
+
+def _low_confidence(check: Iterable[Organ], confidence: Mapping[Organ, float | None]) -> Iterator[str]:
+    for organ in check:
+        yield f"check the {organ.name.lower()}: the network is unsure of it (confidence {confidence[organ]:.2f})"
 
 
 def _doubts(findings: Findings, volumes_ml: Mapping[Organ, float]) -> Iterator[str]:

@@ -8,6 +8,7 @@ import sys
 import click
 
 from app.errors import AppError
+from evaluation import confidence as confidences
 from evaluation import figures, report
 from evaluation.accuracy import EvaluationError, evaluate, markdown_table, write_csv, write_summary_csv
 from evaluation.efficiency import EfficiencyError, measure_folder
@@ -64,6 +65,30 @@ def accuracy(
     for case in results:
         if case.missing:
             click.echo(f"warning: no prediction for {case.name}, scored 0", err=True)
+    sys.exit(1 if evaluation.errors else 0)
+
+
+@main.command()
+@click.argument("predictions", type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False))
+@click.argument("references", type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False))
+@click.option("--out", type=click.Path(path_type=pathlib.Path), required=True, help="Folder for table and plot.")
+@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="flare21", show_default=True)
+@click.option("--case", "cases", multiple=True, help="Take this case only; may be given several times.")
+def confidence(
+    predictions: pathlib.Path, references: pathlib.Path, out: pathlib.Path, protocol: str, cases: tuple[str, ...]
+) -> None:
+    """Hold the network's own confidence, in the run log of PREDICTIONS, against the DSC with REFERENCES."""
+    try:
+        evaluation = evaluate(predictions, references, PROTOCOLS[protocol], cases)
+        found = confidences.points(predictions, evaluation.scored)
+    except EvaluationError as error:
+        sys.exit(f"error: {error}")
+    for line in evaluation.errors:
+        click.echo(f"error: {line}", err=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "confidence.md").write_text(confidences.table(found))
+    (out / "confidence.png").write_bytes(report.png_bytes(confidences.plot(found)))
+    click.echo(confidences.table(found))
     sys.exit(1 if evaluation.errors else 0)
 
 

@@ -13,15 +13,15 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from app.organs import IGNORE, ORGANS, Organ
+from app.organs import COLOURS, IGNORE, ORGANS, Organ
+from app.results.planes import around_organs, best_plane
 from app.volumes import open_volume
 from evaluation.accuracy import CaseScores, values
 from evaluation.labels import read_labels
 from evaluation.metrics import Protocol
 
-ORGAN_COLORS = {Organ.LIVER: "#d1495b", Organ.KIDNEYS: "#30a14e", Organ.SPLEEN: "#3a6ea5", Organ.PANCREAS: "#edae49"}
+ORGAN_COLORS = {organ: "#{:02x}{:02x}{:02x}".format(*rgb) for organ, rgb in COLOURS.items()}
 DISPLAY_WINDOW_HU = (-125, 275)
-MARGIN_MM = 35  # around the organs in a picture of three planes
 FACE = "white"
 mpl.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
 
@@ -129,7 +129,7 @@ def three_planes(scan: pathlib.Path, mask: pathlib.Path) -> Figure:
     box = around_organs(labels, spacing)
     hounsfield, labels = hounsfield[box], labels[box]
     extents = [n * mm for n, mm in zip(labels.shape, spacing, strict=True)]
-    cuts = [int(np.argmax(organs_shown(labels, axis))) for axis in range(3)]
+    cuts = [best_plane(labels, axis) for axis in range(3)]
     ratios = [extents[2] / extents[1], extents[2] / extents[0], extents[1] / extents[0]]
     figure = Figure(figsize=(12, 12 / sum(ratios) + 0.6), layout=ConstrainedLayoutEngine(h_pad=0.08), facecolor="black")
     axes_row = figure.subplots(1, 3, width_ratios=ratios)
@@ -147,22 +147,3 @@ def three_planes(scan: pathlib.Path, mask: pathlib.Path) -> Figure:
     legend = [Patch(color=ORGAN_COLORS[organ], label=organ.name.lower()) for organ in ORGANS]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False, labelcolor="white")
     return figure
-
-
-def around_organs(labels: NDArray[np.uint8], spacing_mm: Sequence[float]) -> tuple[slice, ...]:
-    """The box of all organs and a margin on each side; the whole scan where there is none."""
-    if not labels.any():
-        return (slice(None),) * labels.ndim
-    box = []
-    for axis, mm in enumerate(spacing_mm):
-        rows = np.flatnonzero(labels.any(tuple(a for a in range(labels.ndim) if a != axis)))
-        margin = round(MARGIN_MM / mm)
-        box.append(slice(max(0, int(rows[0]) - margin), int(rows[-1]) + margin + 1))
-    return tuple(box)
-
-
-def organs_shown(labels: NDArray[np.uint8], axis: int) -> NDArray[np.float64]:
-    """How well each plane across an axis shows all organs: the product of their areas' square roots."""
-    others = tuple(a for a in range(3) if a != axis)
-    areas = [np.sqrt(np.count_nonzero(labels == organ, axis=others)) for organ in ORGANS]
-    return np.asarray(np.prod([area + 1 for area in areas], axis=0))

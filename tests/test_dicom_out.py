@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from app.errors import InputError
 from app.organs import ORGANS, SNOMED_CT, Organ
 from app.results import RESULTS, Segmented, make_results
-from app.results.rtstruct import outlines
+from app.results.outlines import outlines
 from app.volumes import Volume, open_volume
 from tests.dicom_phantom import AXIAL, write_enhanced, write_series
 from tests.phantom import make_phantom
@@ -197,6 +197,7 @@ def test_a_report_brings_its_segmentation_along() -> None:
 
 def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "contourpy", None)
-    monkeypatch.delitem(sys.modules, "app.results.rtstruct")
+    for module in ("rtstruct", "outlines"):
+        monkeypatch.delitem(sys.modules, f"app.results.{module}")
     with pytest.raises(InputError, match=r"--save rtstruct needs contourpy; install hrnet-ocr-abdomen"):
         make_results(("rtstruct",))

@@ -39,7 +39,8 @@ HOMES = {
         "results.structured_report",
     },
     "highdicom": {"results.dicom_seg", "results.structured_report"},
-    "contourpy": {"results.rtstruct"},
+    "contourpy": {"results.outlines"},
+    "PIL": {"results.preview"},
 }
 WITHOUT_TORCH = ("volumes", "results", "cases", "host", "errors", "organs", "gpu_memory", "run_log", "whole_file")
 

@@ -8,6 +8,7 @@ rtstruct.py           outlines as a DICOM structure set
 structured_report.py  volumes as a DICOM structured report
 gathering.py          what outputs need of a scan besides its mask
 statistics.py         numbers of every organ
+preview.py            a picture; planes.py chooses what it shows, outlines.py draws around organs
 
 To add an output, write a module with a class that satisfies `Result`, and give it a row in `RESULTS`.
 """
@@ -30,6 +31,7 @@ RESULTS: dict[str, tuple[str, str]] = {
     "rtstruct": ("rtstruct", "RtStruct"),
     "dicom-sr": ("structured_report", "StructuredReport"),
     "statistics": ("statistics", "Statistics"),
+    "preview": ("preview", "Preview"),
 }
 DEFAULT_RESULTS = ("nifti",)  # the challenge wants the mask alone
 

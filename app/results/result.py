@@ -36,6 +36,7 @@ class Segmented:
         gathering: what passed by of the scan; None where no output asked for it.
         components_removed: of every organ, because they were not its largest.
         confidence: of the network in every organ, see docs/EVALUATION.md; None for an organ that it did not see.
+        check: organs of which the network is so unsure that they should be looked at.
         warnings: what a user should know about the scan or the mask, a sentence each.
     """
 
@@ -48,6 +49,7 @@ class Segmented:
     gathering: Gathering | None = None
     components_removed: Mapping[Organ, int] = field(default_factory=dict)
     confidence: Mapping[Organ, float | None] = field(default_factory=dict)
+    check: Sequence[Organ] = ()
     warnings: Sequence[str] = ()
 
     @property

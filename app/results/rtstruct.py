@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import datetime
 import pathlib
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
-from typing import cast
+from collections.abc import Iterable
 
-import contourpy
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
@@ -18,9 +15,9 @@ from .. import __version__
 from ..organs import COLOURS, SNOMED_CT, Organ
 from ..volumes.dicom import DicomVolume
 from .dicom_result import MAY_BE_EMPTY, DicomResult, algorithm_name, derived_uid, found_organs, source_headers
+from .outlines import outlines
 from .result import PROGRAM, Segmented
 
-Points = NDArray[np.float64]  # (n, 2), column and row of a slice, in pixels
 PATIENT_AND_STUDY = (*MAY_BE_EMPTY, "StudyInstanceUID", "StudyDescription", "FrameOfReferenceUID")
 FRAME_OF_REFERENCE_CLASS = "1.2.840.10008.3.1.2.3.1"  # retired, and still what the attribute asks for (C.8.8.5)
 
@@ -125,46 +122,3 @@ def _outlines(
     region.ROIDisplayColor, region.ReferencedROINumber = list(COLOURS[organ]), number
     region.ContourSequence = contours
     return region
-
-
-def outlines(inside: NDArray[np.bool_]) -> list[Points]:
-    """The outlines of a slice's region, with its holes cut in; a closed outline's last point is not its first again.
-
-    Args:
-        inside: (columns, rows).
-    """
-    lines = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    if not len(lines[0]):
-        return []
-    left, top = lines[0][0], lines[1][0]
-    box = inside[left : lines[0][-1] + 1, top : lines[1][-1] + 1]
-    padded = np.pad(box, 1).T.astype(np.float64)  # contourpy has rows first
-    tracer = contourpy.contour_generator(z=padded, fill_type=contourpy.FillType.OuterOffset)
-    areas, offsets = cast(tuple[list[Points], list[NDArray[np.uint32]]], tracer.filled(0.5, 2.0))
-    found = []
-    for points, starts in zip(areas, offsets, strict=True):
-        rings = [_corners(points[start : end - 1]) for start, end in pairwise(starts)]
-        found.append(_with_keyholes(rings[0], rings[1:]) + np.array([left - 1, top - 1]))
-    return found
-
-
-def _corners(ring: Points) -> Points:
-    """A ring without the points on its straight lines."""
-    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
-    is_corner = np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > 1e-9
-    return ring[is_corner]
-
-
-def _with_keyholes(outer: Points, holes: Sequence[Points]) -> Points:
-    """A ring with every hole joined to it, the nearest first: a line between nearest corners crosses nothing else."""
-    waiting = list(holes)
-    while waiting:
-        nearest = []
-        for hole in waiting:
-            squares = ((outer[:, None] - hole[None]) ** 2).sum(2)
-            nearest.append((squares.min(), *np.unravel_index(squares.argmin(), squares.shape)))
-        chosen = min(range(len(waiting)), key=lambda i: float(nearest[i][0]))
-        _, i, j = nearest[chosen]
-        hole = waiting.pop(chosen)
-        outer = np.concatenate([outer[: i + 1], hole[j:], hole[: j + 1], outer[i:]])
-    return outer

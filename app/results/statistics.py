@@ -36,7 +36,8 @@ class Statistics(Result):
     `box_ras_mm` (two corners, of the outermost voxels' centres) and `centre_ras_mm` (of gravity), both in patient RAS;
     `touches_border` (sides of the scan that it reaches, where it may be cut off). Per organ also `components_removed`
     (pieces left out because they were not the largest) and `confidence` (see docs/EVALUATION.md). For the case
-    `liver_minus_spleen_hu`, the difference of the means. null where an organ is missing.
+    `liver_minus_spleen_hu`, the difference of the means, and `check`, organs that should be looked at. null where an
+    organ is missing.
     """
 
     needs_scan = True
@@ -104,6 +105,7 @@ def statistics(segmented: Segmented) -> Row:
         "organs": organs,
         "kidneys": _either_kidney(labels, gathering),
         "liver_minus_spleen_hu": None if None in means else round(means[0] - means[1], 1),
+        "check": [organ.name.lower() for organ in segmented.check],
         "warnings": list(segmented.warnings),
     }
 

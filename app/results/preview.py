@@ -1,0 +1,154 @@
+"""One picture of a case: three planes through its organs with their outlines and volumes, and a row of slices."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from ..errors import ResultError
+from ..organs import COLOURS, ORGANS
+from ..whole_file import whole_file
+from .gathering import Reduced
+from .outlines import rings
+from .planes import around_organs, best_plane
+from .result import PROGRAM, Result, Segmented, beside
+
+EXTENSION = ".preview.png"
+WIDTH = 1000  # pixels
+GAP, LINE, FONT = 8, 26, 17  # pixels: between panels, height of a line of text, of a letter
+SLICES = 6  # in the lower row
+WINDOW_HU = (-125.0, 275.0)
+INK, PAPER = (235, 235, 235), (0, 0, 0)
+FINER = 2  # outlines are drawn so many times larger, and made smaller, which smooths them
+
+
+class Preview(Result):
+    """X.preview.png: axial, coronal and sagittal plane, a legend with volumes, and six axial slices."""
+
+    needs_scan = True
+
+    def path(self, mask_path: pathlib.Path) -> pathlib.Path:
+        """Beside the mask."""
+        return beside(mask_path, EXTENSION)
+
+    def wrote(self, path: pathlib.Path) -> bool:
+        """Whether this program wrote a file; see `Result.wrote`."""
+        try:
+            with Image.open(path) as image:
+                return image.info.get("Software") == PROGRAM
+        except (OSError, UnidentifiedImageError):
+            return False
+
+    def write(self, segmented: Segmented, path: pathlib.Path) -> None:
+        """Write the picture; see `Result.write`."""
+        about = PngInfo()
+        about.add_text("Software", PROGRAM)
+        try:
+            with whole_file(path) as stream:
+                preview(segmented).save(stream, "PNG", pnginfo=about)
+        except OSError as error:
+            raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A plane through the scan.
+
+    Attributes:
+        hounsfield: (rows, columns).
+        labels: likewise.
+        size_mm: height and width.
+        letters: of the patient's direction at its left and upper side.
+    """
+
+    hounsfield: NDArray[np.int16]
+    labels: NDArray[np.uint8]
+    size_mm: tuple[float, float]
+    letters: tuple[str, str]
+
+
+def preview(segmented: Segmented) -> Image.Image:
+    """The picture of a case; a few words where no organ was found."""
+    gathering = segmented.gathering
+    if gathering is None:
+        raise ResultError(f"{segmented.case}: a preview needs the scan's values, which were not gathered")
+    small = gathering.reduced(segmented.labels_zyx)
+    rows = [] if small is None else _rows(small)
+    page = Image.new("RGB", (WIDTH, sum(row.height + GAP for row in rows) + 2 * LINE + 2 * GAP), PAPER)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(FONT)
+    draw.text((GAP, GAP), segmented.case, INK, font)
+    note = "research use, not for diagnosis"
+    draw.text((WIDTH - GAP - draw.textlength(note, font), GAP), note, (150, 150, 150), font)
+    y = GAP + LINE
+    for row in rows:
+        page.paste(row, (0, y))
+        y += row.height + GAP
+    x = float(GAP)
+    voxel_ml = float(np.prod(gathering.geometry.spacing_zyx_mm)) / 1000
+    counts = np.bincount(segmented.mask.ravel(order="K"), minlength=1 + len(ORGANS))
+    for organ in ORGANS:
+        found = f"{counts[organ] * voxel_ml:.0f} ml" if counts[organ] else "not found"
+        text = f"{organ.name.lower()} {found}" + (", check" if organ in segmented.check else "")
+        draw.rectangle((x, y + 4, x + 14, y + 18), COLOURS[organ])
+        draw.text((x + 22, y), text, INK, font)
+        x += 22 + draw.textlength(text, font) + 30
+    return page
+
+
+def _rows(small: Reduced) -> list[Image.Image]:
+    """The row of planes and the row of slices, as wide as the page."""
+    box = around_organs(small.labels, small.spacing_zyx_mm)
+    hounsfield, labels = small.hounsfield[box], small.labels[box]
+    depth, height, width = (n * mm for n, mm in zip(labels.shape, small.spacing_zyx_mm, strict=True))
+
+    def axial(z: int) -> Plane:
+        return Plane(hounsfield[z], labels[z], (height, width), ("R", "A"))
+
+    y, x = best_plane(labels, 1), best_plane(labels, 2)
+    # Slices count from the feet, pictures from the top.
+    coronal = Plane(hounsfield[::-1, y], labels[::-1, y], (depth, width), ("R", "S"))
+    sagittal = Plane(hounsfield[::-1, :, x], labels[::-1, :, x], (depth, height), ("A", "S"))
+    with_organs = np.flatnonzero(labels.any((1, 2)))
+    places = with_organs[np.linspace(0, len(with_organs) - 1, SLICES + 2).round().astype(int)[1:-1]]
+    return [_row([axial(best_plane(labels, 0)), coronal, sagittal]), _row([axial(int(z)) for z in places])]
+
+
+def _row(planes: list[Plane]) -> Image.Image:
+    """Planes side by side at one height, together as wide as the page."""
+    ratios = [plane.size_mm[1] / plane.size_mm[0] for plane in planes]
+    height = round((WIDTH - GAP * (len(planes) + 1)) / sum(ratios))
+    row = Image.new("RGB", (WIDTH, height), PAPER)
+    x = float(GAP)
+    for plane, ratio in zip(planes, ratios, strict=True):
+        row.paste(_panel(plane, (round(height * ratio), height)), (round(x), 0))
+        x += height * ratio + GAP
+    return row
+
+
+def _panel(plane: Plane, size: tuple[int, int]) -> Image.Image:
+    """A plane in grey with the outlines of its organs, and the patient's directions."""
+    low, high = WINDOW_HU
+    grey = np.clip((plane.hounsfield.astype(np.float32) - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
+    finer = (size[0] * FINER, size[1] * FINER)
+    image = Image.fromarray(grey).resize(finer, Image.Resampling.BICUBIC).convert("RGB")
+    draw = ImageDraw.Draw(image)
+    for organ in ORGANS:
+        inside = plane.labels == organ
+        if not inside.any():
+            continue
+        # Interpolated first: outlines of the small copy's own pixels would be stairs.
+        level = Image.fromarray(inside.astype(np.float32)).resize(finer, Image.Resampling.BILINEAR)
+        for area in rings(np.asarray(level).T.astype(np.float64)):
+            for ring in area:
+                draw.line([(float(x), float(y)) for x, y in ring], COLOURS[organ], 2 * FINER, joint="curve")
+    panel = image.resize(size, Image.Resampling.LANCZOS)
+    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(FONT)
+    left, up = plane.letters
+    for letter, place, anchor in ((left, (5, size[1] / 2), "lm"), (up, (size[0] / 2, 3), "ma")):
+        draw.text(place, letter, INK, font, anchor=anchor, stroke_width=2, stroke_fill=PAPER)
+    return panel
