@@ -30,6 +30,8 @@ RUN pip install --no-cache-dir --no-deps --require-hashes -r requirements.txt
 # 755: readable by any user, whatever the umask of the checkout.
 COPY --chmod=755 weights weights
 COPY --chmod=755 app app
+# NiiVue, for --save viewer: the version and hash of package-lock.json.
+RUN python3 app/results/page/fetch.py
 COPY --chmod=755 predict.sh ./
 # Compiled here, because the root file system may be read-only when it runs.
 RUN python3 -m compileall -q app

@@ -91,10 +91,11 @@ image:  ## the container image; for one without CUDA see README.md
 container-test: $(VENV)/.app image  ## run the image as the organisers do, and locked down; compare the masks
 	DOCKER=$(DOCKER) IMAGE=$(IMAGE) PYTHON=$(BIN)/python bash tests/container.sh
 
-$(VENV)/.app: requirements.txt
+$(VENV)/.app: requirements.txt app/results/page/package-lock.json
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "$(TORCH)"
 	$(PIP) --no-deps --require-hashes -r requirements.txt
+	$(BIN)/python app/results/page/fetch.py
 	touch $@
 
 # torchvision's version follows torch's; it is for `make compare`.

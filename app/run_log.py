@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 RUN_LOG = "run_log.jsonl"
 RESULT_FIELDS = ("shape", "spacing_zyx_mm", "network_slices", "batch_size", "volumes_ml", "confidence")
@@ -74,17 +74,22 @@ class CaseRecord:
 
 def done_cases(folder: pathlib.Path) -> set[str]:
     """The cases whose results the folder's run log says were written; none where there is no readable log."""
+    return {str(record.get("case")) for record in read_records(folder) if record.get("status") == "done"}
+
+
+def read_records(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a folder's run log; those that were cut short are left out, and there are none without a log."""
     try:
         lines = (folder / RUN_LOG).read_text(errors="replace").splitlines()
     except OSError:
-        return set()
-    done = set()
+        return []
+    records = []
     for line in lines:
-        with contextlib.suppress(ValueError, AttributeError):  # a line that was cut short says nothing
+        with contextlib.suppress(ValueError):
             record = json.loads(line)
-            if record.get("status") == "done":
-                done.add(str(record.get("case")))
-    return done
+            if isinstance(record, dict):
+                records.append(record)
+    return records
 
 
 def append(folder: pathlib.Path, record: CaseRecord) -> None:

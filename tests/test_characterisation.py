@@ -34,11 +34,22 @@ PHANTOMS = {
 }
 RECORD = {
     *("case", "status", "error", "seconds", "warnings", "shape", "spacing_zyx_mm", "network_slices", "batch_size"),
-    *("volumes_ml", "gpu_peak_mib", "host_peak_rss_mib", "device", "precision", "model", "weights_sha256", "versions"),
+    *(
+        "volumes_ml",
+        "confidence",
+        "gpu_peak_mib",
+        "host_peak_rss_mib",
+        "device",
+        "precision",
+        "model",
+        "weights_sha256",
+        "versions",
+    ),
 }
 NESTED = {
     "seconds": {"start_up", "read", "network", "postprocess", "write", "total"},
     "volumes_ml": {"liver", "kidneys", "spleen", "pancreas"},
+    "confidence": {"liver", "kidneys", "spleen", "pancreas"},
     "gpu_peak_mib": {"flare2021", "maximum", "torch"},
     "versions": {"app", "weights", "torch", "cuda", "python"},
 }

@@ -23,7 +23,7 @@ ARROWS = {
     "cases": {"results", "run_log", "volumes", "whole_file"},
     "inference": {"checkpoint", "host", "network"},
     "checkpoint": {"network", "whole_file"},
-    "results": {"", "volumes", "whole_file"},
+    "results": {"", "run_log", "volumes", "whole_file"},
 }
 FOR_ALL = {"errors", "organs"}
 # Which library lives where.

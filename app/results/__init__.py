@@ -1,13 +1,14 @@
 """What is written of a case: one class per output, one table from the name of an output to its class.
 
 result.py             Segmented, what outputs are made from; Result, what each of them offers
-nifti_mask.py         the mask on the scan's own grid
+nifti_mask.py         the mask on the scan's own grid; named_mask.py: with the names of its labels
 dicom_result.py       what all DICOM outputs share
 dicom_seg.py          the mask as a DICOM segmentation
 rtstruct.py           outlines as a DICOM structure set
 structured_report.py  volumes as a DICOM structured report
 gathering.py          what outputs need of a scan besides its mask
 statistics.py         numbers of every organ
+viewer.py             a page that shows scan and organs without a network; page/ has what it is made from
 preview.py            a picture; planes.py chooses what it shows, outlines.py draws around organs
 
 To add an output, write a module with a class that satisfies `Result`, and give it a row in `RESULTS`.
@@ -27,11 +28,13 @@ __all__ = ["DEFAULT_RESULTS", "RESULTS", "Result", "Segmented", "make_results"]
 # Name of an output -> its module and class; modules are imported when they are asked for, as are their libraries.
 RESULTS: dict[str, tuple[str, str]] = {
     "nifti": ("nifti_mask", "NiftiMask"),
+    "nifti-named": ("named_mask", "NamedMask"),
     "dicom-seg": ("dicom_seg", "DicomSeg"),
     "rtstruct": ("rtstruct", "RtStruct"),
     "dicom-sr": ("structured_report", "StructuredReport"),
     "statistics": ("statistics", "Statistics"),
     "preview": ("preview", "Preview"),
+    "viewer": ("viewer", "Viewer"),
 }
 DEFAULT_RESULTS = ("nifti",)  # the challenge wants the mask alone
 
@@ -44,8 +47,10 @@ def make_results(names: Sequence[str] = DEFAULT_RESULTS, seg_type: str = "binary
         seg_type: kind of DICOM segmentation, see `DicomSeg`.
 
     Raises:
-        InputError: an output's library is not installed.
+        InputError: an output's library is not installed, or two write the same file.
     """
+    if {"nifti", "nifti-named"} <= set(names):
+        raise InputError("--save nifti and --save nifti-named write the same file; choose one")
     if "dicom-sr" in names:
         names = ("dicom-seg", *names)
     options: Mapping[str, dict[str, Any]] = {name: {"seg_type": seg_type} for name in ("dicom-seg", "dicom-sr")}

@@ -9,7 +9,7 @@ from .. import __version__
 from ..errors import ResultError
 from ..volumes.gzip_file import compressing
 from ..volumes.nifti import mask_header
-from ..volumes.nifti_header import description
+from ..volumes.nifti_header import Header, description
 from ..whole_file import whole_file
 from .result import PROGRAM, Result, Segmented
 
@@ -32,7 +32,7 @@ class NiftiMask(Result):
 
     def write(self, segmented: Segmented, path: pathlib.Path) -> None:
         """Write the mask, compressed if its name ends with .gz; see `Result.write`."""
-        header = mask_header(segmented.volume)
+        header, extension = self.header(mask_header(segmented.volume))
         header["descrip"] = f"{PROGRAM} {__version__}".encode()
         voxels = segmented.mask.reshape(-1, order="F").data
         try:
@@ -40,10 +40,14 @@ class NiftiMask(Result):
                 whole_file(path) as raw,
                 compressing(raw) if path.suffix == ".gz" else contextlib.nullcontext(raw) as stream,
             ):
-                stream.write(header.binaryblock + bytes(4))  # four zeros: no header extension follows
+                stream.write(header.binaryblock + extension)
                 for start in range(0, len(voxels), CHUNK_BYTES):
                     stream.write(voxels[start : start + CHUNK_BYTES])
         except OSError as error:
             raise ResultError(
                 f"{path}: the mask cannot be written ({error.strerror}); check the folder and its disk"
             ) from error
+
+    def header(self, header: Header) -> tuple[Header, bytes]:
+        """The mask's header, and the bytes between it and the voxels: four zeros say that no extension follows."""
+        return header, bytes(4)

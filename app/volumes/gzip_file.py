@@ -96,3 +96,9 @@ def compressing(raw: BinaryIO) -> contextlib.AbstractContextManager[BinaryIO]:
     """A stream that writes to `raw` as gzip, fast, and the same bytes for the same content."""
     stream: contextlib.AbstractContextManager[BinaryIO] = igzip.IGzipFile("", "wb", 1, raw, mtime=0)
     return stream
+
+
+def compressed(content: bytes) -> bytes:
+    """A whole gzip file in memory."""
+    packed: bytes = igzip.compress(content, 3)
+    return packed

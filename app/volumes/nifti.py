@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from .gzip_file import Readable, open_bytes
+from .gzip_file import Readable, compressed, open_bytes
 from .nifti_header import Header, checked_header, reading
 from .read_ahead import ReadAhead
 from .volume import DEFAULT_OPTIONS, FindOptions, Geometry, Scan, Slices, Volume, ahead_of_network, is_rigid, to_int16
@@ -164,3 +164,23 @@ def mask_header(volume: Volume) -> Header:
     header.set_slope_inter(1, 0)
     header["vox_offset"] = header.template_dtype.itemsize + 4
     return header
+
+
+def small_nifti(voxels: NDArray[np.uint8], affine: NDArray[np.float64], slope: float, intercept: float) -> bytes:
+    """A gzipped NIfTI file in memory.
+
+    Args:
+        voxels: (x, y, z).
+        affine: (4, 4), voxel -> patient RAS, mm.
+        slope: of stored values to real ones.
+        intercept: likewise.
+    """
+    header = nib.Nifti1Header()
+    header.set_data_shape(voxels.shape)
+    header.set_data_dtype(np.uint8)
+    header.set_slope_inter(slope, intercept)
+    header.set_sform(affine, code="scanner")
+    header.set_xyzt_units("mm")
+    header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
+    header["vox_offset"] = header.template_dtype.itemsize + 4
+    return compressed(header.binaryblock + bytes(4) + voxels.tobytes(order="F"))

@@ -1,0 +1,91 @@
+"""The mask with the names of its labels: inside the file, and as tables for ITK-SNAP and 3D Slicer beside it."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Literal
+from xml.etree import ElementTree
+
+from ..errors import ResultError
+from ..organs import COLOURS, ORGANS, SNOMED_CT, Organ
+from ..volumes.nifti_header import Header
+from ..whole_file import whole_file
+from .nifti_mask import NiftiMask
+
+LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL, nifti1.h
+CARET = 30  # NIFTI_ECODE_CARET, nifti1.h: an XML label table, as Connectome Workbench and MITK read it
+NAMES = {Organ.BACKGROUND: "background", **{organ: organ.name.lower() for organ in ORGANS}}
+
+
+class NamedMask(NiftiMask):
+    """X.nii.gz with intent code 1002 and a label table in its header extension; and three tables for the folder.
+
+    `labels.json`, `labels.itksnap.txt` (ITK-SNAP: Import Label Descriptions) and `labels.ctbl` (3D Slicer: a color
+    table).
+    """
+
+    def header(self, header: Header) -> tuple[Header, bytes]:
+        """The mask's header and extension; see `NiftiMask.header`."""
+        header["intent_code"], header["intent_name"] = LABEL_INTENT, b"abdominal organs"
+        table = caret_table()
+        size = 8 + len(table) + -(8 + len(table)) % 16  # nifti1.h: with its own two numbers, a multiple of 16
+        order: Literal["little", "big"] = "little" if header.endianness == "<" else "big"
+        header["vox_offset"] += size
+        numbers = size.to_bytes(4, order) + CARET.to_bytes(4, order)
+        return header, bytes([1, 0, 0, 0]) + (numbers + table).ljust(size, b"\0")
+
+    def finish(self, output: pathlib.Path) -> None:
+        """Write the tables; see `Result.finish`."""
+        for name, text in (
+            ("labels.json", json.dumps(json_table(), indent=1) + "\n"),
+            ("labels.itksnap.txt", itk_snap_table()),
+            ("labels.ctbl", slicer_table()),
+        ):
+            path = output / name
+            try:
+                with whole_file(path) as stream:
+                    stream.write(text.encode())
+            except OSError as error:
+                raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder") from error
+
+
+def caret_table() -> bytes:
+    """The table as Caret's XML."""
+    root = ElementTree.Element("CaretExtension")
+    information = ElementTree.SubElement(root, "VolumeInformation", Index="0")
+    table = ElementTree.SubElement(information, "LabelTable")
+    for organ, name in NAMES.items():
+        colour = COLOURS.get(organ, (0, 0, 0))
+        red, green, blue = (f"{value / 255:.4f}" for value in colour)
+        attributes = {"Key": str(int(organ)), "Red": red, "Green": green, "Blue": blue, "Alpha": "1" if organ else "0"}
+        label = ElementTree.SubElement(table, "Label", attributes)
+        label.text = name
+    for tag, text in (("StudyMetaDataLinkSet", ""), ("VolumeType", "Label")):
+        ElementTree.SubElement(information, tag).text = text
+    content: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return content
+
+
+def json_table() -> list[dict[str, object]]:
+    """Value, name, colour and SNOMED CT code of every label."""
+    return [
+        {"value": int(organ), "name": NAMES[organ], "rgb": list(COLOURS[organ]), "snomed_ct": SNOMED_CT[organ][0]}
+        for organ in ORGANS
+    ]
+
+
+def itk_snap_table() -> str:
+    """Index, red, green, blue, alpha, visible, mesh visible, name."""
+    rows = ['    0     0    0    0        0  0  0    "Clear Label"']
+    for organ in ORGANS:
+        red, green, blue = COLOURS[organ]
+        rows.append(f'{int(organ):5} {red:5} {green:4} {blue:4}        1  1  1    "{NAMES[organ]}"')
+    return "\n".join(rows) + "\n"
+
+
+def slicer_table() -> str:
+    """Value, name, red, green, blue, alpha."""
+    rows = ["0 background 0 0 0 0"]
+    rows += [f"{int(organ)} {NAMES[organ]} {' '.join(map(str, COLOURS[organ]))} 255" for organ in ORGANS]
+    return "# Color table file\n" + "\n".join(rows) + "\n"

@@ -1,0 +1,197 @@
+"""A page per case that shows scan and organs without a network, and an index page for the folder."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..errors import InputError, ResultError
+from ..organs import COLOURS, ORGANS
+from ..run_log import read_records
+from ..volumes.nifti import small_nifti
+from ..whole_file import whole_file
+from .gathering import Reduced
+from .planes import around_organs
+from .preview import EXTENSION as PREVIEW
+from .preview import Preview
+from .result import PROGRAM, Result, Segmented, beside
+from .statistics import statistics
+
+EXTENSION, INDEX = ".viewer.html", "index.html"
+MARK = f"<!-- {PROGRAM} -->\n"  # first line of every page
+LIBRARY = "niivue.umd.js"
+LARGEST_BYTES = 5 << 20  # of scan and mask together in base64; beside NiiVue's 2.3 MB the page stays under 8
+STEP_HU, LOWEST_HU = 2, -200  # a byte holds -200..310 HU
+
+
+class Viewer(Result):
+    """X.viewer.html and X.preview.png for the case, index.html for the folder.
+
+    A page holds everything it needs: NiiVue, the scan around the organs at about 1.5 mm, labels, and statistics.
+
+    Raises:
+        InputError: NiiVue, which is fetched when the program is built, is not there.
+    """
+
+    needs_scan = True
+
+    def __init__(self) -> None:
+        if not _page(LIBRARY).is_file():
+            raise InputError(f"--save viewer needs NiiVue; fetch it once: python {_page('fetch.py')}")
+        self.preview = Preview()
+
+    def path(self, mask_path: pathlib.Path) -> pathlib.Path:
+        """Beside the mask."""
+        return beside(mask_path, EXTENSION)
+
+    def wrote(self, path: pathlib.Path) -> bool:
+        """Whether this program wrote a file; see `Result.wrote`."""
+        try:
+            with path.open(errors="replace") as stream:
+                return stream.read(len(MARK)) == MARK
+        except OSError:
+            return False
+
+    def write(self, segmented: Segmented, path: pathlib.Path) -> None:
+        """Write the page and its thumbnail; see `Result.write`."""
+        thumbnail = path.with_name(path.name.removesuffix(EXTENSION) + PREVIEW)
+        if not thumbnail.exists() or self.preview.wrote(thumbnail):
+            self.preview.write(segmented, thumbnail)
+        _write(path, page(segmented))
+
+    def finish(self, output: pathlib.Path) -> None:
+        """Write the index of all cases in the folder's run log; see `Result.finish`."""
+        index = output / INDEX
+        if index.exists() and not self.wrote(index):
+            raise ResultError(f"{index}: this program did not write it and leaves it alone; move it to get an index")
+        _write(index, index_page(output))
+
+
+def _page(name: str) -> Any:  # noqa: ANN401 (importlib's Traversable moved between versions of Python)
+    return resources.files(__package__) / "page" / name
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    try:
+        with whole_file(path) as stream:
+            stream.write((MARK + text).encode())
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
+
+
+def page(segmented: Segmented) -> str:
+    """The page of a case."""
+    gathering = segmented.gathering
+    if gathering is None:
+        raise ResultError(f"{segmented.case}: a viewer needs the scan's values, which were not gathered")
+    small = gathering.reduced(segmented.labels_zyx)
+    if small is None:
+        raise ResultError(f"{segmented.case}: no organ was found, there is nothing to view; save preview or nifti")
+    found = statistics(segmented)
+    scan, mask, centre_mm = _volumes(small)
+    data = {
+        "case": segmented.case,
+        "about": f"{PROGRAM} {__version__}, model {segmented.model} {segmented.model_version}",
+        "warnings": found["warnings"],
+        "liver_minus_spleen_hu": found["liver_minus_spleen_hu"],
+        "organs": list(_organ_rows(found)),
+        "centre_mm": centre_mm,
+        "scan": scan,
+        "mask": mask,
+    }
+    text = _page("viewer.html").read_text()
+    # NiiVue last: nothing in it is a mark of ours then.
+    text = text.replace("@TITLE@", html.escape(segmented.case)).replace(
+        "@DATA@", json.dumps(data).replace("<", "\\u003c")
+    )
+    return str(text.replace("@NIIVUE@", _page(LIBRARY).read_text()))
+
+
+def _organ_rows(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the page's table shows: every organ, and either kidney, which has no label of its own."""
+    for organ in ORGANS:
+        name = organ.name.lower()
+        row = found["organs"][name]
+        yield {"name": name, "label": int(organ), "colour": COLOURS[organ], "check": name in found["check"]} | {
+            key: row[key] for key in ("volume_ml", "mean_hu", "confidence")
+        }
+
+
+def _volumes(small: Reduced) -> tuple[str, str, list[float]]:
+    """Scan and mask as gzipped NIfTI in base64, and the middle of the organs in patient RAS, mm.
+
+    Every second voxel is left out along all axes until both together are small enough.
+    """
+    box = around_organs(small.labels, small.spacing_zyx_mm)
+    step = 1
+    while True:
+        parts = tuple(slice(part.start or 0, part.stop, step) for part in box)
+        hounsfield, labels = small.hounsfield[parts], small.labels[parts]
+        starts = [part.start for part in parts[::-1]]
+        affine = small.affine @ np.diag([step, step, step, 1.0])
+        affine[:, 3] = small.affine @ [*starts, 1.0]
+        scan = np.clip((hounsfield.astype(np.int32) - LOWEST_HU) // STEP_HU, 0, 255).astype(np.uint8)
+        encoded = [
+            base64.b64encode(small_nifti(array.T, affine, slope, intercept)).decode()
+            for array, slope, intercept in ((scan, STEP_HU, LOWEST_HU), (labels, 1, 0))
+        ]
+        if sum(map(len, encoded)) <= LARGEST_BYTES:
+            return encoded[0], encoded[1], _middle(labels, affine)
+        step += 1
+
+
+def _middle(labels: NDArray[np.uint8], affine: NDArray[np.float64]) -> list[float]:
+    """The voxel with a label that lies nearest to the middle of all."""
+    places = np.argwhere(labels)
+    nearest = places[((places - places.mean(0)) ** 2).sum(1).argmin()]
+    middle: list[float] = (affine @ [*nearest[::-1], 1.0])[:3].round(2).tolist()
+    return middle
+
+
+def index_page(output: pathlib.Path) -> str:
+    """The table of every case in a run log, with what is to be looked at; names and messages cannot become markup."""
+    latest: dict[str, Mapping[str, Any]] = {}
+    for record in read_records(output):
+        if not (record.get("status") == "skipped" and record.get("case") in latest):
+            latest[str(record.get("case"))] = record
+    names = [organ.name.lower() for organ in ORGANS]
+    head = ["case", "state", *(f"{name}, ml" for name in names), "remarks"]
+    rows = [_index_row(output, case, record, names) for case, record in sorted(latest.items())]
+    failed = sum(record.get("status") == "failed" for record in latest.values())
+    text = _page("index.html").read_text()
+    text = text.replace("@SUMMARY@", f"{len(latest)} case{'s' * (len(latest) != 1)}, {failed} failed.")
+    text = text.replace("@HEAD@", "".join(f'<th><button type="button">{name}</button></th>' for name in head))
+    return str(text.replace("@ROWS@", "\n".join(rows)))
+
+
+def _index_row(output: pathlib.Path, case: str, record: Mapping[str, Any], names: Sequence[str]) -> str:
+    def cell(key: object, content: str, kind: str = "") -> str:
+        return f'<td data-key="{html.escape(str(key))}"{kind and f" class={kind!r}"}>{content}</td>'
+
+    base, shown = output / case, html.escape(case)
+    viewer, preview = (base.with_name(base.name + extension) for extension in (EXTENSION, PREVIEW))
+    title = f'<a href="{quote(f"{case}{EXTENSION}")}">{shown}</a>' if viewer.exists() else shown
+    if preview.exists():
+        title += (
+            f'<img src="{quote(f"{case}{PREVIEW}")}" alt="Three planes through the organs of {shown}" loading="lazy">'
+        )
+    volumes = record.get("volumes_ml") or {}
+    remarks = [str(record["error"])] if record.get("error") else list(record.get("warnings") or [])
+    status = str(record.get("status"))
+    cells = [cell(case, title), cell(status, html.escape(status), "failed" if status == "failed" else "")]
+    for name in names:
+        millilitres = volumes.get(name)
+        known = millilitres is not None
+        cells.append(cell(millilitres if known else -1, f"{millilitres:.0f}" if known else "", "number"))
+    cells.append(cell(len(remarks), "<br>".join(html.escape(remark) for remark in remarks), "check" if remarks else ""))
+    return f"<tr>{''.join(cells)}</tr>"
