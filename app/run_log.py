@@ -31,7 +31,7 @@ class CaseRecord:
         network_slices: slices that went through the network.
         batch_size: slices that went through it at a time, at most.
         volumes_ml: per organ.
-        confidence: of the network in every organ, see docs/EVALUATION.md; null for an organ that it did not see.
+        confidence: of the network in every organ, see docs/OUTPUTS.md; null for an organ that it did not see.
         gpu_peak_mib: by the organisers' rule (`flare2021`), plain (`maximum`), and as torch's allocator has it.
         host_peak_rss_mib: largest resident memory of the process so far.
         device: its name.

@@ -71,7 +71,7 @@ def reading(scan: pathlib.Path, folder: pathlib.Path, rounds: int) -> dict[str, 
 
 def dicom_series(scan: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     """The scan as a DICOM series, written once."""
-    series = folder / "series"
+    series = folder / f"series_{scan.name}"
     if not series.exists():
         image = nib.load(scan)
         x_mm, y_mm, z_mm = (float(mm) for mm in image.header.get_zooms()[:3])

@@ -35,7 +35,7 @@ class Segmented:
         case: its name.
         gathering: what passed by of the scan; None where no output asked for it.
         components_removed: of every organ, because they were not its largest.
-        confidence: of the network in every organ, see docs/EVALUATION.md; None for an organ that it did not see.
+        confidence: of the network in every organ, see docs/OUTPUTS.md; None for an organ that it did not see.
         check: organs of which the network is so unsure that they should be looked at.
         warnings: what a user should know about the scan or the mask, a sentence each.
     """

@@ -35,7 +35,7 @@ class Statistics(Result):
     Per organ, and for either kidney: `volume_ml`, `voxels`; `mean_hu`, `sd_hu`, `median_hu`, `p05_hu` and `p95_hu`;
     `box_ras_mm` (two corners, of the outermost voxels' centres) and `centre_ras_mm` (of gravity), both in patient RAS;
     `touches_border` (sides of the scan that it reaches, where it may be cut off). Per organ also `components_removed`
-    (pieces left out because they were not the largest) and `confidence` (see docs/EVALUATION.md). For the case
+    (pieces left out because they were not the largest) and `confidence` (see docs/OUTPUTS.md). For the case
     `liver_minus_spleen_hu`, the difference of the means, and `check`, organs that should be looked at. null where an
     organ is missing.
     """

@@ -1,0 +1,51 @@
+"""python -m benchmarks.outputs: what each output adds to a run, in time and memory, against the mask alone.
+
+Whole processes in turn; the scan is the phantom as a DICOM series of 512 x 512 x 100.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import shutil
+
+from app.results import RESULTS
+from benchmarks.processes import in_turn, phantom_scan
+from benchmarks.reading import dicom_series
+
+
+def main() -> None:
+    """Print a row for each output."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scratch", type=pathlib.Path, default=pathlib.Path("cache/bench"), help="For test volumes.")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    scan, masks = dicom_series(phantom_scan(args.scratch), args.scratch / "outputs"), args.scratch / "masks"
+    plain = ["-m", "app", str(scan), str(masks), "--device", "cpu", "--model", "fast", "--save", "nifti"]
+    outputs = [name for name in RESULTS if name not in ("nifti", "nifti-named")]
+    alone, *others = in_turn([plain, *([*plain, "--save", name] for name in outputs)], args.rounds)
+    print("| output | seconds more | MiB more | file, KiB |\n|---|---|---|---|")
+    print(f"| nifti alone | ({alone.seconds:.1f} in all) | ({alone.peak_mib:.0f} in all) | {_kib(masks, '.nii.gz')} |")
+    for name, cost in zip(outputs, others, strict=True):
+        size = _kib(masks, EXTENSIONS[name])
+        print(f"| {name} | {cost.seconds - alone.seconds:+.1f} | {cost.peak_mib - alone.peak_mib:+.0f} | {size} |")
+    shutil.rmtree(masks)
+
+
+EXTENSIONS = {
+    "dicom-seg": ".seg.dcm",
+    "rtstruct": ".rtstruct.dcm",
+    "dicom-sr": ".sr.dcm",
+    "statistics": ".statistics.json",
+    "preview": ".preview.png",
+    "viewer": ".viewer.html",
+}
+
+
+def _kib(folder: pathlib.Path, extension: str) -> str:
+    (path,) = folder.glob(f"*{extension}")
+    return f"{path.stat().st_size / 1024:.0f}"
+
+
+if __name__ == "__main__":
+    main()
