@@ -112,7 +112,7 @@ def memory_over_cases(folder: pathlib.Path, count: int, picture: pathlib.Path) -
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     axes.plot(range(1, len(peaks) + 1), peaks)
-    axes.set(xlabel="case", ylabel="peak memory, MiB", ylim=(0, None))
+    axes.set(xlabel="case", ylabel="peak memory, MiB", ylim=(0, 1.2 * max(peaks)))
     figure.savefig(picture, dpi=100)
     found = [] if process.returncode == 0 and len(records) == count else [message[-500:]]
     return found, 100 * (peaks[-1] / peaks[len(peaks) // 10] - 1)
