@@ -1,6 +1,6 @@
 """python -m app INPUT OUTPUT"""
 
-from .cli import main
+from .cli import entry
 
 if __name__ == "__main__":
-    main(prog_name="python -m app")
+    entry()

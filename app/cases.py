@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from .errors import InputError, VolumeError
+from .failures import read_failure
 from .results import Result, make_results
 from .run_log import done_cases
 from .volumes import DEFAULT_OPTIONS, FindOptions, Scan, Slices, Volume, find_scans
@@ -42,13 +43,18 @@ class Case:
         return self.scan.name
 
     @property
+    def size_bytes(self) -> int:
+        """Of the scan, about."""
+        return self.scan.size_bytes
+
+    @property
     def outputs(self) -> dict[str, pathlib.Path]:
         """Where each output goes."""
         return {name: result.path(self.mask_path) for name, result in self.results.items()}
 
 
 def find_cases(
-    source: pathlib.Path,
+    source: pathlib.Path | Sequence[pathlib.Path],
     output: pathlib.Path,
     results: Mapping[str, Result] | None = None,
     options: FindOptions = DEFAULT_OPTIONS,
@@ -56,7 +62,7 @@ def find_cases(
     """The scans of a folder, or of one file, and where their outputs go; the tree of the scans is mirrored.
 
     Args:
-        source: INPUT.
+        source: INPUT; or several, one after the other.
         output: OUTPUT; scans inside it are left alone.
         results: outputs that are wanted, by name; None: `make_results`.
         options: how scans are looked for.
@@ -64,26 +70,31 @@ def find_cases(
     Raises:
         InputError: there is nothing to segment, or a folder cannot be used.
     """
+    sources = [source] if isinstance(source, pathlib.Path) else source
     try:
-        return _find_cases(source, output, make_results() if results is None else results, options)
+        return _find_cases(sources, output, make_results() if results is None else results, options)
     except OSError as error:
-        where = error.filename or source
+        where = error.filename or sources[0]
         raise InputError(f"{where}: cannot be used ({error.strerror}); check its path and permissions") from error
 
 
 def _find_cases(
-    source: pathlib.Path, output: pathlib.Path, results: Mapping[str, Result], options: FindOptions
+    sources: Sequence[pathlib.Path], output: pathlib.Path, results: Mapping[str, Result], options: FindOptions
 ) -> list[Case]:
-    if not source.exists():
-        raise InputError(f"{source}: no such file or folder; give a scan or a folder of scans")
     if output.is_file() or extension_of(output):
         raise InputError(f"{output}: OUTPUT is a folder; the mask gets its scan's name without {CHANNEL}")
-    if source.is_dir() and output.is_dir() and source.samefile(output):
-        raise InputError(f"{output}: OUTPUT is the input folder; choose another, or masks would be taken for scans")
-    inside = output.resolve()
-    scans = [scan for scan in find_scans(source, options) if inside not in scan.path.resolve().parents]
-    if not scans:
-        raise InputError(f"{source}: no .nii.gz or .nii file and no DICOM; give a scan or a folder of scans")
+    scans, inside = [], output.resolve()
+    for source in sources:
+        if not source.exists():
+            raise InputError(f"{source}: no such file or folder; give a scan or a folder of scans")
+        if source.is_dir() and output.is_dir() and source.samefile(output):
+            raise InputError(f"{output}: OUTPUT is the input folder; choose another, or masks would be taken for scans")
+        found = find_scans(source, options)
+        if source.resolve() in inside.parents:  # OUTPUT lies in the tree of INPUT
+            found = [scan for scan in found if inside not in scan.path.resolve().parents]
+        if not found:
+            raise InputError(f"{source}: no .nii.gz or .nii file and no DICOM; give a scan or a folder of scans")
+        scans += found
     cases = [Case(scan, output / (scan.name + scan.mask_extension), results) for scan in scans]
     for case in cases:
         if case.scan.series_uid is None and (needy := [name for name, result in results.items() if result.needs_dicom]):
@@ -92,6 +103,22 @@ def _find_cases(
     inputs = {_identity(case.scan.path) for case in cases}
     ours = done_cases(output)
     return [replace(case, problem=_problem(case, names[case.mask_path], inputs, ours)) for case in cases]
+
+
+def read_list(file: pathlib.Path) -> list[pathlib.Path]:
+    """The paths in a text file, one per line; empty lines and those that begin with # are none.
+
+    Raises:
+        InputError: it cannot be read, or holds none.
+    """
+    try:
+        lines = [line.strip() for line in file.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read as a list of paths ({error}); give a text file") from error
+    paths = [pathlib.Path(line) for line in lines if line and not line.startswith("#")]
+    if not paths:
+        raise InputError(f"{file}: holds no path; expected one scan or folder per line")
+    return paths
 
 
 def _identity(path: pathlib.Path) -> tuple[int, int] | None:
@@ -141,38 +168,67 @@ def check_output(folder: pathlib.Path) -> None:
 Opened = Future[tuple[Volume, Slices]]
 
 
-class CaseQueue(Iterator[tuple[Case, Opened | None]]):
-    """Iterates over cases, each with its scan; opens a scan, and begins to decode it, one case ahead of its turn.
+@dataclass(frozen=True)
+class Turn:
+    """A case whose turn it is.
 
-    A case's future raises VolumeError if its scan cannot be opened; there is None for a case that is skipped, or no CT.
+    Attributes:
+        case: which one.
+        opened: its scan; None if there is nothing to do. Raises VolumeError if the scan cannot be opened.
+        skipped: why it is left out, if an earlier run dealt with it.
+        failed_before: whether that run could not do it.
     """
 
-    def __init__(self, cases: Sequence[Case], skip_existing: bool = False) -> None:
+    case: Case
+    opened: Opened | None
+    skipped: str | None = None
+    failed_before: bool = False
+
+
+class CaseQueue(Iterator[Turn]):
+    """Iterates over cases, each with its scan; opens a scan, and begins to decode it, one case ahead of its turn.
+
+    Args:
+        cases: in this order.
+        skip_existing: leave out cases whose outputs are there, and those that failed before.
+        retry_failed: but not the latter.
+    """
+
+    def __init__(self, cases: Sequence[Case], skip_existing: bool = False, retry_failed: bool = False) -> None:
         self.total = len(cases)
+        self.is_resumed = skip_existing
         self._left = list(cases)
-        self._skip_existing = skip_existing
+        self._retry_failed = retry_failed
         self._pool = ThreadPoolExecutor(1, "open-ahead")
         self._next = self._begin()
 
-    def _begin(self) -> Opened | None:
-        if not self._left or self._left[0].scan.not_ct:
-            return None
-        if self._skip_existing and all(_identity(path) is not None for path in self._left[0].outputs.values()):
-            return None
-        return self._pool.submit(open_case, self._left[0])
-
-    def __next__(self) -> tuple[Case, Opened | None]:
+    def _begin(self) -> Turn | None:
         if not self._left:
+            return None
+        case = self._left.pop(0)
+        if case.scan.not_ct:
+            return Turn(case, None)
+        if self.is_resumed:
+            if all(_identity(path) is not None for path in case.outputs.values()):
+                return Turn(case, None, "its mask exists")
+            failure = read_failure(case.mask_path)
+            if failure and not failure[2] and not self._retry_failed:
+                return Turn(case, None, f"it failed before ({failure[0]}); --retry-failed tries again", True)
+        return Turn(case, self._pool.submit(open_case, case))
+
+    def __next__(self) -> Turn:
+        turn = self._next
+        if turn is None:
             raise StopIteration
-        case, opened = self._left.pop(0), self._next
         self._next = self._begin()
-        return case, opened
+        return turn
 
     def close(self) -> None:
         """End the decoding of a scan that nobody took."""
         self._pool.shutdown()
-        if self._next is not None and self._next.exception() is None:
-            self._next.result()[1].close()
+        opened = self._next.opened if self._next else None
+        if opened is not None and opened.exception() is None:
+            opened.result()[1].close()
 
 
 def open_case(case: Case) -> tuple[Volume, Slices]:

@@ -8,17 +8,19 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import get_args
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import click
 
 from . import __version__
-from .cases import Case, CaseQueue, check_output, find_cases
+from .cases import Case, CaseQueue, check_output
 from .errors import AppError, InputError
 from .host import seconds_since_process_start
-from .results import DEFAULT_RESULTS, RESULTS, make_results
-from .volumes import FindOptions, NameBy, unpacked
+from .options import ModelChoice, Request, options_of_input, options_of_model
+from .results import RESULTS, Result, make_results
+from .run_log import RUN_LOG
+from .shards import Shard, merge_logs
 
 _log = logging.getLogger(__package__)
 
@@ -26,52 +28,12 @@ DONE, SOME_FAILED = 0, 1  # an error that ends the run has an exit status of its
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("source", metavar="INPUT", type=click.Path(path_type=pathlib.Path))
-@click.argument("output", metavar="OUTPUT", type=click.Path(path_type=pathlib.Path))
-@click.option("--model", help="Bundled model; default: paper where it is bundled and a GPU is there, else fast.")
-@click.option("--weights", type=click.Path(path_type=pathlib.Path), help="A weights file of your own instead.")
-@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True)
-@click.option("--batch-size", type=click.IntRange(min=1), help="Slices per batch; default: what free memory allows.")
-@click.option("--no-postprocess", is_flag=True, help="Keep every component, not only each organ's largest.")
-@click.option("--skip-existing", is_flag=True, help="Leave cases alone whose mask is already there.")
-@click.option(
-    "--save",
-    type=click.Choice(list(RESULTS)),
-    multiple=True,
-    default=DEFAULT_RESULTS,
-    show_default=True,
-    help="What to write; may be given several times.",
-)
-@click.option("--seg-type", type=click.Choice(["binary", "labelmap"]), default="binary", show_default=True)
-@click.option("--recursive", is_flag=True, help="Look for NIfTI in subfolders too, and mirror them in OUTPUT.")
-@click.option(
-    "--name-by",
-    type=click.Choice(list(get_args(NameBy))),
-    default="number",
-    show_default=True,
-    help="What DICOM series are called by.",
-)
-@click.option("--resample-gaps", is_flag=True, help="Interpolate slices that are missing from a DICOM series.")
+@options_of_input
+@click.option("--shard", metavar="I/N", help="Do the I-th of N parts; default: what a SLURM array or Kubernetes says.")
 @click.option("--list-series", is_flag=True, help="Say what INPUT holds and what would be done, and do nothing.")
-@click.option("-v", "--verbose", is_flag=True, help="Say more, with the traceback of an unexpected error.")
+@options_of_model
 @click.version_option(__version__, prog_name="app")
-def main(
-    source: pathlib.Path,
-    output: pathlib.Path,
-    model: str | None,
-    weights: pathlib.Path | None,
-    device: str,
-    batch_size: int | None,
-    no_postprocess: bool,
-    skip_existing: bool,
-    save: tuple[str, ...],
-    seg_type: str,
-    recursive: bool,
-    name_by: NameBy,
-    resample_gaps: bool,
-    list_series: bool,
-    verbose: bool,
-) -> None:
+def main(shard: str | None, list_series: bool, verbose: bool, **options: Any) -> None:  # noqa: ANN401 (see Request, ModelChoice)
     """Segment liver, kidneys, spleen and pancreas in the CT scans of INPUT.
 
     INPUT is a .nii.gz file, a folder of them, any tree of DICOM files, or a .zip or .tar.gz of one of these.
@@ -81,52 +43,83 @@ def main(
 
     Exit status: 0 all done, 1 some case failed, 2 usage.
     """
-    _open_standard_streams()
-    _set_up_logging(verbose)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _terminate)
-    if model and weights:
-        raise click.UsageError("--model and --weights exclude each other")
-    options = FindOptions(recursive, name_by, resample_gaps, _show_headers if sys.stderr.isatty() else lambda *_: None)
+    set_up(verbose)
+    request, choice = Request.taken_from(options), ModelChoice.taken_from(options)
     try:
-        with unpacked(source) as folder:
-            results = make_results(save, seg_type)
-            cases = find_cases(folder, output, results, options)
+        part = Shard.parse(shard) if shard else Shard.from_environment()
+        with request.cases() as (cases, results):
+            cases = _part_of(cases, part)
             if list_series:
-                _list(cases)
+                for case in cases:
+                    click.echo(
+                        f"{case.name}  {case.scan.path}  {case.problem or case.scan.not_ct or 'to be segmented'}"
+                    )
                 return
-            if all(case.scan.not_ct for case in cases):
-                reasons = "; ".join(sorted({str(case.scan.not_ct) for case in cases})[:3])
-                raise InputError(f"{source}: no CT to segment ({reasons}); --list-series shows what there is")
-            check_output(output)
-            with contextlib.closing(CaseQueue(cases, skip_existing)) as queue:  # decodes the first scan from now on
-                # Imported here, because this imports torch: usage errors and --help come at once.
-                from .inference.predictor import limit_threads
-                from .run import FolderRun
-                from .segmenter import Segmenter
-
-                limit_threads()
-                segmenter = Segmenter.load(weights or model, device, batch_size, postprocess=not no_postprocess)
-                run = FolderRun(segmenter, output, seconds_since_process_start())
-                if sys.stderr.isatty():
-                    run.progress = _progress_bar
-                failed = run.predict(queue)
-                for result in results.values():
-                    result.finish(output)
-                sys.exit(SOME_FAILED if failed else DONE)
+            sys.exit(_segment(request, choice, cases, results, part))
     except AppError as error:
         _log.error("%s", error)
         sys.exit(error.exit_code)
 
 
-def _list(cases: Sequence[Case]) -> None:
-    for case in cases:
-        click.echo(f"{case.name}  {case.scan.path}  {case.problem or case.scan.not_ct or 'to be segmented'}")
+def _part_of(cases: list[Case], part: Shard) -> list[Case]:
+    """A shard's cases. One scan alone is no work to be split: whoever starts an array over scans has done that."""
+    if part.count == 1 or (len(cases) == 1 and part.source != "--shard"):
+        return cases
+    mine = part.pick(cases)
+    _log.info("shard %d of %d (%s): %d of %d cases", part.index, part.count, part.source, len(mine), len(cases))
+    return mine
 
 
-def _show_headers(done: int, total: int) -> None:
-    if done % 100 == 0 or done == total:
-        click.echo(f"\rDICOM headers: {done} of {total}", nl=done == total, err=True)
+def _segment(request: Request, choice: ModelChoice, cases: list[Case], results: dict[str, Result], part: Shard) -> int:
+    """Do the cases; the exit status."""
+    if cases and all(case.scan.not_ct for case in cases):
+        reasons = "; ".join(sorted({str(case.scan.not_ct) for case in cases})[:3])
+        raise InputError(f"{request.paths[0]}: no CT to segment ({reasons}); --list-series shows what there is")
+    check_output(request.output)
+    if not cases:
+        return DONE  # more shards than cases
+    # It decodes the first scan from now on, while torch is imported. Usage errors and --help came without torch.
+    with contextlib.closing(CaseQueue(cases, request.skip_existing, request.retry_failed)) as queue:
+        from .run import FolderRun
+
+        run = FolderRun(choice.load(), request.output, part.log_name, seconds_since_process_start())
+        if sys.stderr.isatty():
+            run.progress = _progress_bar
+        failed = run.predict(queue)
+        for result in results.values():
+            result.finish(request.output)
+        return SOME_FAILED if failed else DONE
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("output", metavar="OUTPUT", type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False))
+@click.option("--save", type=click.Choice(list(RESULTS)), multiple=True, help="Make this one's table or index anew.")
+def merge(output: pathlib.Path, save: tuple[str, ...]) -> None:
+    """Make one run_log.jsonl of the logs of all shards in the folder OUTPUT."""
+    set_up(verbose=False)
+    try:
+        count = merge_logs(output)
+        for result in make_results(save).values() if save else ():
+            result.finish(output)
+    except AppError as error:
+        _log.error("%s", error)
+        sys.exit(error.exit_code)
+    click.echo(f"{output / RUN_LOG}: {count} cases")
+
+
+def entry() -> None:
+    """What `hrnet-ocr-abdomen` and `python -m app` run."""
+    if sys.argv[1:2] == ["merge-logs"]:
+        merge(sys.argv[2:], prog_name=f"{sys.argv[0]} merge-logs")
+    main()
+
+
+def set_up(verbose: bool) -> None:
+    """Streams, logging and signals of a process that segments."""
+    _open_standard_streams()
+    _set_up_logging(verbose)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _terminate)
 
 
 def _open_standard_streams() -> None:

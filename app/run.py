@@ -16,6 +16,7 @@ import torch
 from . import __version__, run_log
 from .cases import Case, CaseQueue, Opened, open_case
 from .errors import AppError
+from .failures import clear_failure, note_attempt, note_failure
 from .gpu_memory import MIB, MemorySampler, nvml_reader, peak_flare2021
 from .host import peak_rss_mib
 from .inference.labelling import OnSlice
@@ -62,7 +63,10 @@ def predict_case(
             known = isinstance(error, AppError)
             record.status = "failed"
             record.error = str(error) if known else f"{case.scan.path}: unexpected {type(error).__name__}: {error}"
+            note_failure(case.mask_path, case.name, record.error)
             log.debug("%s", case.name, exc_info=error)
+        else:
+            clear_failure(case.mask_path)
     record.seconds["total"] = round(time.perf_counter() - begin, 3)
     _add_environment(record, segmenter, sampler.samples_mib)
     return record
@@ -151,12 +155,14 @@ class FolderRun:
     Attributes:
         segmenter: loaded once for all.
         output: folder of the run log.
+        log_name: of its file.
         start_up_seconds: from the process's start until the model was ready; goes into the first case's record.
         progress: opens a display for (case, slices); see `predict_case`.
     """
 
     segmenter: Segmenter
     output: pathlib.Path
+    log_name: str = run_log.RUN_LOG
     start_up_seconds: float | None = 0.0
     progress: Callable[[str, int], contextlib.AbstractContextManager[OnSlice]] = lambda label, slices: no_progress(
         slices
@@ -168,17 +174,27 @@ class FolderRun:
         with nvml_reader(self._gpu_uuid()) as read_used_mib:
             if read_used_mib is None:
                 log.info("GPU memory: not measured, the run is not on a GPU that NVML knows")
-            for number, (case, opened) in enumerate(cases, 1):
+            for number, turn in enumerate(cases, 1):
+                case = turn.case
                 label = f"[{number}/{cases.total}] {case.name}"
                 if case.scan.not_ct:
                     log.info("%s", case.scan.not_ct)
                     self._append(CaseRecord(case.name, "ignored", case.scan.not_ct, series_uid=case.scan.series_uid))
                     continue
-                if opened is None:
-                    log.info("%s: skipped, its mask exists", label)
-                    self._append(CaseRecord(case.name, "skipped"))
+                if turn.skipped:
+                    log.info("%s: skipped, %s", label, turn.skipped)
+                    failed += turn.failed_before
+                    self._append(CaseRecord(case.name, "skipped", turn.skipped if turn.failed_before else None))
                     continue
-                record = predict_case(self.segmenter, case, opened, partial(self.progress, label), read_used_mib)
+                if cases.is_resumed:
+                    note_attempt(case.mask_path, case.name)
+                try:
+                    record = predict_case(
+                        self.segmenter, case, turn.opened, partial(self.progress, label), read_used_mib
+                    )
+                except BaseException:  # asked to stop: the case is not to blame
+                    clear_failure(case.mask_path)
+                    raise
                 report(label, record)
                 record.seconds["start_up"] = None if start_up_seconds is None else round(start_up_seconds, 3)
                 start_up_seconds = 0.0
@@ -192,6 +208,6 @@ class FolderRun:
 
     def _append(self, record: CaseRecord) -> None:
         try:
-            run_log.append(self.output, record)
+            run_log.append(self.output, record, self.log_name)
         except OSError as error:
-            log.warning("%s: not written (%s)", self.output / run_log.RUN_LOG, error.strerror)
+            log.warning("%s: not written (%s)", self.output / self.log_name, error.strerror)

@@ -8,10 +8,14 @@ import fcntl
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from .whole_file import whole_file
+
 RUN_LOG = "run_log.jsonl"
+SHARD_LOGS = "run_log-*-of-*.jsonl"
 RESULT_FIELDS = ("shape", "spacing_zyx_mm", "network_slices", "batch_size", "volumes_ml", "confidence")
 
 
@@ -78,11 +82,11 @@ def done_cases(folder: pathlib.Path) -> set[str]:
 
 
 def read_records(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a folder's run log; those that were cut short are left out, and there are none without a log."""
-    try:
-        lines = (folder / RUN_LOG).read_text(errors="replace").splitlines()
-    except OSError:
-        return []
+    """The lines of a folder's run log, then of its shards' logs; those that were cut short are left out."""
+    lines = []
+    for path in (folder / RUN_LOG, *sorted(folder.glob(SHARD_LOGS))):
+        with contextlib.suppress(OSError):
+            lines += path.read_text(errors="replace").splitlines()
     records = []
     for line in lines:
         with contextlib.suppress(ValueError):
@@ -92,14 +96,25 @@ def read_records(folder: pathlib.Path) -> list[dict[str, Any]]:
     return records
 
 
-def append(folder: pathlib.Path, record: CaseRecord) -> None:
+def rewrite(folder: pathlib.Path, records: Sequence[dict[str, Any]]) -> None:
+    """Replace the run log by these records, whole or not at all.
+
+    Raises:
+        OSError: the folder is not writable or the disk is full.
+    """
+    with whole_file(folder / RUN_LOG) as stream:
+        for record in records:
+            stream.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+
+
+def append(folder: pathlib.Path, record: CaseRecord, name: str = RUN_LOG) -> None:
     """Append a record as one whole line, or nothing; lines of several processes do not mix.
 
     Raises:
         OSError: the folder is not writable or the disk is full.
     """
     line = json.dumps(record.as_dict(), allow_nan=False).encode() + b"\n"
-    descriptor = os.open(folder / RUN_LOG, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    descriptor = os.open(folder / name, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         is_locked = False
         with contextlib.suppress(OSError):  # some network file systems know no locks

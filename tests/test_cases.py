@@ -31,7 +31,8 @@ def test_each_case_comes_with_its_own_scan_or_error(folders: tuple[pathlib.Path,
     queue = CaseQueue(find_cases(*folders))
     assert queue.total == 3
     found = []
-    for case, opened in queue:
+    for turn in queue:
+        case, opened = turn.case, turn.opened
         assert opened is not None
         error = opened.exception()
         if error is None:
@@ -71,7 +72,7 @@ def test_the_first_scan_is_decoded_before_anybody_asks(
 def test_what_is_skipped_is_not_opened(folders: tuple[pathlib.Path, pathlib.Path]) -> None:
     (folders[1] / "a.nii.gz").touch()
     queue = CaseQueue(find_cases(*folders), skip_existing=True)
-    assert [opened is None for _, opened in queue] == [True, False, False]
+    assert [turn.opened is None for turn in queue] == [True, False, False]
     queue.close()
 
 

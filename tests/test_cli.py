@@ -122,7 +122,7 @@ def test_a_bad_case_is_one_line_and_the_others_go_on(run: Run, folders: Folders,
     line = f"{bad}: {damaged(kind, bad)}"
     outcome = run(inputs, outputs)
     assert outcome.code == 1
-    assert outcome.files == ["good.nii.gz", "run_log.jsonl"]
+    assert outcome.files == ["bad.failed.json", "good.nii.gz", "run_log.jsonl"]
     about = [text for text in outcome.lines if str(bad) in text]
     assert len(about) == 1
     assert about[0].startswith(line)
@@ -159,7 +159,7 @@ def test_two_inputs_of_one_mask_name(run: Run, folders: Folders) -> None:
         shutil.copy(inputs / "good_0000.nii.gz", inputs / name)
     outcome = run(inputs, outputs)
     assert outcome.code == 1
-    assert outcome.files == ["good.nii.gz", "run_log.jsonl"]
+    assert outcome.files == ["good.nii.gz", "run_log.jsonl", "twice.failed.json"]
     for name in ("twice.nii.gz", "twice_0000.nii.gz"):
         line = f"{inputs}/{name}: another scan would get the same mask name twice.nii.gz; rename one"
         assert outcome.lines.count(line) == 1

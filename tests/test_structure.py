@@ -17,10 +17,14 @@ WINGS = ("volumes", "inference", "results", "network")
 ARROWS = {
     "": {"segmenter"},  # the package itself, when Segmenter is asked for
     "__main__": {"cli"},
-    "cli": {"", "cases", "host", "inference", "results", "run", "segmenter", "volumes"},
-    "run": {"", "cases", "gpu_memory", "host", "inference", "results", "run_log", "segmenter"},
+    "cli": {"", "cases", "host", "options", "results", "run", "run_log", "shards"},
+    "options": {"cases", "inference", "results", "segmenter", "volumes"},
+    "shards": {"run_log"},
+    "failures": {"", "whole_file"},
+    "run_log": {"whole_file"},
+    "run": {"", "cases", "failures", "gpu_memory", "host", "inference", "results", "run_log", "segmenter"},
     "segmenter": {"checkpoint", "inference", "volumes"},
-    "cases": {"results", "run_log", "volumes", "whole_file"},
+    "cases": {"failures", "results", "run_log", "volumes", "whole_file"},
     "inference": {"checkpoint", "host", "network"},
     "checkpoint": {"network", "whole_file"},
     "results": {"", "run_log", "volumes", "whole_file"},
@@ -28,7 +32,7 @@ ARROWS = {
 FOR_ALL = {"errors", "organs"}
 # Which library lives where.
 HOMES = {
-    "click": {"cli"},
+    "click": {"cli", "options"},
     "pynvml": {"gpu_memory"},
     "isal": {"volumes.gzip_file"},
     "nibabel": {"volumes.nifti", "volumes.nifti_header", "volumes.volume"},
@@ -42,7 +46,19 @@ HOMES = {
     "contourpy": {"results.outlines"},
     "PIL": {"results.preview"},
 }
-WITHOUT_TORCH = ("volumes", "results", "cases", "host", "errors", "organs", "gpu_memory", "run_log", "whole_file")
+WITHOUT_TORCH = (
+    "volumes",
+    "results",
+    "cases",
+    "host",
+    "errors",
+    "organs",
+    "gpu_memory",
+    "run_log",
+    "whole_file",
+    "shards",
+    "failures",
+)
 
 
 def module(path: pathlib.Path) -> str:

@@ -70,6 +70,7 @@ def find(source: pathlib.Path, options: FindOptions = DEFAULT_OPTIONS) -> list[S
             series.problem and f"{series.path}: {series.name}: {series.problem}",
             series.not_ct and f"{series.path}: {series.name}: {series.not_ct}",
             series.uid,
+            2 * sum(one.shape[0] * one.shape[1] for one in series.slices),
         )
         for series in dicom_series.find_series(files, options)
     ]

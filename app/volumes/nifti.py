@@ -130,9 +130,12 @@ def find(source: pathlib.Path, options: FindOptions = DEFAULT_OPTIONS) -> list[S
 def _scan(path: pathlib.Path, folder: pathlib.Path, extension: str) -> Scan:
     name = path.name[: len(path.name) - len(extension)].removesuffix(CHANNEL)
     problem = None if name else f"{path}: nothing is left of its name without {CHANNEL}; rename it"
-    return Scan(
-        str(path.relative_to(folder).with_name(name or "_")), path, partial(open_nifti, path), extension, problem
-    )
+    below = path.relative_to(folder).with_name(name or "_")  # of a mirrored tree
+    try:
+        size = path.stat().st_size
+    except OSError:  # a link that leads nowhere; opening it will say so
+        size = 0
+    return Scan(str(below), path, partial(open_nifti, path), extension, problem, size_bytes=size)
 
 
 def open_nifti(path: pathlib.Path) -> NiftiVolume:

@@ -206,6 +206,7 @@ class Scan:
         problem: a line that says why it cannot be segmented, if that is known beforehand: a failed case.
         not_ct: a line that says why nobody would segment it: listed, and no failure.
         series_uid: of a DICOM series.
+        size_bytes: about, of what has to be read; 0 if that is not known.
     """
 
     name: str
@@ -215,3 +216,4 @@ class Scan:
     problem: str | None = None
     not_ct: str | None = None
     series_uid: str | None = None
+    size_bytes: int = 0

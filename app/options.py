@@ -1,0 +1,172 @@
+"""The options that say what is segmented and how: what the command line and the cluster's have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from .cases import Case, find_cases, read_list
+from .results import DEFAULT_RESULTS, RESULTS, Result, make_results
+from .volumes import FindOptions, NameBy, unpacked
+
+if TYPE_CHECKING:
+    from .segmenter import Segmenter
+
+
+def options_of_input(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the arguments and options that say which scans, and what is written of them."""
+    for add in reversed(
+        (
+            click.argument("paths", metavar="INPUT OUTPUT", nargs=-1, type=click.Path(path_type=pathlib.Path)),
+            click.option(
+                "--list",
+                "list_file",
+                metavar="FILE",
+                type=click.Path(path_type=pathlib.Path),
+                help="Take the scans named in FILE, one path per line, instead of INPUT.",
+            ),
+            click.option(
+                "--save",
+                type=click.Choice(list(RESULTS)),
+                multiple=True,
+                default=DEFAULT_RESULTS,
+                show_default=True,
+                help="What to write; may be given several times.",
+            ),
+            click.option("--seg-type", type=click.Choice(["binary", "labelmap"]), default="binary", show_default=True),
+            click.option(
+                "--recursive", is_flag=True, help="Look for NIfTI in subfolders too, and mirror them in OUTPUT."
+            ),
+            click.option(
+                "--name-by",
+                type=click.Choice(list(get_args(NameBy))),
+                default="number",
+                show_default=True,
+                help="What DICOM series are called by.",
+            ),
+            click.option("--resample-gaps", is_flag=True, help="Interpolate slices that a DICOM series lacks."),
+            click.option("--skip-existing", is_flag=True, help="Leave cases alone that are done, or failed before."),
+            click.option("--retry-failed", is_flag=True, help="With --skip-existing: try those again that failed."),
+        )
+    ):
+        command = add(command)
+    return command
+
+
+def options_of_model(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say how scans are segmented."""
+    for add in reversed(
+        (
+            click.option(
+                "--model", help="Bundled model; default: paper where it is bundled and a GPU is there, else fast."
+            ),
+            click.option(
+                "--weights", type=click.Path(path_type=pathlib.Path), help="A weights file of your own instead."
+            ),
+            click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True),
+            click.option(
+                "--batch-size", type=click.IntRange(min=1), help="Slices per batch; default: what memory allows."
+            ),
+            click.option("--no-postprocess", is_flag=True, help="Keep every component, not only each organ's largest."),
+            click.option("-v", "--verbose", is_flag=True, help="Say more, with the traceback of an unexpected error."),
+        )
+    ):
+        command = add(command)
+    return command
+
+
+@dataclass
+class Request:
+    """Which scans are asked for, and what of them; the names are the options' (see `options_of_input`)."""
+
+    paths: tuple[pathlib.Path, ...]
+    list_file: pathlib.Path | None
+    save: tuple[str, ...]
+    seg_type: str
+    recursive: bool
+    name_by: NameBy
+    resample_gaps: bool
+    skip_existing: bool
+    retry_failed: bool
+
+    @classmethod
+    def taken_from(cls, options: dict[str, Any]) -> Request:
+        """Take the fields out of a command's options.
+
+        Raises:
+            click.UsageError: an argument is missing or too much.
+        """
+        request = cls(**{field.name: options.pop(field.name) for field in fields(cls)})
+        expected = 1 if request.list_file else 2
+        if len(request.paths) != expected:
+            raise click.UsageError(f"expected {'OUTPUT alone beside --list' if expected == 1 else 'INPUT and OUTPUT'}")
+        return request
+
+    @property
+    def output(self) -> pathlib.Path:
+        """OUTPUT."""
+        return self.paths[-1]
+
+    @contextlib.contextmanager
+    def cases(self) -> Iterator[tuple[list[Case], dict[str, Result]]]:
+        """The cases, and the outputs that are wanted; an archive stays unpacked until the block ends.
+
+        Raises:
+            InputError: see `find_cases`; or there is no CT among them.
+        """
+        on_header = _show_headers if sys.stderr.isatty() else lambda *_: None
+        options = FindOptions(self.recursive, self.name_by, self.resample_gaps, on_header)
+        results = make_results(self.save, self.seg_type)
+        if self.list_file is not None:
+            yield find_cases(read_list(self.list_file), self.output, results, options), results
+            return
+        with unpacked(self.paths[0]) as source:
+            yield find_cases(source, self.output, results, options), results
+
+
+@dataclass
+class ModelChoice:
+    """Which model, and how it is run; the names are the options' (see `options_of_model`)."""
+
+    model: str | None
+    weights: pathlib.Path | None
+    device: str
+    batch_size: int | None
+    no_postprocess: bool
+
+    @classmethod
+    def taken_from(cls, options: dict[str, Any]) -> ModelChoice:
+        """Take the fields out of a command's options.
+
+        Raises:
+            click.UsageError: two of them exclude each other.
+        """
+        choice = cls(**{field.name: options.pop(field.name) for field in fields(cls)})
+        if choice.model and choice.weights:
+            raise click.UsageError("--model and --weights exclude each other")
+        return choice
+
+    def load(self) -> Segmenter:
+        """Load it, with no more threads than there is CPU time for; imports torch.
+
+        Raises:
+            AppError: see `Segmenter.load`.
+        """
+        from .inference.predictor import limit_threads
+        from .segmenter import Segmenter
+
+        limit_threads()
+        return Segmenter.load(
+            self.weights or self.model, self.device, self.batch_size, postprocess=not self.no_postprocess
+        )
+
+
+def _show_headers(done: int, total: int) -> None:
+    if done % 100 == 0 or done == total:
+        click.echo(f"\rDICOM headers: {done} of {total}", nl=done == total, err=True)

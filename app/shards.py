@@ -1,0 +1,135 @@
+"""One run split over many processes, none of which knows the others: each takes its share of the cases.
+
+Every process lists the same INPUT, and so comes to the same split. Masks are renamed into place, so that work that is
+done twice does no harm; each process appends to a log of its own, since appending over a network file system is not
+safe, and `merge-logs` makes one of them.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from .errors import InputError
+from .run_log import RUN_LOG, read_records, rewrite
+
+SLURM, KUBERNETES = "SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"
+
+
+class Sized(Protocol):
+    """What can be shared out."""
+
+    @property
+    def name(self) -> str:
+        """Tells it from others."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """How much work it is, about."""
+        ...
+
+
+Item = TypeVar("Item", bound=Sized)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A share of a run.
+
+    Attributes:
+        index: from 1 to `count`.
+        count: of shards.
+        source: what it was taken from, for messages.
+    """
+
+    index: int = 1
+    count: int = 1
+    source: str = "--shard"
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """`I/N`, I from 1 to N.
+
+        Raises:
+            InputError: it is something else.
+        """
+        first, slash, second = text.partition("/")
+        if not (slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
+            raise InputError(f"--shard {text}: expected I/N, such as 3/8, with I from 1 to N")
+        return cls(int(first), int(second))
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Shard:
+        """The share of a task of a SLURM job array, or of a pod of an indexed Kubernetes job; else all.
+
+        A pod does not know how many there are, so that the manifest has to set JOB_COMPLETIONS; without it all is done.
+
+        Raises:
+            InputError: the array's numbers have gaps, so that a task cannot know which one of them it is.
+        """
+        try:
+            if SLURM in environment and "SLURM_ARRAY_TASK_COUNT" in environment:
+                number, low, high, step, count = (
+                    int(environment.get(f"SLURM_ARRAY_TASK_{name}", default))
+                    for name, default in (("ID", ""), ("MIN", ""), ("MAX", ""), ("STEP", "1"), ("COUNT", ""))
+                )
+                if (high - low) // step + 1 != count:
+                    raise InputError(
+                        f"{SLURM} {number}: the array's numbers have gaps; say which part it is: --shard I/N"
+                    )
+                return cls((number - low) // step + 1, count, SLURM)
+            if KUBERNETES in environment and "JOB_COMPLETIONS" in environment:
+                return cls(int(environment[KUBERNETES]) + 1, int(environment["JOB_COMPLETIONS"]), KUBERNETES)
+        except ValueError as error:
+            raise InputError(f"the job array's variables are no numbers ({error}); give --shard I/N") from error
+        return cls()
+
+    def pick(self, items: Sequence[Item]) -> list[Item]:
+        """The shard's items, in their order: the largest first, each goes to the shard that has least so far."""
+        if self.count == 1:
+            return list(items)
+        loads = [0] * self.count
+        mine = set()
+        for i in sorted(range(len(items)), key=lambda i: (-items[i].size_bytes, items[i].name, i)):
+            target = min(range(self.count), key=lambda j: (loads[j], j))
+            loads[target] += max(1, items[i].size_bytes)
+            if target == self.index - 1:
+                mine.add(i)
+        return [item for i, item in enumerate(items) if i in mine]
+
+    @property
+    def log_name(self) -> str:
+        """Of its run log."""
+        return RUN_LOG if self.count == 1 else f"run_log-{self.index:04d}-of-{self.count:04d}.jsonl"
+
+
+def merge_logs(output: pathlib.Path) -> int:
+    """Make one run log of all: the last line of every case, but a finished one before others; returns how many.
+
+    Raises:
+        InputError: there is no log, or it cannot be written.
+    """
+    records = read_records(output)
+    if not records:
+        raise InputError(f"{output}: no run log; give the folder of a run's masks")
+    merged = best_records(records)
+    try:
+        rewrite(output, merged)
+    except OSError as error:
+        raise InputError(f"{output / RUN_LOG}: cannot be written ({error.strerror})") from error
+    return len(merged)
+
+
+def best_records(records: Iterable[dict[str, object]]) -> list[dict[str, object]]:
+    """The record that counts of every case, by name: what is done stays done, and what is skipped is no news."""
+    best: dict[str, dict[str, object]] = {}
+    rank = {"skipped": 0, "ignored": 1, "failed": 2, "done": 3}
+    for record in records:
+        case = str(record.get("case"))
+        if case not in best or rank.get(str(record.get("status")), 0) >= rank.get(str(best[case].get("status")), 0):
+            best[case] = record
+    return [best[case] for case in sorted(best)]
