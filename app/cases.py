@@ -169,20 +169,41 @@ Opened = Future[tuple[Volume, Slices]]
 
 
 @dataclass(frozen=True)
+class Skip:
+    """Why a case is left out: an earlier run dealt with it.
+
+    Attributes:
+        reason: for a line.
+        failed_before: whether that run could not do it.
+    """
+
+    reason: str
+    failed_before: bool
+
+
+def why_skipped(case: Case, retry_failed: bool = False) -> Skip | None:
+    """Why a case need not be done again; None if it has to be."""
+    if all(_identity(path) is not None for path in case.outputs.values()):
+        return Skip("its mask exists", failed_before=False)
+    failure = read_failure(case.mask_path)
+    if failure and not failure[2] and not retry_failed:
+        return Skip(f"it failed before ({failure[0]}); --retry-failed tries again", failed_before=True)
+    return None
+
+
+@dataclass(frozen=True)
 class Turn:
     """A case whose turn it is.
 
     Attributes:
         case: which one.
         opened: its scan; None if there is nothing to do. Raises VolumeError if the scan cannot be opened.
-        skipped: why it is left out, if an earlier run dealt with it.
-        failed_before: whether that run could not do it.
+        skip: why it is left out; None if it is not.
     """
 
     case: Case
     opened: Opened | None
-    skipped: str | None = None
-    failed_before: bool = False
+    skip: Skip | None = None
 
 
 class CaseQueue(Iterator[Turn]):
@@ -208,12 +229,8 @@ class CaseQueue(Iterator[Turn]):
         case = self._left.pop(0)
         if case.scan.not_ct:
             return Turn(case, None)
-        if self.is_resumed:
-            if all(_identity(path) is not None for path in case.outputs.values()):
-                return Turn(case, None, "its mask exists")
-            failure = read_failure(case.mask_path)
-            if failure and not failure[2] and not self._retry_failed:
-                return Turn(case, None, f"it failed before ({failure[0]}); --retry-failed tries again", True)
+        if self.is_resumed and (skip := why_skipped(case, self._retry_failed)):
+            return Turn(case, None, skip)
         return Turn(case, self._pool.submit(open_case, case))
 
     def __next__(self) -> Turn:

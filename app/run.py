@@ -181,10 +181,10 @@ class FolderRun:
                     log.info("%s", case.scan.not_ct)
                     self._append(CaseRecord(case.name, "ignored", case.scan.not_ct, series_uid=case.scan.series_uid))
                     continue
-                if turn.skipped:
-                    log.info("%s: skipped, %s", label, turn.skipped)
-                    failed += turn.failed_before
-                    self._append(CaseRecord(case.name, "skipped", turn.skipped if turn.failed_before else None))
+                if skip := turn.skip:
+                    log.info("%s: skipped, %s", label, skip.reason)
+                    failed += skip.failed_before
+                    self._append(CaseRecord(case.name, "skipped", skip.reason if skip.failed_before else None))
                     continue
                 if cases.is_resumed:
                     note_attempt(case.mask_path, case.name)

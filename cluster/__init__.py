@@ -1,0 +1,1 @@
+"""Many machines: a run over Ray, and recipes for job arrays in docs/CLUSTER.md. Needs the extra `cluster`."""

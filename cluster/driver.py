@@ -1,0 +1,147 @@
+"""The driver: hands cases to workers, and decides what a lost node, a died process and an exception mean.
+
+A node that is lost is nobody's fault: its case is done again and nothing is counted. A process that dies may have been
+killed by its case: that counts, and the next attempt gets a fresh process. An exception fails the case at once. What is
+done is on the disk, so that the same command with --skip-existing goes on where the driver itself ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+
+from app.cases import Case
+from app.failures import ENDED, MOST_ATTEMPTS, note_failure
+from app.run_log import CaseRecord
+from cluster.workers import Needs, Work, start_worker
+
+log = logging.getLogger("app")
+
+MOST_LOST = 10  # times that a case's node may be lost; more is no chance
+PROGRESS_SECONDS = 30.0
+
+
+@dataclass
+class Seat:
+    """A place for one worker: the worker, where it runs, and the case it is at.
+
+    Attributes:
+        actor: its handle.
+        waiting_for: the result of its start, then of its case.
+        node: known since it is ready.
+        case: None while it starts.
+    """
+
+    actor: Any
+    waiting_for: Any
+    node: str | None = None
+    case: Case | None = None
+
+
+@dataclass
+class Driver:
+    """A run over many workers.
+
+    Attributes:
+        work: what they do.
+        needs: what each asks of its node.
+        workers: how many, at most.
+        on_record: is given every case's record, once.
+        attempts: how often a case's process died.
+        lost: how often its node was lost.
+    """
+
+    work: Work
+    needs: Needs
+    workers: int
+    on_record: Callable[[CaseRecord], None]
+    attempts: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+
+    def run(self, cases: Iterable[Case]) -> None:
+        """Do all cases; returns when every one has its record."""
+        self.queue = deque(cases)
+        self.total, self.done, self.began = len(self.queue), 0, time.monotonic()
+        self.told = self.began
+        seats = [self._new_seat() for _ in range(min(self.workers, self.total))]
+        while self.done < self.total:
+            by_result = {seat.waiting_for: seat for seat in seats if seat.waiting_for is not None}
+            finished, _ = ray.wait(list(by_result), num_returns=1, timeout=PROGRESS_SECONDS)
+            for result in finished:
+                self._take(by_result[result], result)
+            self._tell()
+        for seat in seats:
+            ray.kill(seat.actor)
+
+    def _new_seat(self) -> Seat:
+        actor = start_worker(self.work, self.needs)
+        return Seat(actor, actor.ready.remote())
+
+    def _take(self, seat: Seat, result: Any) -> None:  # noqa: ANN401 (an object reference)
+        """Take what came of a worker's start or case, and give it something to do."""
+        try:
+            found = ray.get(result)
+        except RayActorError as error:
+            self._worker_ended(seat, error)
+            return
+        except RayError as error:  # raised in the worker
+            if seat.case is None:
+                raise
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            line = " ".join(f"{type(cause).__name__}: {cause}".split())
+            self._failed(seat.case, f"{seat.case.scan.path}: unexpected {line}")
+        else:
+            if seat.case is None:
+                seat.node = found
+            else:
+                self._record(found)
+        seat.case = self.queue.popleft() if self.queue else None
+        seat.waiting_for = seat.actor.do.remote(seat.case) if seat.case else None
+
+    def _worker_ended(self, seat: Seat, error: RayActorError) -> None:
+        """Put its case back or give it up, and fill the seat."""
+        case = seat.case
+        if case is None and seat.node is None and "creation task" in str(error):
+            raise error  # the model cannot be loaded; no other worker could
+        if case is not None:
+            # A process that dies is reported by its node at once. What cannot be reached is a node that is gone, or a
+            # network; should it be at work still, then the case is done twice, and the later mask replaces the first.
+            is_lost = isinstance(error, ActorUnavailableError) or not self._is_alive(seat.node)
+            counts, most = (self.lost, MOST_LOST) if is_lost else (self.attempts, MOST_ATTEMPTS)
+            counts[case.name] += 1
+            what = "its node was lost" if is_lost else "its process died"
+            log.warning("%s: %s (%d of at most %d times)", case.name, what, counts[case.name], most)
+            if counts[case.name] < most:
+                self.queue.append(case)
+            else:
+                self._failed(case, f"{case.scan.path}: {ENDED}, {counts[case.name]} times", counts[case.name])
+        ray.kill(seat.actor)
+        fresh = self._new_seat()
+        seat.actor, seat.waiting_for, seat.node, seat.case = fresh.actor, fresh.waiting_for, None, None
+
+    def _is_alive(self, node: str | None) -> bool:
+        return node in {one["NodeID"] for one in ray.nodes() if one["Alive"]}
+
+    def _failed(self, case: Case, error: str, attempts: int = 1) -> None:
+        note_failure(case.mask_path, case.name, error, attempts)
+        self._record(CaseRecord(case.name, "failed", error, series_uid=case.scan.series_uid))
+
+    def _record(self, record: CaseRecord) -> None:
+        self.done += 1
+        self.on_record(record)
+
+    def _tell(self) -> None:
+        """Say now and then how far it is."""
+        now = time.monotonic()
+        if self.done and (now - self.told >= PROGRESS_SECONDS or self.done == self.total):
+            self.told = now
+            per_minute = 60 * self.done / (now - self.began)
+            left = (self.total - self.done) / per_minute
+            log.info("%d of %d cases, %.1f per minute, %.0f minutes left", self.done, self.total, per_minute, left)

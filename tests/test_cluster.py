@@ -1,0 +1,152 @@
+"""A run over a Ray cluster of a head and two nodes, while nodes and processes die."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from app.cases import Case, check_output, find_cases
+from app.options import ModelChoice
+from app.run_log import CaseRecord, append
+from tests.conftest import ROOT
+from tests.phantom import write_phantom
+
+ray = pytest.importorskip("ray")
+from ray.cluster_utils import Cluster  # noqa: E402 (only where Ray is installed)
+
+from cluster.driver import Driver  # noqa: E402
+from cluster.workers import Needs, Segmenting  # noqa: E402
+
+GIB = 1 << 30
+GOOD = 58
+
+
+class Deadly(Segmenting):
+    """Segments, but one case kills its process, and one raises."""
+
+    def do(self, loaded: Any, case: Case) -> CaseRecord:  # noqa: ANN401
+        if case.name == "killer":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if case.name == "raiser":
+            raise RuntimeError("out of cheese")
+        return super().do(loaded, case)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """60 small scans; two of them are trouble."""
+    folder = tmp_path_factory.mktemp("scans")
+    for i in range(5):
+        write_phantom(folder / f"p{i:02d}_0000.nii.gz", None, (44, 44, 8), (6.0, 6.0, 30.0), seed=i)
+    for i in range(5, GOOD):
+        os.link(folder / f"p{i % 5:02d}_0000.nii.gz", folder / f"p{i:02d}_0000.nii.gz")
+    for name in ("killer", "raiser"):
+        os.link(folder / "p00_0000.nii.gz", folder / f"{name}_0000.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(scans: pathlib.Path, tmp_path_factory: pytest.TempPathFactory, tiny_weights: pathlib.Path) -> pathlib.Path:
+    """The masks of a run without a cluster."""
+    output = tmp_path_factory.mktemp("plain")
+    command = [sys.executable, "-m", "app", scans, output, "--weights", tiny_weights, "--device", "cpu"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return output
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head that does no work, and two nodes with a processor each."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20})
+    for _ in range(2):
+        made.add_node(num_cpus=1, memory=2 * GIB, object_store_memory=80 << 20)
+    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def test_masks_survive_nodes_and_processes_that_die(
+    cluster: Cluster, scans: pathlib.Path, plain: pathlib.Path, tmp_path: pathlib.Path, tiny_weights: pathlib.Path
+) -> None:
+    records: list[CaseRecord] = []
+
+    def on_record(record: CaseRecord) -> None:
+        records.append(record)
+        append(tmp_path, record)
+
+    choice = ModelChoice(None, tiny_weights, "cpu", None, no_postprocess=False)
+    driver = Driver(Deadly(choice), Needs(cpus=1, memory_mib=1000), 2, on_record)
+
+    def trouble() -> None:
+        while len(records) < 8:
+            time.sleep(0.05)
+        workers = [process for process in busy_workers() if process != os.getpid()]
+        os.kill(workers[0], signal.SIGKILL)
+        while len(records) < 25:
+            time.sleep(0.05)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+
+    check_output(tmp_path)
+    thread = threading.Thread(target=trouble, daemon=True)
+    thread.start()
+    driver.run(find_cases(scans, tmp_path))
+    thread.join(60)
+    assert not thread.is_alive()
+    failed = {record.case: record.error for record in records if record.status == "failed"}
+    assert set(failed) == {"killer", "raiser"}
+    assert "the process ended during this case" in str(failed["killer"])
+    assert "3 times" in str(failed["killer"])
+    assert "RuntimeError" in str(failed["raiser"])
+    assert "out of cheese" in str(failed["raiser"])
+    names = [json.loads(line)["case"] for line in (tmp_path / "run_log.jsonl").read_text().splitlines()]
+    assert len(names) == len(set(names)) == GOOD + 2
+    for i in range(GOOD):
+        mask = f"p{i:02d}.nii.gz"
+        assert (tmp_path / mask).read_bytes() == (plain / mask).read_bytes()
+    assert sorted(path.name for path in tmp_path.glob("*.failed.json")) == ["killer.failed.json", "raiser.failed.json"]
+    assert not (tmp_path / "killer.nii.gz").exists()
+
+
+def busy_workers() -> list[int]:
+    """The processes of Ray that run a `Worker`."""
+    found = []
+    for status in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if status.read_bytes().startswith(b"ray::Worker"):
+                found.append(int(status.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_the_command_line(
+    scans: pathlib.Path, plain: pathlib.Path, tmp_path: pathlib.Path, tiny_weights: pathlib.Path
+) -> None:
+    """On this machine alone, then once more over what is there."""
+    few = tmp_path / "few.txt"
+    few.write_text("".join(f"{scans / name}_0000.nii.gz\n" for name in ("p00", "p01", "p02")))
+    (tmp_path / "bad_0000.nii.gz").write_bytes(b"no scan")
+    few.write_text(few.read_text() + f"{tmp_path / 'bad_0000.nii.gz'}\n")
+    command = [sys.executable, "-m", "cluster", tmp_path / "out", "--list", few, "--weights", tiny_weights]
+    command += ["--device", "cpu", "--workers", "2", "--memory-per-worker", "800", "--skip-existing"]
+    for _ in range(2):
+        shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert shown.returncode == 1, shown.stderr
+        assert "Traceback" not in shown.stderr
+    records = [json.loads(line) for line in (tmp_path / "out" / "run_log.jsonl").read_text().splitlines()]
+    assert sorted(record["status"] for record in records) == ["done"] * 3 + ["failed"] + ["skipped"] * 4
+    for name in ("p00", "p01", "p02"):
+        assert (tmp_path / "out" / f"{name}.nii.gz").read_bytes() == (plain / f"{name}.nii.gz").read_bytes()
