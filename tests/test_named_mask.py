@@ -50,9 +50,9 @@ def test_it_is_the_same_mask_with_names(tmp_path: pathlib.Path, tiny_weights: pa
 
 def test_the_tables_agree(tmp_path: pathlib.Path) -> None:
     make_results(("nifti-named",))["nifti-named"].finish(tmp_path)
-    rows = json.loads((tmp_path / "labels.json").read_text())
+    rows = json.loads((tmp_path / "labels.json").read_text())["labels"]
     slicer = [line.split() for line in (tmp_path / "labels.ctbl").read_text().splitlines() if line[0].isdigit()]
-    snap = [line.split() for line in (tmp_path / "labels.itksnap.txt").read_text().splitlines()]
+    snap = [line.split() for line in (tmp_path / "labels.itksnap.txt").read_text().splitlines()[1:]]
     for row, a, b in zip(rows, slicer[1:], snap[1:], strict=True):
         assert [str(row["value"]), row["name"], *map(str, row["rgb"]), "255"] == a
         assert [str(row["value"]), *map(str, row["rgb"]), "1", "1", "1", f'"{row["name"]}"'] == b
@@ -61,3 +61,17 @@ def test_the_tables_agree(tmp_path: pathlib.Path) -> None:
 def test_both_kinds_of_mask_exclude_each_other() -> None:
     with pytest.raises(InputError, match="write the same file; choose one"):
         make_results(("nifti", "nifti-named"))
+
+
+@pytest.mark.parametrize("name", ["labels.json", "labels.ctbl", "labels.itksnap.txt", "statistics.csv", "index.html"])
+def test_files_of_the_folder_that_others_wrote_stay(
+    tmp_path: pathlib.Path, tiny_weights: pathlib.Path, name: str
+) -> None:
+    kind = {"statistics.csv": "statistics", "index.html": "viewer"}.get(name, "nifti-named")
+    write_phantom(tmp_path / "in" / "x_0000.nii.gz", None, (72, 80, 12), (4.0, 3.5, 20.0))
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--weights", str(tiny_weights), "--save", kind]
+    for _ in range(2):  # its own are replaced
+        assert CliRunner().invoke(main, arguments).exit_code == 0
+    (tmp_path / "out" / name).write_text("somebody's")
+    assert CliRunner().invoke(main, arguments).exit_code == 1
+    assert (tmp_path / "out" / name).read_text() == "somebody's"

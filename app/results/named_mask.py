@@ -7,11 +7,10 @@ import pathlib
 from typing import Literal
 from xml.etree import ElementTree
 
-from ..errors import ResultError
 from ..organs import COLOURS, ORGANS, SNOMED_CT, Organ
 from ..volumes.nifti_header import Header
-from ..whole_file import whole_file
 from .nifti_mask import NiftiMask
+from .result import PROGRAM, write_whole
 
 LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL, nifti1.h
 CARET = 30  # NIFTI_ECODE_CARET, nifti1.h: an XML label table, as Connectome Workbench and MITK read it
@@ -42,12 +41,7 @@ class NamedMask(NiftiMask):
             ("labels.itksnap.txt", itk_snap_table()),
             ("labels.ctbl", slicer_table()),
         ):
-            path = output / name
-            try:
-                with whole_file(path) as stream:
-                    stream.write(text.encode())
-            except OSError as error:
-                raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder") from error
+            write_whole(output / name, text.encode(), PROGRAM.encode())
 
 
 def caret_table() -> bytes:
@@ -67,17 +61,18 @@ def caret_table() -> bytes:
     return content
 
 
-def json_table() -> list[dict[str, object]]:
+def json_table() -> dict[str, object]:
     """Value, name, colour and SNOMED CT code of every label."""
-    return [
+    labels = [
         {"value": int(organ), "name": NAMES[organ], "rgb": list(COLOURS[organ]), "snomed_ct": SNOMED_CT[organ][0]}
         for organ in ORGANS
     ]
+    return {"program": PROGRAM, "labels": labels}
 
 
 def itk_snap_table() -> str:
     """Index, red, green, blue, alpha, visible, mesh visible, name."""
-    rows = ['    0     0    0    0        0  0  0    "Clear Label"']
+    rows = [f"# {PROGRAM}", '    0     0    0    0        0  0  0    "Clear Label"']
     for organ in ORGANS:
         red, green, blue = COLOURS[organ]
         rows.append(f'{int(organ):5} {red:5} {green:4} {blue:4}        1  1  1    "{NAMES[organ]}"')
@@ -86,6 +81,6 @@ def itk_snap_table() -> str:
 
 def slicer_table() -> str:
     """Value, name, red, green, blue, alpha."""
-    rows = ["0 background 0 0 0 0"]
+    rows = [f"# Color table file, {PROGRAM}", "0 background 0 0 0 0"]
     rows += [f"{int(organ)} {NAMES[organ]} {' '.join(map(str, COLOURS[organ]))} 255" for organ in ORGANS]
-    return "# Color table file\n" + "\n".join(rows) + "\n"
+    return "\n".join(rows) + "\n"

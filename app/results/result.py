@@ -10,16 +10,42 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ResultError
 from ..organs import Organ
 from ..volumes import Volume
+from ..whole_file import whole_file
 from .gathering import Gathering
 
 PROGRAM = "hrnet-ocr-abdomen"  # what outputs call their maker
+MARKED_BYTES = 256  # within which a file says so
 
 
 def beside(mask_path: pathlib.Path, extension: str) -> pathlib.Path:
     """The path of an output whose name differs from the mask's in its extension."""
     return mask_path.with_name(mask_path.name.removesuffix(".gz").removesuffix(".nii") + extension)
+
+
+def write_whole(path: pathlib.Path, content: bytes, mark: bytes | None = None) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        path: of it.
+        content: of it.
+        mark: what this program's files of that name hold near their beginning; one without it is left alone. None: the
+            caller has seen to that.
+
+    Raises:
+        ResultError: it cannot be written, or others wrote a file of that name.
+    """
+    try:
+        if mark is not None and path.exists():
+            with path.open("rb") as there:
+                if mark not in there.read(MARKED_BYTES):
+                    raise ResultError(f"{path}: this program did not write it and leaves it alone; move it")
+        with whole_file(path) as stream:
+            stream.write(content)
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..errors import ResultError
 from ..organs import ORGANS, Organ
-from ..whole_file import whole_file
 from .gathering import Gathering
-from .result import PROGRAM, Result, Segmented, beside
+from .result import PROGRAM, Result, Segmented, beside, write_whole
 
 EXTENSION, TABLE = ".statistics.json", "statistics.csv"
 PERCENTILES = (5, 50, 95)
@@ -52,7 +51,7 @@ class Statistics(Result):
 
     def write(self, segmented: Segmented, path: pathlib.Path) -> None:
         """Write the JSON file; see `Result.write`."""
-        _write(path, (json.dumps(statistics(segmented), indent=1, allow_nan=False) + "\n").encode())
+        write_whole(path, (json.dumps(statistics(segmented), indent=1, allow_nan=False) + "\n").encode())
 
     def finish(self, output: pathlib.Path) -> None:
         """Write the table of all cases in the folder, those of earlier runs too; see `Result.finish`."""
@@ -64,7 +63,7 @@ class Statistics(Result):
             writer = csv.DictWriter(table, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-            _write(output / TABLE, table.getvalue().encode())
+            write_whole(output / TABLE, table.getvalue().encode(), b"case,organ,volume_ml,")
 
 
 def read(path: pathlib.Path) -> Row:
@@ -74,14 +73,6 @@ def read(path: pathlib.Path) -> Row:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) and found.get("program") == PROGRAM else {}
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    try:
-        with whole_file(path) as stream:
-            stream.write(content)
-    except OSError as error:
-        raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
 
 
 def statistics(segmented: Segmented) -> Row:

@@ -19,12 +19,11 @@ from ..errors import InputError, ResultError
 from ..organs import COLOURS, ORGANS
 from ..run_log import read_records
 from ..volumes.nifti import small_nifti
-from ..whole_file import whole_file
 from .gathering import Reduced
 from .planes import around_organs
 from .preview import EXTENSION as PREVIEW
 from .preview import Preview
-from .result import PROGRAM, Result, Segmented, beside
+from .result import PROGRAM, Result, Segmented, beside, write_whole
 from .statistics import statistics
 
 EXTENSION, INDEX = ".viewer.html", "index.html"
@@ -67,26 +66,15 @@ class Viewer(Result):
         thumbnail = path.with_name(path.name.removesuffix(EXTENSION) + PREVIEW)
         if not thumbnail.exists() or self.preview.wrote(thumbnail):
             self.preview.write(segmented, thumbnail)
-        _write(path, page(segmented))
+        write_whole(path, (MARK + page(segmented)).encode())
 
     def finish(self, output: pathlib.Path) -> None:
         """Write the index of all cases in the folder's run log; see `Result.finish`."""
-        index = output / INDEX
-        if index.exists() and not self.wrote(index):
-            raise ResultError(f"{index}: this program did not write it and leaves it alone; move it to get an index")
-        _write(index, index_page(output))
+        write_whole(output / INDEX, (MARK + index_page(output)).encode(), MARK.encode())
 
 
 def _page(name: str) -> Any:  # noqa: ANN401 (importlib's Traversable moved between versions of Python)
     return resources.files(__package__) / "page" / name
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    try:
-        with whole_file(path) as stream:
-            stream.write((MARK + text).encode())
-    except OSError as error:
-        raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
 
 
 def page(segmented: Segmented) -> str:
