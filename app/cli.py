@@ -48,6 +48,10 @@ def main(shard: str | None, list_series: bool, verbose: bool, **options: Any) ->
     try:
         part = Shard.parse(shard) if shard else Shard.from_environment()
         with request.cases() as (cases, results):
+            if not list_series and all(case.scan.not_ct for case in cases):
+                reasons = "; ".join(sorted({str(case.scan.not_ct) for case in cases})[:3])
+                source = request.list_file or request.paths[0]
+                raise InputError(f"{source}: no CT to segment ({reasons}); --list-series shows what there is")
             cases = _part_of(cases, part)
             if list_series:
                 for case in cases:
@@ -72,9 +76,6 @@ def _part_of(cases: list[Case], part: Shard) -> list[Case]:
 
 def _segment(request: Request, choice: ModelChoice, cases: list[Case], results: dict[str, Result], part: Shard) -> int:
     """Do the cases; the exit status."""
-    if cases and all(case.scan.not_ct for case in cases):
-        reasons = "; ".join(sorted({str(case.scan.not_ct) for case in cases})[:3])
-        raise InputError(f"{request.paths[0]}: no CT to segment ({reasons}); --list-series shows what there is")
     check_output(request.output)
     if not cases:
         return DONE  # more shards than cases

@@ -25,6 +25,7 @@ from app.failures import ENDED, MOST_ATTEMPTS, failure_path, note_failure, read_
 from app.run_log import read_records
 from app.shards import Shard, best_records
 from tests.conftest import ROOT
+from tests.dicom_phantom import write_series
 from tests.phantom import write_phantom
 
 SLURM = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "10"}
@@ -244,3 +245,16 @@ def test_masks_differ_in_nothing_but_their_time(tmp_path: pathlib.Path, tiny_wei
         assert invoke(tmp_path / "in", tmp_path / name, "--weights", tiny_weights, "--device", "cpu") == 0
     assert masks(tmp_path / "one") == masks(tmp_path / "two")
     assert len(np.unique(np.asarray(nib.load(tmp_path / "one" / "a.nii.gz").dataobj))) > 1
+
+
+def test_a_shard_without_ct_is_no_usage_error(tmp_path: pathlib.Path, tiny_weights: pathlib.Path) -> None:
+    """One shard gets the localizer, the other the scan."""
+    write_phantom(tmp_path / "in" / "p_0000.nii.gz", None, (40, 40, 6), (6.0, 7.0, 40.0))
+    flat = np.zeros((8, 8, 2), np.int16)
+    write_series(tmp_path / "in" / "localizer", flat, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    codes = [
+        invoke(tmp_path / "in", tmp_path / "out", "--shard", f"{i}/2", "--weights", tiny_weights, "--device", "cpu")
+        for i in (1, 2)
+    ]
+    assert codes == [0, 0]
+    assert {record["status"] for record in read_records(tmp_path / "out")} == {"done", "ignored"}

@@ -112,7 +112,7 @@ class Gathering:
         return float(np.median(self._middles)) if self._middles else (self.geometry.shape_zyx[2] - 1) / 2
 
     def reduced(self, labels_zyx: NDArray[np.uint8]) -> Reduced | None:
-        """The small copy and the final labels (Z, Y, X) on it; None where there is no organ."""
+        """The small copy and the final labels (Z, Y, X) on it; None where it shows no organ."""
         if not self._small:
             return None
         first, last = min(self._small), max(self._small)
@@ -122,6 +122,8 @@ class Gathering:
         starts = (first, *(step // 2 for step in yx_steps))
         rows, columns = (slice(starts[i], starts[i] + self._steps[i] * shape[i - 1], self._steps[i]) for i in (1, 2))
         labels = labels_zyx[first : last + 1 : z_step, rows, columns]
+        if not labels.any():
+            return None
         middles = (first, *((step - 1) / 2 for step in yx_steps))  # of the first block
         affine = self.geometry.oriented_affine @ np.diag([*self._steps[::-1], 1.0])
         affine[:, 3] = self.geometry.oriented_affine @ np.array([*middles[::-1], 1.0])

@@ -106,7 +106,7 @@ def page(segmented: Segmented) -> str:
 
 
 def _organ_rows(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the page's table shows: every organ, and either kidney, which has no label of its own."""
+    """What the page's table shows of every organ."""
     for organ in ORGANS:
         name = organ.name.lower()
         row = found["organs"][name]
