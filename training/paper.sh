@@ -25,6 +25,7 @@ part() { # part RECIPE RUN MINUTES [OPTION ...]
 }
 
 [ -e $coarse/last.pt ] || "$PYTHON" -m training grow fast --recipe paper_coarse --to $coarse
-part paper_coarse $coarse "${COARSE_MINUTES:-180}"
-part paper_ours $fine "${FINE_MINUTES:-600}" --start-from $coarse
+# A part that has a successor is over; to train it longer, remove the later runs.
+[ -e $fine ] || [ -e $tuned ] || part paper_coarse $coarse "${COARSE_MINUTES:-180}"
+[ -e $tuned ] || part paper_fine $fine "${FINE_MINUTES:-600}" --start-from $coarse
 part paper_tune $tuned "${TUNE_MINUTES:-60}" --start-from $fine
