@@ -463,6 +463,8 @@ def test_the_options_reach_the_command_line(
     write_series(tmp_path / "in" / "late", hounsfield, SPACING, skip=[3])
     arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--weights", str(tiny_weights), "--device", "cpu"]
     assert CliRunner().invoke(main, arguments).exit_code == 1
+    (failure,) = (tmp_path / "out").glob("*.failed.json")
+    failure.unlink()  # under another name
     outputs = ("--save", "dicom-seg", "--save", "rtstruct", "--save", "dicom-sr", "--seg-type", "labelmap")
     assert CliRunner().invoke(main, [*arguments, "--resample-gaps", "--name-by", "folder", *outputs]).exit_code == 0
     found = {path.name for path in (tmp_path / "out").iterdir()}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from app.errors import InputError
 from app.organs import ORGANS, SNOMED_CT, Organ
-from app.results import RESULTS, Segmented, make_results
+from app.results import Segmented, make_results
 from app.results.outlines import outlines
 from app.volumes import Volume, open_volume
 from tests.dicom_phantom import AXIAL, write_enhanced, write_series
@@ -49,9 +49,8 @@ def write_all(folder: pathlib.Path, volume: Volume, mask: NDArray[np.uint8], seg
     """Every output of a mask, as folder/case.*; the pattern of their names."""
     folder.mkdir(exist_ok=True)
     pattern = folder / "case.nii.gz"
-    for result in make_results(tuple(RESULTS), seg_type).values():
-        if result.needs_dicom or result.path(pattern) == pattern:
-            result.write(Segmented(volume, mask, "tiny", "1", SHAS), result.path(pattern))
+    for result in make_results(("nifti", *DICOM), seg_type).values():
+        result.write(Segmented(volume, mask, "tiny", "1", SHAS), result.path(pattern))
     return folder / "case"
 
 
