@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from app.cases import check_output, why_skipped
+from app.cases import Case, check_output, why_skipped
 from app.cli import DONE, SOME_FAILED, set_up
 from app.errors import AppError
 from app.options import ModelChoice, Request, options_of_input, options_of_model
@@ -46,20 +47,7 @@ def main(
     try:
         with request.cases() as (cases, results):
             check_output(request.output)
-            todo, failed = [], 0
-            for case in cases:
-                skipped = why_skipped(case, request.retry_failed) if request.skip_existing else None
-                if case.scan.not_ct:
-                    append(request.output, CaseRecord(case.name, "ignored", case.scan.not_ct))
-                elif skipped:
-                    failed += skipped.failed_before
-                    append(
-                        request.output,
-                        CaseRecord(case.name, "skipped", skipped.reason if skipped.failed_before else None),
-                    )
-                else:
-                    todo.append(case)
-
+            todo, failed = _to_do(request, cases)
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             import ray  # takes a second, and usage errors need none of it
 
@@ -83,6 +71,21 @@ def main(
     except AppError as error:
         log.error("%s", error)
         sys.exit(error.exit_code)
+
+
+def _to_do(request: Request, cases: Sequence[Case]) -> tuple[list[Case], int]:
+    """The cases that are left, and how many of the others failed before; the log gets a line for each of the others."""
+    todo, failed = [], 0
+    for case in cases:
+        skip = why_skipped(case, request.retry_failed) if request.skip_existing else None
+        if case.scan.not_ct:
+            append(request.output, CaseRecord(case.name, "ignored", case.scan.not_ct))
+        elif skip:
+            failed += skip.failed_before
+            append(request.output, CaseRecord(case.name, "skipped", skip.reason if skip.failed_before else None))
+        else:
+            todo.append(case)
+    return todo, failed
 
 
 def room(needs: Any) -> int:  # noqa: ANN401 (Needs, which imports ray)

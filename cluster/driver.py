@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from app.cases import Case
+from app.errors import InputError
 from app.failures import ENDED, MOST_ATTEMPTS, note_failure
 from app.run_log import CaseRecord
 from cluster.workers import Needs, Work, start_worker
@@ -109,7 +110,10 @@ class Driver:
         """Put its case back or give it up, and fill the seat."""
         case = seat.case
         if case is None and seat.node is None and "creation task" in str(error):
-            raise error  # the model cannot be loaded; no other worker could
+            reason = (
+                str(error).strip().splitlines()[-1]
+            )  # the error that was raised there; no other worker could do better
+            raise InputError(f"no worker can start: {reason}") from error
         if case is not None:
             # A process that dies is reported by its node at once. What cannot be reached is a node that is gone, or a
             # network; should it be at work still, then the case is done twice, and the later mask replaces the first.

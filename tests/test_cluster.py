@@ -150,3 +150,13 @@ def test_the_command_line(
     assert sorted(record["status"] for record in records) == ["done"] * 3 + ["failed"] + ["skipped"] * 4
     for name in ("p00", "p01", "p02"):
         assert (tmp_path / "out" / f"{name}.nii.gz").read_bytes() == (plain / f"{name}.nii.gz").read_bytes()
+
+
+def test_a_model_that_no_worker_can_load_is_one_line(scans: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "cluster", scans, tmp_path / "out", "--model", "missing", "--workers", "1"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert shown.returncode == 2, shown.stderr
+    lines = [line for line in shown.stderr.splitlines() if line.startswith("ERROR")]
+    assert len(lines) == 1
+    assert "missing" in lines[0]
+    assert "Traceback" not in shown.stderr

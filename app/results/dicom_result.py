@@ -93,8 +93,7 @@ def found_organs(segmented: Segmented) -> list[Organ]:
     Raises:
         ValueError: there is none.
     """
-    present = np.unique(segmented.mask)
-    found = [organ for organ in ORGANS if organ in present]
+    found = [organ for organ in ORGANS if segmented.voxels[organ]]
     if not found:
         raise ValueError("no organ was found, and an empty object is not allowed")
     return found

@@ -89,10 +89,8 @@ def preview(segmented: Segmented) -> Image.Image:
         page.paste(row, (0, y))
         y += row.height + GAP
     x = float(GAP)
-    voxel_ml = float(np.prod(gathering.geometry.spacing_zyx_mm)) / 1000
-    counts = np.bincount(segmented.mask.ravel(order="K"), minlength=1 + len(ORGANS))
     for organ in ORGANS:
-        found = f"{counts[organ] * voxel_ml:.0f} ml" if counts[organ] else "not found"
+        found = f"{segmented.millilitres(organ):.0f} ml" if segmented.voxels[organ] else "not found"
         text = f"{organ.name.lower()} {found}" + (", check" if organ in segmented.check else "")
         draw.rectangle((x, y + 4, x + 14, y + 18), COLOURS[organ])
         draw.text((x + 22, y), text, INK, font)

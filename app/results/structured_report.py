@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 
 import highdicom.sr as sr
-import numpy as np
 import pydicom
 from pydicom.sr.codedict import codes
 
@@ -72,8 +71,6 @@ def _measurement(
     segmented: Segmented, number: int, organ: Organ, segments: pydicom.Dataset, source_series: str
 ) -> sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     code, meaning = SNOMED_CT[organ]
-    voxel_ml = abs(float(np.linalg.det(segmented.volume.geometry.affine[:3, :3]))) / 1000
-    volume_ml = round(int(np.count_nonzero(segmented.mask == organ)) * voxel_ml, 3)
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(derived_uid(segmented, segments, "tracking", meaning), meaning),
         referenced_segment=sr.ReferencedSegment(
@@ -83,7 +80,9 @@ def _measurement(
             source_series=sr.SourceSeriesForSegmentation(source_series),
         ),
         finding_type=sr.CodedConcept(code, "SCT", meaning),
-        measurements=[sr.Measurement(name=codes.SCT.Volume, value=volume_ml, unit=MILLILITRE)],
+        measurements=[
+            sr.Measurement(name=codes.SCT.Volume, value=round(segmented.millilitres(organ), 3), unit=MILLILITRE)
+        ],
         algorithm_id=sr.AlgorithmIdentification(algorithm_name(segmented), __version__),
     )
 
