@@ -81,6 +81,8 @@ train-paper: $(VENV)/.dev  ## train the paper's network on DATA, in the backgrou
 
 bench: $(VENV)/.dev  ## start-up, reading and writing, inference on a CPU, memory, growth; reports/bench
 	$(BIN)/python -m benchmarks reports/bench $(if $(SCAN),--scan $(SCAN))
+	$(BIN)/python -m benchmarks.outputs
+	$(BIN)/python -m benchmarks.cluster reports/bench
 
 bench-gpu: $(VENV)/.dev  ## the same for an NVIDIA GPU; reports/bench
 	$(BIN)/python -m benchmarks.gpu reports/bench $(if $(SCAN),--scan $(SCAN))

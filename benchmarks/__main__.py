@@ -20,11 +20,11 @@ from benchmarks.levers import levers
 from benchmarks.levers import table as levers_table
 from benchmarks.processes import SHAPE, in_turn, long_scan, middle_scan, phantom_scan, random_paper, turned_scan
 from benchmarks.reading import reading
+from benchmarks.reading import table as reading_table
 from benchmarks.start_up import start_up
 
 DEPTHS = (100, 300, 1000, 3000)
 TURNED_DEPTH = 300
-PLAIN = {"read": "nibabel", "write": "nibabel", "read DICOM": "dcm2niix, then nibabel (which has this peak)"}
 PAPER_SLICES = 4  # of the paper's plain network, which takes seconds for each
 
 
@@ -76,11 +76,7 @@ def summary(found: dict[str, Any]) -> str:
         f"| start until the model is ready | {start['model_ready_s']:.2f} s | `import torch` and reading the weights: "
         f"{start['floor_s']:.2f} s | {start['ratio']:.2f} |",
     ]
-    for part, row in files.items():
-        lines.append(
-            f"| {part}, 512 x 512 x 300 | {row['seconds']:.2f} s, {row['peak_mib']:.0f} MiB | {PLAIN[part]}: "
-            f"{row['plain_seconds']:.2f} s, {row['plain_peak_mib']:.0f} MiB | {row['speed_up']:.1f} |"
-        )
+    lines += reading_table(files)
     lines += [
         f"| whole process, 512 x 512 x 100 | {run['fast_seconds']:.1f} s, {run['fast_peak_mib']:.0f} MiB | plain: "
         f"{run['plain_fast_seconds']:.1f} s, {run['plain_fast_peak_mib']:.0f} MiB | "
