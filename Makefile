@@ -24,8 +24,8 @@ demo: $(VENV)/.app  ## segment a synthetic CT and print what was found
 	PYTHON=$(BIN)/python sh predict.sh inputs outputs
 	$(BIN)/python tests/run_log_table.py outputs/run_log.jsonl
 
-test: $(VENV)/.dev  ## the whole test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## the whole test suite, a process of one thread per processor
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .
