@@ -82,6 +82,8 @@ def test_the_kubernetes_job_is_valid_and_its_pods_know_their_number(
     line = container["command"][2].replace(
         "sh predict.sh /data/inputs /data/outputs", f"{program} {scans} {tmp_path / 'out'}"
     )
+    wrong = subprocess.run(["sh", "-c", line.replace(str(scans), "/nowhere")], capture_output=True, check=False)
+    assert wrong.returncode == 2
     for i in range(8):
         environment = os.environ | {"JOB_COMPLETIONS": "8", "JOB_COMPLETION_INDEX": str(i)}
         subprocess.run(["sh", "-c", line], env=environment, check=True, capture_output=True)
