@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from .errors import InputError, VolumeError
 from .failures import read_failure
 from .results import Result, make_results
-from .run_log import done_cases
+from .run_log import CaseRecord, done_cases
 from .volumes import DEFAULT_OPTIONS, FindOptions, Scan, Slices, Volume, find_scans
 from .volumes.nifti import CHANNEL, extension_of
 from .whole_file import clear_stale
@@ -46,6 +46,10 @@ class Case:
     def size_bytes(self) -> int:
         """Of the scan, about."""
         return self.scan.size_bytes
+
+    def ignored(self) -> CaseRecord:
+        """What the log says of it if it is nothing to segment."""
+        return CaseRecord(self.name, "ignored", self.scan.not_ct, series_uid=self.scan.series_uid)
 
     @property
     def outputs(self) -> dict[str, pathlib.Path]:
@@ -179,6 +183,10 @@ class Skip:
 
     reason: str
     failed_before: bool
+
+    def record(self, case: Case) -> CaseRecord:
+        """What the log says of the case."""
+        return CaseRecord(case.name, "skipped", self.reason if self.failed_before else None)
 
 
 def why_skipped(case: Case, retry_failed: bool = False) -> Skip | None:

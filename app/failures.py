@@ -7,7 +7,7 @@ import json
 import pathlib
 
 from . import __version__
-from .whole_file import whole_file
+from .whole_file import beside, whole_file
 
 EXTENSION = ".failed.json"
 MOST_ATTEMPTS = 3  # of a case that ended its process: a node's end looks the same as a scan that kills
@@ -16,7 +16,7 @@ ENDED = "the process ended during this case (out of memory, killed, or a node we
 
 def failure_path(mask_path: pathlib.Path) -> pathlib.Path:
     """Beside the mask."""
-    return mask_path.with_name(mask_path.name.removesuffix(".gz").removesuffix(".nii") + EXTENSION)
+    return beside(mask_path, EXTENSION)
 
 
 def read_failure(mask_path: pathlib.Path) -> tuple[str, int, bool] | None:

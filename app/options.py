@@ -118,7 +118,7 @@ class Request:
         """The cases, and the outputs that are wanted; an archive stays unpacked until the block ends.
 
         Raises:
-            InputError: see `find_cases`; or there is no CT among them.
+            InputError: see `read_list`, `unpacked`, `make_results` and `find_cases`.
         """
         on_header = _show_headers if sys.stderr.isatty() else lambda *_: None
         options = FindOptions(self.recursive, self.name_by, self.resample_gaps, on_header)

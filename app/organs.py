@@ -2,6 +2,9 @@
 
 from enum import IntEnum
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class Organ(IntEnum):
     """Voxel values of a mask."""
@@ -32,3 +35,18 @@ COLOURS = {
     Organ.SPLEEN: (80, 140, 210),
     Organ.PANCREAS: (237, 174, 73),
 }
+
+
+def voxels_by_plane(mask: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Voxels of each label in every plane of the last axis, (planes, labels).
+
+    Plane by plane, since numpy counts in copies of 8 bytes per voxel.
+    """
+    planes = (mask[..., i].ravel(order="K") for i in range(mask.shape[2]))
+    return np.stack([np.bincount(plane, minlength=len(Organ)) for plane in planes])
+
+
+def organ_voxels(mask: NDArray[np.uint8]) -> dict[Organ, int]:
+    """Voxels of every organ, zero where it is missing; any axis order."""
+    counts = voxels_by_plane(mask).sum(axis=0)
+    return {organ: int(counts[organ]) for organ in ORGANS}

@@ -179,12 +179,12 @@ class FolderRun:
                 label = f"[{number}/{cases.total}] {case.name}"
                 if case.scan.not_ct:
                     log.info("%s", case.scan.not_ct)
-                    self._append(CaseRecord(case.name, "ignored", case.scan.not_ct, series_uid=case.scan.series_uid))
+                    self._append(case.ignored())
                     continue
                 if skip := turn.skip:
                     log.info("%s: skipped, %s", label, skip.reason)
                     failed += skip.failed_before
-                    self._append(CaseRecord(case.name, "skipped", skip.reason if skip.failed_before else None))
+                    self._append(skip.record(case))
                     continue
                 if cases.is_resumed:
                     note_attempt(case.mask_path, case.name)

@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from .checkpoint import bundled_models, find_model, load_checkpoint
-from .inference.components import keep_largest, organ_voxels
+from .inference.components import keep_largest
 from .inference.grid import network_grid
 from .inference.labelling import Findings, OnSlice, Witness, label_slices
 from .inference.predictor import Model, NetworkPredictor, choose_device, load_onto
-from .organs import Organ
+from .organs import Organ, organ_voxels
 from .volumes import Slices, Volume, open_volume
 
 log = logging.getLogger(__package__)

@@ -35,6 +35,11 @@ def whole_file(path: pathlib.Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
+def beside(mask_path: pathlib.Path, extension: str) -> pathlib.Path:
+    """The path of a file whose name differs from a mask's in its extension."""
+    return mask_path.with_name(mask_path.name.removesuffix(".gz").removesuffix(".nii") + extension)
+
+
 def clear_stale(folder: pathlib.Path) -> None:
     """Remove the partial files of processes that were killed; those that a live process holds are left alone."""
     for partial in folder.glob(f".*{PARTIAL}"):

@@ -105,7 +105,7 @@ def simulate(scans: int, machines: int, seconds: float, failures_per_hour: float
 
 
 def main() -> None:
-    """Print tables; memory.png goes to OUT."""
+    """Print tables; driver_memory.png goes to OUT."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--scratch", type=pathlib.Path, default=pathlib.Path("cache/bench/cluster"))

@@ -79,10 +79,10 @@ def _to_do(request: Request, cases: Sequence[Case]) -> tuple[list[Case], int]:
     for case in cases:
         skip = why_skipped(case, request.retry_failed) if request.skip_existing else None
         if case.scan.not_ct:
-            append(request.output, CaseRecord(case.name, "ignored", case.scan.not_ct))
+            append(request.output, case.ignored())
         elif skip:
             failed += skip.failed_before
-            append(request.output, CaseRecord(case.name, "skipped", skip.reason if skip.failed_before else None))
+            append(request.output, skip.record(case))
         else:
             todo.append(case)
     return todo, failed

@@ -1,6 +1,6 @@
 """The driver: hands cases to workers, and decides what a lost node, a died process and an exception mean.
 
-A node that is lost is nobody's fault: its case is done again and nothing is counted. A process that dies may have been
+A node that is lost is nobody's fault: its case is done again, up to ten times. A process that dies may have been
 killed by its case: that counts, and the next attempt gets a fresh process. An exception fails the case at once. What is
 done is on the disk, so that the same command with --skip-existing goes on where the driver itself ended.
 """
@@ -110,9 +110,8 @@ class Driver:
         """Put its case back or give it up, and fill the seat."""
         case = seat.case
         if case is None and seat.node is None and "creation task" in str(error):
-            reason = (
-                str(error).strip().splitlines()[-1]
-            )  # the error that was raised there; no other worker could do better
+            # Its last line is the error that was raised there; no other worker could do better.
+            reason = str(error).strip().splitlines()[-1]
             raise InputError(f"no worker can start: {reason}") from error
         if case is not None:
             # A process that dies is reported by its node at once. What cannot be reached is a node that is gone, or a

@@ -50,7 +50,7 @@ class Needs:
     Attributes:
         cpus: threads that the network gets.
         gpus: a whole number, or a fraction of one card.
-        memory_mib: of the host; measured peaks are in docs/BENCHMARKS.md.
+        memory_mib: of the host; measured peaks are in docs/CLUSTER.md.
     """
 
     cpus: float = 1

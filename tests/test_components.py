@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from app.inference.components import COMPONENTS_KEPT, keep_largest, organ_voxels
-from app.organs import Organ
+from app.inference.components import COMPONENTS_KEPT, keep_largest
+from app.organs import Organ, organ_voxels
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -45,6 +45,15 @@ def labels() -> NDArray[np.uint8]:
     return found
 
 
+def write_kind(folder: pathlib.Path, kind: str) -> None:
+    """The phantom as a series of single slices, or as one multi-frame file."""
+    hounsfield = make_phantom(SHAPE, SPACING)[0]
+    if kind == "single":
+        write_series(folder, hounsfield, SPACING)
+    else:
+        write_enhanced(folder / "file", hounsfield, SPACING)
+
+
 def write_all(folder: pathlib.Path, volume: Volume, mask: NDArray[np.uint8], seg_type: str = "binary") -> pathlib.Path:
     """Every output of a mask, as folder/case.*; the pattern of their names."""
     folder.mkdir(exist_ok=True)
@@ -115,11 +124,7 @@ def test_dcmqi_reads_the_segmentation_to_the_very_mask(
 @needs("tid1500reader")
 @pytest.mark.parametrize("kind", ["single", "multi-frame"])
 def test_dcmqi_reads_the_volumes_of_the_report(tmp_path: pathlib.Path, labels: NDArray[np.uint8], kind: str) -> None:
-    hounsfield = make_phantom(SHAPE, SPACING)[0]
-    if kind == "single":
-        write_series(tmp_path / "in", hounsfield, SPACING)
-    else:
-        write_enhanced(tmp_path / "in" / "file", hounsfield, SPACING)
+    write_kind(tmp_path / "in", kind)
     name = write_all(tmp_path / "out", open_volume(tmp_path / "in"), labels)
     told = tmp_path / "report.json"
     run(find_program("tid1500reader"), "--inputDICOM", name.with_suffix(".sr.dcm"), "--outputMetadata", told)
@@ -139,11 +144,7 @@ def test_dcmqi_reads_the_volumes_of_the_report(tmp_path: pathlib.Path, labels: N
 @needs("dciodvfy")
 @pytest.mark.parametrize("kind", ["single", "multi-frame"])
 def test_dciodvfy_finds_no_error(tmp_path: pathlib.Path, labels: NDArray[np.uint8], kind: str) -> None:
-    hounsfield = make_phantom(SHAPE, SPACING)[0]
-    if kind == "single":
-        write_series(tmp_path / "in", hounsfield, SPACING)
-    else:
-        write_enhanced(tmp_path / "in" / "file", hounsfield, SPACING)
+    write_kind(tmp_path / "in", kind)
     name = write_all(tmp_path / "out", open_volume(tmp_path / "in"), labels)
     for extension, what in ((".seg.dcm", "Segmentation"), (".rtstruct.dcm", "RTStructureSet"), (".sr.dcm", "SR")):
         command = ["dciodvfy", name.with_suffix(extension)]

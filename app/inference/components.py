@@ -8,24 +8,9 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from ..organs import Organ
+from ..organs import Organ, voxels_by_plane
 
 COMPONENTS_KEPT = {Organ.LIVER: 1, Organ.KIDNEYS: 2, Organ.SPLEEN: 1, Organ.PANCREAS: 1}
-
-
-def voxels_by_plane(mask: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Voxels of each label in every plane of the last axis, (planes, labels).
-
-    Plane by plane, since numpy counts in copies of 8 bytes per voxel.
-    """
-    planes = (mask[..., i].ravel(order="K") for i in range(mask.shape[2]))
-    return np.stack([np.bincount(plane, minlength=len(Organ)) for plane in planes])
-
-
-def organ_voxels(mask: NDArray[np.uint8]) -> dict[Organ, int]:
-    """Voxels of every organ, zero where it is missing; any axis order."""
-    counts = voxels_by_plane(mask).sum(axis=0)
-    return {organ: int(counts[organ]) for organ in COMPONENTS_KEPT}
 
 
 def keep_largest(mask: NDArray[np.uint8]) -> dict[Organ, int]:

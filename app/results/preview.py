@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
 from dataclasses import dataclass
 
@@ -12,11 +13,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..errors import ResultError
 from ..organs import COLOURS, ORGANS
-from ..whole_file import whole_file
 from .gathering import Reduced
 from .outlines import rings
 from .planes import around_organs, best_plane
-from .result import PROGRAM, Result, Segmented, beside
+from .result import PROGRAM, Result, Segmented, beside, write_whole
 
 EXTENSION = ".preview.png"
 WIDTH = 1000  # pixels
@@ -48,11 +48,9 @@ class Preview(Result):
         """Write the picture; see `Result.write`."""
         about = PngInfo()
         about.add_text("Software", PROGRAM)
-        try:
-            with whole_file(path) as stream:
-                preview(segmented).save(stream, "PNG", pnginfo=about)
-        except OSError as error:
-            raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
+        content = io.BytesIO()
+        preview(segmented).save(content, "PNG", pnginfo=about)
+        write_whole(path, content.getvalue())
 
 
 @dataclass(frozen=True)
@@ -74,11 +72,9 @@ class Plane:
 
 def preview(segmented: Segmented) -> Image.Image:
     """The picture of a case; a few words where no organ was found."""
-    gathering = segmented.gathering
-    if gathering is None:
+    if segmented.gathering is None:
         raise ResultError(f"{segmented.case}: a preview needs the scan's values, which were not gathered")
-    small = gathering.reduced(segmented.labels_zyx)
-    rows = [] if small is None else _rows(small)
+    rows = [] if segmented.small is None else _rows(segmented.small)
     page = Image.new("RGB", (WIDTH, sum(row.height + GAP for row in rows) + 2 * LINE + 2 * GAP), PAPER)
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(FONT)
     draw.text((GAP, GAP), segmented.case, INK, font)

@@ -12,18 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ResultError
-from ..organs import ORGANS, Organ
+from ..organs import Organ, organ_voxels
 from ..volumes import Volume
-from ..whole_file import whole_file
-from .gathering import Gathering
+from ..whole_file import beside, whole_file
+from .gathering import Gathering, Reduced
+
+__all__ = ["PROGRAM", "Result", "Segmented", "beside", "write_whole"]
 
 PROGRAM = "hrnet-ocr-abdomen"  # what outputs call their maker
 MARKED_BYTES = 256  # within which a file says so
-
-
-def beside(mask_path: pathlib.Path, extension: str) -> pathlib.Path:
-    """The path of an output whose name differs from the mask's in its extension."""
-    return mask_path.with_name(mask_path.name.removesuffix(".gz").removesuffix(".nii") + extension)
 
 
 def write_whole(path: pathlib.Path, content: bytes, mark: bytes | None = None) -> None:
@@ -81,10 +78,13 @@ class Segmented:
 
     @cached_property
     def voxels(self) -> dict[Organ, int]:
-        """Voxels of every organ, 0 where it is missing; counted plane by plane, since numpy counts in copies."""
-        planes = (self.mask[..., i].ravel(order="K") for i in range(self.mask.shape[2]))
-        counts = sum(np.bincount(plane, minlength=len(Organ)) for plane in planes)
-        return {organ: int(np.asarray(counts)[organ]) for organ in ORGANS}
+        """Voxels of every organ, 0 where it is missing."""
+        return organ_voxels(self.mask)
+
+    @cached_property
+    def small(self) -> Reduced | None:
+        """The small copy of the scan, see `Gathering.reduced`; several outputs show it."""
+        return None if self.gathering is None else self.gathering.reduced(self.labels_zyx)
 
     def millilitres(self, organ: Organ) -> float:
         """The volume of an organ."""

@@ -81,7 +81,8 @@ def statistics(segmented: Segmented) -> Row:
     if gathering is None:
         raise ResultError(f"{segmented.case}: statistics need the scan's values, which were not gathered")
     organs: dict[str, Row] = {}
-    for organ, box in organ_boxes(labels).items():
+    boxes = organ_boxes(labels)
+    for organ, box in boxes.items():
         organs[organ.name.lower()] = _region(labels, organ, box, gathering) | {
             "components_removed": segmented.components_removed.get(organ, 0),
             "confidence": _rounded(segmented.confidence.get(organ), 4),
@@ -94,7 +95,7 @@ def statistics(segmented: Segmented) -> Row:
         "model_version": segmented.model_version,
         "case": segmented.case,
         "organs": organs,
-        "kidneys": _either_kidney(labels, gathering),
+        "kidneys": _either_kidney(labels, boxes[Organ.KIDNEYS], gathering),
         "liver_minus_spleen_hu": None if None in means else round(means[0] - means[1], 1),
         "check": [organ.name.lower() for organ in segmented.check],
         "warnings": list(segmented.warnings),
@@ -171,9 +172,9 @@ def _numbers(voxels: int, hounsfield: NDArray[np.int16], gathering: Gathering) -
     return row | {name: round(float(figure), 1) for name, figure in zip(names, figures, strict=True)}
 
 
-def _either_kidney(labels: Labels, gathering: Gathering) -> Row:
+def _either_kidney(labels: Labels, box: Box | None, gathering: Gathering) -> Row:
     """The kidneys on either side of the body's middle; a horseshoe kidney is cut there."""
-    box, middle = organ_boxes(labels)[Organ.KIDNEYS], round(gathering.middle_column())
+    middle = round(gathering.middle_column())
     sides = {"left": (middle + 1, labels.shape[2]), "right": (0, middle + 1)}  # columns grow to the patient's left
     return {side: _region(labels, Organ.KIDNEYS, box, gathering, columns) for side, columns in sides.items()}
 

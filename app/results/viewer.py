@@ -79,10 +79,9 @@ def _page(name: str) -> Any:  # noqa: ANN401 (importlib's Traversable moved betw
 
 def page(segmented: Segmented) -> str:
     """The page of a case."""
-    gathering = segmented.gathering
-    if gathering is None:
+    if segmented.gathering is None:
         raise ResultError(f"{segmented.case}: a viewer needs the scan's values, which were not gathered")
-    small = gathering.reduced(segmented.labels_zyx)
+    small = segmented.small
     if small is None:
         raise ResultError(f"{segmented.case}: no organ was found, there is nothing to view; save preview or nifti")
     found = statistics(segmented)
