@@ -27,7 +27,6 @@ from training.__main__ import main
 from training.cache import CachedCase
 from training.engine import Run, learning_rate
 from training.export import export
-from training.norms import calibrate
 from training.recipes import Recipe
 from training.recipes.paper import RECIPE as PAPER
 from training.sampling import SliceSampler
@@ -85,33 +84,28 @@ def test_training_learns_resumes_and_exports(cases: list[CachedCase], tmp_path: 
     assert np.mean(found == plain) > 0.999
 
 
-def test_a_run_starts_from_another_with_its_norms_calibrated_and_frozen(
-    cases: list[CachedCase], tmp_path: pathlib.Path
-) -> None:
+def test_a_run_starts_from_another_with_its_weights_and_norms(cases: list[CachedCase], tmp_path: pathlib.Path) -> None:
     recipe = replace(TINY, steps=2, frozen_norm="all")
     first = train(tmp_path / "first", cases, replace(TINY, steps=2))
     run = Run(tmp_path / "second", recipe, torch.device("cpu"))
-    sampler = SliceSampler(cases, [1.0, 1.0], recipe, seed=0)
-    run.start_from(str(tmp_path / "first"), sampler)
+    run.start_from(str(tmp_path / "first"))
+    started, averaged = run.network.state_dict(), run.average.module.state_dict()
+    for name, tensor in first.average.module.state_dict().items():
+        assert torch.equal(started[name], tensor), name
+        assert torch.equal(averaged[name], tensor), name
     stem = "backbone.stem.0.norm.running_mean"
-    calibrated = run.network.state_dict()
-    for name, tensor in run.average.module.state_dict().items():
-        assert torch.equal(tensor, calibrated[name])
-        if name.endswith(("weight", "bias")):
-            assert torch.equal(tensor, first.average.module.state_dict()[name])
-    assert not torch.equal(calibrated[stem], first.average.module.state_dict()[stem])
-    frozen = calibrated[stem].clone()
-    run.step(sampler.batch())
+    frozen = started[stem].clone()
+    run.step(SliceSampler(cases, [1.0, 1.0], recipe, seed=0).batch())
     assert torch.equal(run.network.state_dict()[stem], frozen)
     wider = Run(tmp_path / "third", replace(recipe, channels_in=7), torch.device("cpu"))
-    wider.start_from(str(tmp_path / "first"), SliceSampler(cases, [1.0, 1.0], wider.recipe, seed=0))
+    wider.start_from(str(tmp_path / "first"))
     image = torch.rand(1, 7, 64, 64)
     stem, widened = (network.backbone.stem[0].conv for network in (first.average.module, wider.network))
     torch.testing.assert_close(widened(image), stem(image[:, 2:5]))  # new neighbours count for nothing yet
     with pytest.raises(TrainingError, match=r"nowhere/last\.pt: no checkpoint there"):
-        run.start_from(str(tmp_path / "nowhere"), sampler)
+        run.start_from(str(tmp_path / "nowhere"))
     with pytest.raises(TrainingError, match="fast: its network is not the recipe's"):
-        run.start_from("fast", sampler)
+        run.start_from("fast")
 
 
 @pytest.mark.parametrize(("which", "moving"), [("none", True), ("regions", False), ("all", False)])
@@ -127,18 +121,6 @@ def test_the_recipe_says_which_norms_are_frozen(
 
 def is_norm(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.BatchNorm2d)
-
-
-def test_calibration_takes_plain_means_over_whole_slices(cases: list[CachedCase]) -> None:
-    sampler = SliceSampler(cases, [1.0, 1.0], TINY, seed=0)
-    images = torch.cat([sampler.batch()[0].float() / 255 for _ in range(3)])
-    height, width = (side // 32 * 32 for side in sampler.canvas)
-    top, left = (sampler.canvas[0] - height) // 2, (sampler.canvas[1] - width) // 2
-    whole = images[:, :, top : top + height, left : left + width]
-    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
-    calibrate(network, SliceSampler(cases, [1.0, 1.0], TINY, seed=0), batches=3)
-    torch.testing.assert_close(network[0].running_mean, whole.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    assert network[0].momentum == 0.1
 
 
 def test_grid_dice_of_a_network_that_knows_the_answer(cases: list[CachedCase]) -> None:
@@ -257,7 +239,7 @@ def test_a_run_starts_from_a_bundled_model_as_it_is(
     cases: list[CachedCase], tmp_path: pathlib.Path, bundled: torch.nn.Module
 ) -> None:
     run = Run(tmp_path, TINY, torch.device("cpu"))
-    run.start_from("start", SliceSampler(cases, [1.0, 1.0], TINY, seed=0))
+    run.start_from("start")
     for network in (run.network, run.average.module):
         for name, tensor in network.state_dict().items():
             assert torch.equal(tensor, bundled.state_dict()[name])  # statistics of batch norm too

@@ -59,7 +59,7 @@ def main() -> None:
     "validate_minutes",
     type=float,
     default=15.0,
-    help="Between two validations on the held-out cases.",
+    help="Between two validations on the held-out cases; 0 for none.",
 )
 @click.option("--start-from", "start", metavar="RUN_DIR|MODEL", help="Whose weights to begin with.")
 @CACHE
@@ -93,7 +93,7 @@ def train(
         run = Run(run_dir, recipe, torch.device(device))
         run.resume()
         if start and not run.progress.step:
-            run.start_from(start, SliceSampler(training, weights, recipe, seed=recipe.seed))
+            run.start_from(start)
         share = replace(recipe, batch=max(1, recipe.batch // world))
         sampler = SliceSampler(training, weights, share, seed=recipe.seed + run.progress.step + rank * RANK_SEED)
         run.train(sampler, held_out, minutes and minutes * 60, validate_minutes * 60)

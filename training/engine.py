@@ -97,7 +97,9 @@ class Run(RunState):
     def train(
         self, sampler: SliceSampler, held_out: Sequence[CachedCase], seconds: float | None, validate_seconds: float
     ) -> None:
-        """Train until the recipe's steps, or `seconds`, are used up; validate on the held-out cases now and then.
+        """Train until the recipe's steps, or `seconds`, are used up.
+
+        The held-out cases are scored every `validate_seconds` and at the end; with 0, never.
 
         A thread draws the batches ahead of the steps. SIGTERM saves the checkpoint and ends the loop after the
         current step.
@@ -136,7 +138,8 @@ class Run(RunState):
             self.progress.step += 1
             self.progress.seconds += now - begin
             done = share_done(self.progress, self.recipe, seconds) >= 1
-            validates = self.is_first and bool(held_out) and (done or now - validated > validate_seconds)
+            validates = self.is_first and bool(held_out) and validate_seconds > 0
+            validates = validates and (done or now - validated > validate_seconds)
             if validates or (self.is_first and self.progress.step % LOG_STEPS == 0):
                 scores = grid_dice(self.average, held_out, self.recipe) if validates else {}
                 spent = self.progress.seconds - since

@@ -19,7 +19,7 @@ part() { # part RECIPE RUN MINUTES [OPTION ...]
     for case in $hold_out; do set -- "$@" --hold-out "$case"; done
     # torchrun starts every worker in a session, and so a scheduling group, of its own.
     chrt -i 0 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="$processes" --no-python \
-        sh -c "$worker" "$PYTHON" train "$recipe" "$run" --data "$data" --minutes "$minutes" --validate-minutes 100000 \
+        sh -c "$worker" "$PYTHON" train "$recipe" "$run" --data "$data" --minutes "$minutes" --validate-minutes 0 \
         --sampling-weight hcc=0.35 --sampling-weight rad=0.5 --sampling-weight cort=0.4 --sampling-weight acrin=0.5 \
         --sampling-weight ohif=0.4 --sampling-weight crlm=0.8 --sampling-weight cptac=0.8 "$@"
 }

@@ -16,10 +16,8 @@ from app.network import HrnetOcr
 from app.organs import Organ
 from app.whole_file import whole_file
 from training.grow import STEM, fit_input_channels, grown_weights
-from training.norms import calibrate
 from training.other_networks import other_network
 from training.recipes import HRNET_OCR, Recipe
-from training.sampling import SliceSampler
 
 LAST, BEST = "last.pt", "best.pt"
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -179,15 +177,11 @@ class RunState:
         self.progress = Progress(**state["progress"])
         torch.set_rng_state(state["rng"])
 
-    def start_from(self, source: str, sampler: SliceSampler) -> None:
-        """Begin with trained weights.
-
-        A run's batch-norm statistics, of changing weights and augmented crops, are taken anew on whole slices. A
-        bundled model keeps its own: they belong to the weights that were scored.
+    def start_from(self, source: str) -> None:
+        """Begin with trained weights and the batch-norm statistics that belong to them.
 
         Args:
             source: the folder of another run, whose averaged weights are taken, or a bundled model's name.
-            sampler: draws the slices for the statistics.
 
         Raises:
             TrainingError: there are no such weights, or they belong to another network.
@@ -197,8 +191,6 @@ class RunState:
             self.network.load_state_dict(trained)
         except RuntimeError as error:
             raise TrainingError(f"{source}: its network is not the recipe's; choose another start or recipe") from error
-        if is_run(source):
-            calibrate(self.network, sampler)
         self.average.module.load_state_dict(self.network.state_dict())
 
     def grow_from(self, model: str) -> None:
