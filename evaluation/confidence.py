@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from app.organs import ORGANS, Organ
-from app.run_log import RUN_LOG
+from app.run_log import RUN_LOG, read_records
 from app.segmenter import CHECK_BELOW
 from evaluation.accuracy import CaseScores, EvaluationError
 from evaluation.figures import FACE, ORGAN_COLORS
@@ -29,19 +28,17 @@ class Point:
 
 
 def points(predictions: pathlib.Path, scored: Sequence[CaseScores]) -> dict[Organ, list[Point]]:
-    """Expected and true DSC of every case in the run log of a folder of masks; organs nobody annotated have none.
+    """Expected and true DSC of every case in the run logs of a folder of masks; organs nobody annotated have none.
 
     Raises:
         EvaluationError: the folder has no run log, or one of an older version.
     """
-    path = predictions / RUN_LOG
-    try:
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise EvaluationError(f"{path}: cannot be read ({error}); run python -m app into this folder") from error
+    records = read_records(predictions)
+    if not records:
+        raise EvaluationError(f"{predictions}: no readable {RUN_LOG} there; run python -m app into this folder")
     told = {record["case"]: record for record in records if record.get("confidence")}
     if not told:
-        raise EvaluationError(f"{path}: has no confidence; segment the scans again with this version")
+        raise EvaluationError(f"{predictions}: the run log has no confidence; segment the scans again")
     found: dict[Organ, list[Point]] = {organ: [] for organ in ORGANS}
     for case in scored:
         for organ in ORGANS:
