@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -196,22 +198,30 @@ def test_torchrun_takes_no_option_of_ours_for_its_own() -> None:
     assert parsed.training_script_args == words
 
 
-def test_two_processes_train_together(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+@pytest.fixture
+def own_recipe(tmp_path: pathlib.Path) -> Callable[[int], list[str]]:
+    """Writes a recipe of one's own, of so many steps; gives the arguments of `train` for it."""
+
+    def write(steps: int) -> list[str]:
+        path = tmp_path / "own.py"
+        lines = [
+            "from dataclasses import replace",
+            "from tests.tiny import TINY",
+            f"RECIPE = replace(TINY, steps={steps})",
+        ]
+        path.write_text("\n".join(lines) + "\n")
+        return ["train", str(path), str(tmp_path / "run"), "--cache", str(tmp_path / "cache"), "--device", "cpu"]
+
+    return write
+
+
+def test_two_processes_train_together(
+    data: pathlib.Path, tmp_path: pathlib.Path, own_recipe: Callable[[int], list[str]]
+) -> None:
     """Started by torchrun with a recipe of one's own; one of them logs and saves."""
-    recipe = tmp_path / "own.py"
-    recipe.write_text("from dataclasses import replace\nfrom tests.tiny import TINY\n")
-    recipe.write_text(recipe.read_text() + "RECIPE = replace(TINY, steps=20)\n")
-    arguments = ["train", str(recipe), str(tmp_path / "run"), "--data", str(data), "--cache", str(tmp_path / "cache")]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--local-addr=127.0.0.1",
-        "--nproc-per-node=2",
-    ]
+    torchrun = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
     shown = subprocess.run(
-        [*torchrun, "-m", "training", *arguments, "--device", "cpu"],
+        [sys.executable, "-m", *torchrun, "-m", "training", *own_recipe(20), "--data", str(data)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -223,6 +233,20 @@ def test_two_processes_train_together(data: pathlib.Path, tmp_path: pathlib.Path
     assert shown.stdout.count("step=20 ") == 1
     assert torch.load(tmp_path / "run" / LAST, weights_only=True)["progress"]["step"] == 20
     assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_was_stopped_is_saved_and_does_not_look_finished(
+    data: pathlib.Path, tmp_path: pathlib.Path, own_recipe: Callable[[int], list[str]]
+) -> None:
+    """What comes after it, as in training/paper.sh, must not begin."""
+    command = [sys.executable, "-m", "training", *own_recipe(1_000_000), "--data", str(data)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("step=20 ")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert torch.load(tmp_path / "run" / LAST, weights_only=True)["progress"]["step"] >= 20
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import runpy
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from training.sampling import SliceSampler
 from training.state import TrainingError
 
 RANK_SEED = 1_000_003  # sets the processes' random batches apart
+STOPPED = 128 + signal.SIGTERM  # the exit status of a run that SIGTERM ended early, as a shell has it
 
 FOLDER = click.Path(path_type=pathlib.Path)
 DATA = click.option("--data", "folders", multiple=True, required=True, type=FOLDER)
@@ -96,12 +98,14 @@ def train(
             run.start_from(start)
         share = replace(recipe, batch=max(1, recipe.batch // world))
         sampler = SliceSampler(training, weights, share, seed=recipe.seed + run.progress.step + rank * RANK_SEED)
-        run.train(sampler, held_out, minutes and minutes * 60, validate_minutes * 60)
+        is_over = run.train(sampler, held_out, minutes and minutes * 60, validate_minutes * 60)
     except (DataError, TrainingError) as error:
         sys.exit(f"error: {error}")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+    if not is_over:
+        sys.exit(STOPPED)
 
 
 def read_sampling_weight(entry: str) -> tuple[str, float]:

@@ -96,13 +96,16 @@ class Run(RunState):
 
     def train(
         self, sampler: SliceSampler, held_out: Sequence[CachedCase], seconds: float | None, validate_seconds: float
-    ) -> None:
+    ) -> bool:
         """Train until the recipe's steps, or `seconds`, are used up.
 
         The held-out cases are scored every `validate_seconds` and at the end; with 0, never.
 
         A thread draws the batches ahead of the steps. SIGTERM saves the checkpoint and ends the loop after the
         current step.
+
+        Returns:
+            Whether the run is over; False where SIGTERM ended it early.
 
         Raises:
             TrainingError: the loss is no longer a number.
@@ -111,6 +114,7 @@ class Run(RunState):
         signal.signal(signal.SIGTERM, lambda *_: ended.set())
         with contextlib.closing(ReadAhead((sampler.batch() for _ in itertools.count()), BATCHES_AHEAD)) as batches:
             self._loop(batches, held_out, seconds, validate_seconds, ended)
+        return not ended.is_set()
 
     def _loop(
         self,
@@ -138,7 +142,7 @@ class Run(RunState):
             self.progress.step += 1
             self.progress.seconds += now - begin
             done = share_done(self.progress, self.recipe, seconds) >= 1
-            validates = self.is_first and bool(held_out) and validate_seconds > 0
+            validates = self.is_first and bool(held_out) and validate_seconds != 0
             validates = validates and (done or now - validated > validate_seconds)
             if validates or (self.is_first and self.progress.step % LOG_STEPS == 0):
                 scores = grid_dice(self.average, held_out, self.recipe) if validates else {}
