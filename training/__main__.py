@@ -87,7 +87,12 @@ def train(
     world, rank = join_processes(device)
     weight_of = [read_sampling_weight(entry) for entry in sampling_weights]
     try:
-        training, held_out = split(load_cases(folders, cache, recipe), hold_out, fold)
+        if rank:
+            dist.barrier()  # the first process writes the cache
+        cases = load_cases(folders, cache, recipe)
+        if world > 1 and not rank:
+            dist.barrier()
+        training, held_out = split(cases, hold_out, fold)
         weights = [next((w for prefix, w in weight_of if case.name.startswith(prefix)), 1.0) for case in training]
         if recipe.epochs:
             slices = sum(len(case.images) for case in training)

@@ -7,4 +7,4 @@ from dataclasses import replace
 
 from training.recipes.paper_ours import RECIPE as OURS
 
-RECIPE = replace(OURS, batch=4, steps=2000, warmup_steps=20, learning_rate=2e-4, ema_decay=0.99)
+RECIPE = replace(OURS, batch=4, steps=2000, warmup_steps=20, learning_rate=3e-4, ema_decay=0.99)
