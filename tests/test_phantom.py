@@ -1,4 +1,4 @@
-"""The phantom, and the bundled model on it."""
+"""The phantom, and the bundled models on it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from app import Segmenter
+from app.checkpoint import bundled_models
 from app.organs import ORGANS, Organ
 from app.volumes import open_volume
 from evaluation.overlap import dice
@@ -50,9 +51,10 @@ def test_orientations_hold_the_same_patient(tmp_path: pathlib.Path, axes: str) -
         np.testing.assert_array_equal(plane, image[:, :, z].T)
 
 
-def test_the_bundled_model_finds_the_phantoms_organs(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("model", bundled_models())
+def test_a_bundled_model_finds_the_phantoms_organs(tmp_path: pathlib.Path, model: str) -> None:
     write_phantom(tmp_path / "p.nii.gz", tmp_path / "l.nii.gz", (256, 256, 40), (1.5, 1.5, 7.5), axes="RAS", seed=3)
-    mask = Segmenter.load("fast", device="cpu").segment(tmp_path / "p.nii.gz")
+    mask = Segmenter.load(model, device="cpu").segment(tmp_path / "p.nii.gz")
     reference = np.asarray(nib.load(tmp_path / "l.nii.gz").dataobj)
     scores = {organ: dice(reference == organ, mask == organ) for organ in ORGANS}
     assert scores[Organ.LIVER] > 0.95
