@@ -63,9 +63,7 @@ def options_of_model(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say how scans are segmented."""
     for add in reversed(
         (
-            click.option(
-                "--model", help="Bundled model; default: paper where it is bundled and a GPU is there, else fast."
-            ),
+            click.option("--model", help="Bundled model: fast (default) or paper."),
             click.option(
                 "--weights", type=click.Path(path_type=pathlib.Path), help="A weights file of your own instead."
             ),

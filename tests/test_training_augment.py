@@ -26,7 +26,7 @@ def test_geometry_moves_image_and_label_together(make_fields: Callable[..., torc
     labels[:, 10:90, 10:110] = 0
     labels[:, 30:60, 40:80] = 1
     images = torch.where(labels[:, None] == 1, 200, 50).to(torch.uint8).repeat(1, 3, 1, 1)
-    fields = make_fields(torch.tensor([[80.0, 100.0]] * 4), (100, 120), (64, 48))
+    fields = make_fields(torch.tensor([[80.0, 100.0]] * 4), (100, 120), replace(TINY, crop=(64, 48)))
     warped, marks = geometry(images, labels, fields)
     assert warped.shape == (4, 3, 64, 48)
     assert set(marks.unique().tolist()) <= {0, 1, IGNORE}
@@ -38,11 +38,22 @@ def test_geometry_moves_image_and_label_together(make_fields: Callable[..., torc
 @pytest.mark.parametrize("make_fields", [crop_fields, paper_fields])
 def test_no_crop_is_mirrored(make_fields: Callable[..., torch.Tensor]) -> None:
     torch.manual_seed(0)
-    fields = make_fields(torch.tensor([[100.0, 100.0]] * 50), (100, 100), (32, 32))
+    fields = make_fields(torch.tensor([[100.0, 100.0]] * 50), (100, 100), replace(TINY, crop=(32, 32)))
     right = (fields[:, 16, 31] - fields[:, 16, 0]).double()
     down = (fields[:, 31, 16] - fields[:, 0, 16]).double()
     assert (right[:, 0] * down[:, 1] - right[:, 1] * down[:, 0] > 0).all()  # the handedness stays
     assert (right[:, 0] > 0).all()
+
+
+def test_the_recipe_says_how_far_organs_are_enlarged() -> None:
+    """The width of a crop on the slice is its width in pixels, divided by the factor."""
+    torch.manual_seed(0)
+    recipe = replace(TINY, crop=(32, 32), scale=(2.0, 3.0))
+    fields = crop_fields(torch.tensor([[400.0, 400.0]] * 200), (400, 400), recipe)
+    across = (fields[:, 16, 31] - fields[:, 16, 0]) * 400 / 2  # pixels of the slice
+    factors = 31 / across.norm(dim=1)
+    assert 1.9 < factors.quantile(0.25) < factors.quantile(0.75) < 3.2
+    assert factors.quantile(0.75) - factors.quantile(0.25) > 0.3
 
 
 def test_intensity_keeps_the_range_and_the_air() -> None:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# paper.sh DATA: train the paper's network in two parts, the second from the first; run it again to go on.
+# paper.sh DATA: train the paper's network in three parts, each from the one before; run it again to go on.
 #
 # It takes what CPU time nothing else wants: the idle scheduling class, the lowest priority of its own scheduling group
 # (without that, Linux gives a background session its full share), one thread per process and short spinning. SIGTERM
@@ -7,7 +7,7 @@
 set -eu
 data=$1
 PYTHON=${PYTHON:-python3}
-phantoms=cache/phantoms coarse=runs/paper_coarse fine=runs/paper_fine
+phantoms=cache/phantoms coarse=runs/paper_coarse fine=runs/paper_fine wide=runs/paper_wide
 hold_out="btcv_0009 btcv_0026 btcv_0039 hcc015_a hcc015_b rad2022_a rad2022_b pancb001 tcga_ay4070a"
 processes=${PROCESSES:-$(nproc)} # before the next line, which nproc would obey
 export OMP_NUM_THREADS=1 GOMP_SPINCOUNT=6000
@@ -32,6 +32,7 @@ for seed in 11 12 13 14 15 16; do
 done
 
 [ -e $coarse/last.pt ] || "$PYTHON" -m training grow fast --recipe paper_coarse --to $coarse
-# The first part is over once the second has begun; to train it longer, remove the second.
-[ -e $fine ] || part paper_coarse $coarse "${COARSE_MINUTES:-60}"
-part paper_fine $fine "${FINE_MINUTES:-120}" --start-from $coarse
+# A part that has a successor is over; to train it longer, remove the later runs.
+[ -e $fine ] || [ -e $wide ] || part paper_coarse $coarse "${COARSE_MINUTES:-60}"
+[ -e $wide ] || part paper_fine $fine "${FINE_MINUTES:-60}" --start-from $coarse
+part paper_wide $wide "${WIDE_MINUTES:-60}" --start-from $fine

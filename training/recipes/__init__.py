@@ -22,6 +22,7 @@ class Recipe:
         window_hu: Hounsfield window mapped to the input range.
         augmentation: `strong` (ours) or `paper`.
         crop: height and width of the training crop, pixels of the grid.
+        scale: least and largest factor by which `strong` augmentation enlarges what it crops.
         batch: crops a step.
         steps: optimisation steps.
         epochs: passes over all training slices; where given, they decide the steps.
@@ -51,6 +52,7 @@ class Recipe:
     window_hu: tuple[float, float] = (-125.0, 275.0)
     augmentation: Literal["strong", "paper"] = "strong"
     crop: tuple[int, int] = (192, 192)
+    scale: tuple[float, float] = (0.7, 1.4)
     batch: int = 8
     steps: int = 3000
     epochs: int | None = None
