@@ -81,7 +81,7 @@ compare: $(VENV)/.dev  ## the paper's comparison on DATA: each network trained f
 
 train-paper: $(VENV)/.dev  ## train the paper's network on DATA, in the background's spare time; again to go on
 	test -d cache/data || $(BIN)/python $(DATA)/unpack.py cache/data
-	PYTHON=$(BIN)/python sh training/paper.sh cache/data
+	PYTHON=$(BIN)/python sh training/paper.sh cache/data $(QUICK) $(SECOND)
 
 bench: $(VENV)/.dev  ## start-up, reading and writing, inference on a CPU, memory, growth; reports/bench
 	$(BIN)/python -m benchmarks reports/bench $(if $(SCAN),--scan $(SCAN))

@@ -1,14 +1,16 @@
 #!/bin/sh
-# paper.sh DATA: train the paper's network in three parts, each from the one before; run it again to go on.
+# paper.sh DATA CASE ...: train the paper's network on all but these cases, in three parts, each from the one before;
+# run it again to go on.
 #
 # It takes what CPU time nothing else wants: the idle scheduling class, the lowest priority of its own scheduling group
 # (without that, Linux gives a background session its full share), one thread per process and short spinning. SIGTERM
 # saves the checkpoint.
 set -eu
 data=$1
+shift
+hold_out=$*
 PYTHON=${PYTHON:-python3}
 phantoms=cache/phantoms coarse=runs/paper_coarse fine=runs/paper_fine wide=runs/paper_wide
-hold_out="btcv_0009 btcv_0026 btcv_0039 hcc015_a hcc015_b rad2022_a rad2022_b pancb001 tcga_ay4070a"
 processes=${PROCESSES:-$(nproc)} # before the next line, which nproc would obey
 export OMP_NUM_THREADS=1 GOMP_SPINCOUNT=6000
 worker='if [ -w /proc/self/autogroup ]; then echo 19 > /proc/self/autogroup; fi; exec "$0" -m training "$@"'

@@ -23,7 +23,7 @@ class Recipe:
         augmentation: `strong` (ours) or `paper`.
         crop: height and width of the training crop, pixels of the grid.
         scale: least and largest factor by which `strong` augmentation enlarges what it crops.
-        batch: crops a step.
+        batch: crops per step.
         steps: optimisation steps.
         epochs: passes over all training slices; where given, they decide the steps.
         schedule: `cosine` to zero, or the paper's `poly`: (1 - epoch / 1000)^0.9.
