@@ -28,7 +28,7 @@ demo: $(VENV)/.app  ## segment a synthetic CT and print what was found
 	$(BIN)/python tests/run_log_table.py outputs/run_log.jsonl
 
 test: $(VENV)/.dev  ## the whole test suite, a process of one thread per processor
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .

@@ -35,9 +35,9 @@ class Seat:
 
     Attributes:
         actor: its handle.
-        waiting_for: the result of its start, then of its case.
+        waiting_for: the result of its start, then of its case; None while there is nothing to do.
         node: known since it is ready.
-        case: None while it starts.
+        case: None while it starts, or has nothing to do.
     """
 
     actor: Any
@@ -73,11 +73,13 @@ class Driver:
         self.told = self.began
         seats = [self._new_seat() for _ in range(min(self.workers, self.total))]
         while self.done < self.total:
+            for seat in seats:
+                self._give_work(seat)
             by_result = {seat.waiting_for: seat for seat in seats if seat.waiting_for is not None}
             finished, _ = ray.wait(list(by_result), num_returns=1, timeout=PROGRESS_SECONDS)
             for result in finished:
                 self._take(by_result[result], result)
-            self._tell()
+            self._tell(seats)
         for seat in seats:
             ray.kill(seat.actor)
 
@@ -85,8 +87,18 @@ class Driver:
         actor = start_worker(self.work, self.needs)
         return Seat(actor, actor.ready.remote())
 
+    def _give_work(self, seat: Seat) -> None:
+        """Give the next case to a worker that has none.
+
+        One that found the queue empty is asked again: a case whose node was lost comes back to the queue, and this
+        worker may hold the only room that is left.
+        """
+        if seat.waiting_for is None and self.queue:
+            seat.case = self.queue.popleft()
+            seat.waiting_for = seat.actor.do.remote(seat.case)
+
     def _take(self, seat: Seat, result: Any) -> None:  # noqa: ANN401 (an object reference)
-        """Take what came of a worker's start or case, and give it something to do."""
+        """Take what came of a worker's start or case."""
         try:
             found = ray.get(result)
         except RayActorError as error:
@@ -103,8 +115,7 @@ class Driver:
                 seat.node = found
             else:
                 self._record(found)
-        seat.case = self.queue.popleft() if self.queue else None
-        seat.waiting_for = seat.actor.do.remote(seat.case) if seat.case else None
+        seat.case = seat.waiting_for = None
 
     def _worker_ended(self, seat: Seat, error: RayActorError) -> None:
         """Put its case back or give it up, and fill the seat."""
@@ -140,10 +151,14 @@ class Driver:
         self.done += 1
         self.on_record(record)
 
-    def _tell(self) -> None:
-        """Say now and then how far it is."""
+    def _tell(self, seats: Iterable[Seat]) -> None:
+        """Say now and then how far it is, or what it waits for."""
         now = time.monotonic()
-        if self.done and (now - self.told >= PROGRESS_SECONDS or self.done == self.total):
+        is_time = now - self.told >= PROGRESS_SECONDS
+        if is_time and all(seat.node is None for seat in seats):
+            self.told = now
+            log.warning("no worker has started: waiting for a node with room for %s", self.needs)
+        elif self.done and (is_time or self.done == self.total):
             self.told = now
             per_minute = 60 * self.done / (now - self.began)
             left = (self.total - self.done) / per_minute

@@ -57,6 +57,10 @@ class Needs:
     gpus: float = 0
     memory_mib: int = 1500
 
+    def __str__(self) -> str:
+        gpus = f"{self.gpus:g} GPU, " if self.gpus else ""
+        return f"{self.cpus:g} CPU, {gpus}{self.memory_mib} MiB"
+
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class Worker:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -118,6 +118,71 @@ def test_masks_survive_nodes_and_processes_that_die(
         assert (tmp_path / mask).read_bytes() == (plain / mask).read_bytes()
     assert sorted(path.name for path in tmp_path.glob("*.failed.json")) == ["killer.failed.json", "raiser.failed.json"]
     assert not (tmp_path / "killer.nii.gz").exists()
+
+
+class Lingering:
+    """One case waits until the other has begun on its own node; that one never ends on the first node it meets."""
+
+    def __init__(self, begun: pathlib.Path) -> None:
+        self.begun = begun
+
+    def load(self) -> None:
+        return None
+
+    def do(self, loaded: None, case: Case) -> CaseRecord:
+        if case.name == "p01" and not self.begun.exists():
+            partial = self.begun.with_suffix(".partial")
+            partial.write_text(ray.get_runtime_context().get_node_id())
+            partial.rename(self.begun)
+            time.sleep(600)
+        while not self.begun.exists():
+            time.sleep(0.05)
+        return CaseRecord(case.name, "done")
+
+
+def test_a_lost_node_s_case_goes_to_a_worker_that_had_run_out_of_work(
+    cluster: Cluster, scans: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """The only room left is that worker's: a new one could never start."""
+    records: list[CaseRecord] = []
+    driver = Driver(Lingering(tmp_path / "begun"), Needs(cpus=1, memory_mib=100), 2, records.append)
+    cases = [case for case in find_cases(scans, tmp_path) if case.name in ("p00", "p01")]
+    run = threading.Thread(target=driver.run, args=(cases,), daemon=True)
+    run.start()
+    wait_until(lambda: [record.case for record in records] == ["p00"])
+    (lost,) = (node for node in cluster.worker_nodes if node.node_id == (tmp_path / "begun").read_text())
+    cluster.remove_node(lost, allow_graceful=False)
+    run.join(120)
+    assert [(record.case, record.status) for record in records] == [("p00", "done"), ("p01", "done")]
+    assert driver.lost == {"p01": 1}
+
+
+def test_a_driver_without_room_says_what_it_waits_for(
+    cluster: Cluster,
+    scans: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("cluster.driver.PROGRESS_SECONDS", 0.5)
+    records: list[CaseRecord] = []
+    (tmp_path / "begun").touch()
+    driver = Driver(Lingering(tmp_path / "begun"), Needs(cpus=3, memory_mib=100), 1, records.append)
+    case = next(iter(find_cases(scans, tmp_path)))
+    run = threading.Thread(target=driver.run, args=([case],), daemon=True)
+    run.start()
+    wait_until(lambda: "no worker has started: waiting for a node with room for 3 CPU, 100 MiB" in caplog.text)
+    cluster.add_node(num_cpus=3, memory=GIB, object_store_memory=80 << 20)
+    run.join(120)
+    assert [record.status for record in records] == ["done"]
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    for _ in range(1200):
+        if happened():
+            return
+        time.sleep(0.1)
+    raise AssertionError("two minutes have passed")
 
 
 def busy_workers() -> list[int]:
