@@ -18,7 +18,7 @@ from app.inference.predictor import CPU_INFO, best_dtype
 from benchmarks.growth import one_scan, over_cases, over_slices, plot
 from benchmarks.levers import levers
 from benchmarks.levers import table as levers_table
-from benchmarks.processes import SHAPE, in_turn, long_scan, middle_scan, phantom_scan, random_paper, turned_scan
+from benchmarks.processes import SHAPE, in_turn, long_scan, middle_scan, phantom_scan, turned_scan
 from benchmarks.reading import reading
 from benchmarks.reading import table as reading_table
 from benchmarks.start_up import start_up
@@ -39,13 +39,13 @@ def inference(scan: pathlib.Path, folder: pathlib.Path, rounds: int) -> dict[str
     """Whole processes, ours and the plain way: `fast` on 512 x 512 x 100, the paper's network a slice."""
     masks = folder / "masks"
     masks.mkdir(exist_ok=True)
-    paper, few, more = random_paper(folder), middle_scan(folder, 1), middle_scan(folder, 1 + PAPER_SLICES)
+    few, more = middle_scan(folder, 1), middle_scan(folder, 1 + PAPER_SLICES)
     plain, ours = ["-m", "benchmarks.plain"], ["-m", "app"]
     commands = [[*ours, str(scan), str(masks), "--device", "cpu", "--model", "fast"]]
     commands += [[*plain, str(scan), str(masks / "plain.nii.gz"), "fast"]]
     for volume in (few, more):
-        commands += [[*ours, str(volume), str(masks), "--device", "cpu", "--weights", str(paper)]]
-        commands += [[*plain, str(volume), str(masks / "plain.nii.gz"), str(paper)]]
+        commands += [[*ours, str(volume), str(masks), "--device", "cpu", "--model", "paper"]]
+        commands += [[*plain, str(volume), str(masks / "plain.nii.gz"), "paper"]]
     fast, plain_fast, few_ours, few_plain, more_ours, more_plain = in_turn(commands, rounds)
     ours_slice, plain_slice = (
         (b.seconds - a.seconds) / PAPER_SLICES for a, b in ((few_ours, more_ours), (few_plain, more_plain))
@@ -83,7 +83,7 @@ def summary(found: dict[str, Any]) -> str:
         f"{run['speed_up_over_plain_fast']:.1f} |",
         f"| | | the paper's network, plain, extrapolated from {PAPER_SLICES + 1} slices: "
         f"{run['plain_paper_seconds_extrapolated']:.0f} s | {run['speed_up_over_plain_paper']:.1f} |",
-        f"| the paper's network, per slice (random weights, none skipped) | {run['paper_seconds_per_slice']:.2f} s | "
+        f"| the paper's network, per slice (none skipped) | {run['paper_seconds_per_slice']:.2f} s | "
         f"plain: {run['plain_paper_seconds_per_slice']:.2f} s | {run['paper_speed_up_per_slice']:.1f} |",
         "",
         "Start-up by stage: " + ", ".join(f"{stage} {s:.2f} s" for stage, s in start["stages_s"].items()) + ".",

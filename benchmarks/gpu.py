@@ -1,7 +1,6 @@
 """python -m benchmarks.gpu OUT [--scan SCAN]: time, throughput and memory on an NVIDIA GPU; JSON and a table.
 
-On 512 x 512 x 100 voxels of 0.8 x 0.8 x 3 mm, for `fast` and for `paper` (random weights where none are bundled, which
-cost the same).
+On 512 x 512 x 100 voxels of 0.8 x 0.8 x 3 mm, for `fast` and for `paper`.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.checkpoint import bundled_models, find_model, load_checkpoint
+from app.checkpoint import find_model, load_checkpoint
 from app.gpu_memory import MIB, MemorySampler, nvml_reader, peak_flare2021
 from app.inference.grid import network_grid
 from app.inference.predictor import Model, load_onto
 from app.organs import ORGANS
 from app.segmenter import MODEL_SUFFIX, Segmenter
-from benchmarks.processes import SHAPE, SPACING_MM, phantom_scan, random_paper, run_fresh
+from benchmarks.processes import SHAPE, SPACING_MM, phantom_scan, run_fresh
 from evaluation.overlap import dice
 
 BATCHES = (1, 2, 4, 8, 16)
@@ -201,12 +200,10 @@ def main() -> None:
         parser.exit(2, "no usable NVIDIA GPU; `python -m benchmarks OUT` measures a CPU\n")
     args.out.mkdir(parents=True, exist_ok=True)
     scan, card = phantom_scan(args.scratch), torch.cuda.get_device_properties(0)
-    paper = "paper" if "paper" in bundled_models() else str(random_paper(args.scratch))
-    names = {"fast": "fast", "paper": paper}
     found: dict[str, Any] = {
         "device": card.name,
         "torch": torch.__version__,
-        "models": {short: measure(name, scan, args.scan, str(card.uuid)) for short, name in names.items()},
+        "models": {name: measure(name, scan, args.scan, str(card.uuid)) for name in ("fast", "paper")},
         "matrix_peak_tflops": matrix_peak_tflops(torch.device("cuda"), torch.float16),
     }
     (args.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -1,19 +1,18 @@
 """The plain way, to compare with: python -m benchmarks.plain SCAN MASK MODEL.
 
 nibabel reads the whole volume, the network runs in eager float32 as trained, one full slice at a time, argmax, nibabel
-writes. MODEL is a bundled model's name or a weights file.
+writes. MODEL is a bundled model's name.
 """
 
 from __future__ import annotations
 
-import pathlib
 import sys
 
 import nibabel as nib
 import numpy as np
 import torch
 
-from app.checkpoint import bundled_models, find_model, load_checkpoint
+from app.checkpoint import find_model, load_checkpoint
 from app.inference.components import keep_largest
 from app.inference.grid import network_grid, to_scan
 from app.inference.plan import neighbour_rows, neighbour_step
@@ -24,7 +23,7 @@ from app.volumes import Geometry
 @torch.inference_mode()
 def main(scan: str, mask: str, model: str) -> None:
     """Segment one scan."""
-    checkpoint = load_checkpoint(find_model(model) if model in bundled_models() else [pathlib.Path(model)])
+    checkpoint = load_checkpoint(find_model(model))
     config, network = checkpoint.config, checkpoint.network
     image = nib.load(scan)
     voxels = image.get_fdata()

@@ -11,14 +11,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from unittest.mock import patch
 
 import nibabel as nib
 import numpy as np
 from isal import igzip
 
-from app import checkpoint
-from app.checkpoint import ModelConfig
 from tests.phantom import make_phantom
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -93,19 +90,6 @@ def middle_scan(folder: pathlib.Path, depth: int) -> pathlib.Path:
         image = np.asarray(nib.load(phantom_scan(folder)).dataobj)
         first = SHAPE[2] // 2 - depth // 2
         write_scan(path, image, SPACING_MM, range(first, first + depth))
-    return path
-
-
-def random_paper(folder: pathlib.Path) -> pathlib.Path:
-    """The paper's network with random weights, which cost what trained ones cost, and find liver in every slice."""
-    path = folder / "paper" / "paper.safetensors"
-    if not path.exists():
-        config = ModelConfig("paper", "random", 48, 5, 3, 512, 256, (-125.0, 275.0), None, None, "nothing")
-        state = config.build().state_dict()
-        state["ocr_head.classify.weight"].zero_()  # else its logits could be larger than the liver's
-        state["ocr_head.classify.bias"][1] = 1.0
-        with patch.object(checkpoint, "SHARD_BYTES", 1 << 40):
-            checkpoint.save_checkpoint(config, state, path.parent)
     return path
 
 

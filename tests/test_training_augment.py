@@ -13,7 +13,7 @@ import torch
 
 from app.organs import IGNORE
 from tests.tiny import TINY
-from training.augment import augment, crop_fields, geometry, intensity, paper_fields
+from training.augment import augment, crop_fields, geometry, intensity, lens, paper_fields
 from training.cache import CachedCase
 from training.photometric import bgr_to_hsv, hsv_to_bgr, photometric_distortion
 from training.sampling import SliceSampler
@@ -54,6 +54,23 @@ def test_the_recipe_says_how_far_organs_are_enlarged() -> None:
     factors = 31 / across.norm(dim=1)
     assert 1.9 < factors.quantile(0.25) < factors.quantile(0.75) < 3.2
     assert factors.quantile(0.75) - factors.quantile(0.25) > 0.3
+
+
+@pytest.mark.parametrize("power", [0.6, 0.25, -0.4])
+def test_a_lens_enlarges_about_its_middle_and_folds_nothing(power: float) -> None:
+    rows, columns = torch.meshgrid(torch.arange(201.0), torch.arange(181.0), indexing="ij")
+    points = torch.stack([columns, rows], dim=2)[None].repeat(2, 1, 1, 1)
+    middle, radius = torch.tensor([[90.0, 100.0]] * 2), torch.tensor([60.0, 80.0])
+    bent = lens(points, middle, radius, torch.tensor([power, 0.0]))
+    assert torch.equal(bent[1], points[1])
+    assert torch.equal(bent[0, 100, 90], middle[0])
+    assert bent[0, 100, 91, 0] - 90 == pytest.approx(
+        1 - power, abs=0.01
+    )  # so many pixels of the slice for one of the crop
+    far = (points[0] - middle[0]).norm(dim=2) >= 60
+    assert torch.equal(bent[0][far], points[0][far])
+    across, down = bent[0].diff(dim=1)[:-1], bent[0].diff(dim=0)[:, :-1]
+    assert (across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0] > 0).all()
 
 
 def test_intensity_keeps_the_range_and_the_air() -> None:

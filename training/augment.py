@@ -16,6 +16,7 @@ from training.recipes import Recipe
 ROTATION_DEG = 20.0
 PAPER_ROTATION_DEG, PAPER_SCALE, PAPER_SHIFT, PAPER_SHARE = 45.0, (0.9, 1.1), 0.0625, 0.5  # albumentations' defaults
 ELASTIC_SHARE, ELASTIC_KNOTS, ELASTIC_PIXELS = 0.5, 6, 7.0  # pixels: the standard deviation at a knot
+LENS_SHARE, LENS_RADIUS, LENS_POWER = 0.5, (40.0, 110.0), (-0.4, 0.6)  # radius in pixels
 GAMMA = (0.7, 1.45)
 SHIFT = 0.10  # of the input range, 40 HU in a window of 400
 CONTRAST = (0.75, 1.3)
@@ -49,7 +50,28 @@ def crop_fields(sizes: Tensor, canvas: tuple[int, int], recipe: Recipe) -> Tenso
     knots = torch.randn(n, 2, ELASTIC_KNOTS, ELASTIC_KNOTS, device=device) * ELASTIC_PIXELS
     bend = functional.interpolate(knots, size=crop, mode="bicubic", align_corners=True)
     bend = bend * _chosen(n, ELASTIC_SHARE, device)[:, None, None, None]
-    return fields + bend.movedim(1, 3) * 2 / torch.tensor([canvas[1], canvas[0]], device=device)
+    half = torch.tensor([canvas[1], canvas[0]], device=device) / 2
+    bent = fields * half + bend.movedim(1, 3)  # in pixels from the middle of the canvas
+    power = _uniform(n, *LENS_POWER, device) * _chosen(n, LENS_SHARE, device)
+    rows, columns = (torch.randint(side, (n,), device=device) for side in crop)
+    middle = bent[torch.arange(n, device=device), rows, columns]
+    return lens(bent, middle, _uniform(n, *LENS_RADIUS, device), power) / half
+
+
+def lens(points: Tensor, middle: Tensor, radius: Tensor, power: Tensor) -> Tensor:
+    """Sampling points as through a lens: what lies about its middle grows 1 / (1 - power) times, and pushes the rest.
+
+    So an organ becomes as large as few patients have it, with its neighbours where such an organ pushes them.
+
+    Args:
+        points: (N, H, W, 2), in pixels.
+        middle: (N, 2).
+        radius: (N); farther off nothing changes.
+        power: (N), -1 < power < 1; what is less than 0 shrinks.
+    """
+    arm = points - middle[:, None, None]
+    near = (1 - arm.square().sum(3, keepdim=True) / radius[:, None, None, None] ** 2).clamp_min(0)
+    return points - power[:, None, None, None] * near.square() * arm
 
 
 def similarity_fields(
