@@ -16,7 +16,7 @@ from training.recipes import Recipe
 ROTATION_DEG = 20.0
 PAPER_ROTATION_DEG, PAPER_SCALE, PAPER_SHIFT, PAPER_SHARE = 45.0, (0.9, 1.1), 0.0625, 0.5  # albumentations' defaults
 ELASTIC_SHARE, ELASTIC_KNOTS, ELASTIC_PIXELS = 0.5, 6, 7.0  # pixels: the standard deviation at a knot
-LENS_SHARE, LENS_RADIUS, LENS_POWER = 0.5, (40.0, 110.0), (-0.4, 0.6)  # radius in pixels
+LENS_SHARE, LENS_RADIUS, LENS_POWER = 0.5, (0.21, 0.57), (-0.4, 0.6)  # radius as a share of the crop's height
 GAMMA = (0.7, 1.45)
 SHIFT = 0.10  # of the input range, 40 HU in a window of 400
 CONTRAST = (0.75, 1.3)
@@ -55,7 +55,8 @@ def crop_fields(sizes: Tensor, canvas: tuple[int, int], recipe: Recipe) -> Tenso
     power = _uniform(n, *LENS_POWER, device) * _chosen(n, LENS_SHARE, device)
     rows, columns = (torch.randint(side, (n,), device=device) for side in crop)
     middle = bent[torch.arange(n, device=device), rows, columns]
-    return lens(bent, middle, _uniform(n, *LENS_RADIUS, device), power) / half
+    radius = crop[0] * _uniform(n, *LENS_RADIUS, device)
+    return lens(bent, middle, radius, power) / half
 
 
 def lens(points: Tensor, middle: Tensor, radius: Tensor, power: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ RECIPE = Recipe(
     neighbour_mm=5.0,
     channels_in=7,
     crop=(192, 256),
+    scale=(0.7, 1.6),
     batch=8,
     steps=4000,
     warmup_steps=200,
