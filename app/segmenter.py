@@ -26,13 +26,13 @@ from .volumes import Slices, Volume, open_volume
 
 log = logging.getLogger(__package__)
 
-DEFAULT_MODEL = "fast"  # as accurate as `paper` over the scans kept apart, and several times as fast
+DEFAULT_MODEL = "fast"  # no less accurate than `paper` over the scans kept apart, and several times as fast
 MODEL_SUFFIX = ".safetensors"
 # Larger organs than these are hardly ever seen: polycystic livers and kidneys, the spleens of leukaemia.
 LARGEST_ML = {Organ.LIVER: 8000, Organ.KIDNEYS: 4000, Organ.SPLEEN: 6000, Organ.PANCREAS: 500}
 
 # Below these the network's own confidence says that an organ should be looked at, by model. Chosen where
-# `make confidence` shows that scans below are worse; livers and spleens that a flag could find were not among them.
+# `make confidence` showed that scans below are worse; livers and spleens that a flag could find were not among them.
 CHECK_BELOW = {"fast": {Organ.KIDNEYS: 0.95, Organ.PANCREAS: 0.89}}
 
 
