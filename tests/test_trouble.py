@@ -173,7 +173,7 @@ def test_an_organ_larger_than_any_known_is_doubted(tmp_path: pathlib.Path, caplo
     write_phantom(tmp_path / "a.nii.gz", None, (64, 64, 14), (4.0, 4.0, 18.0), seed=3)
     image = nib.load(tmp_path / "a.nii.gz")
     affine = image.affine.copy()
-    affine[:3, 2] *= 12  # 18 mm became 216
+    affine[:3, :3] *= (1.5, 1.5, 12)  # 4 x 4 x 18 mm became 6 x 6 x 216
     save(tmp_path / "b.nii.gz", np.asarray(image.dataobj), affine)
     with caplog.at_level(logging.WARNING, logger="app"):
         Segmenter.load("fast", "cpu").segment(tmp_path / "b.nii.gz")
