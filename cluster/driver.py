@@ -157,7 +157,7 @@ class Driver:
         is_time = now - self.told >= PROGRESS_SECONDS
         if is_time and all(seat.node is None for seat in seats):
             self.told = now
-            log.warning("no worker has started: waiting for a node with room for %s", self.needs)
+            log.warning("no worker is running: waiting for a node with room for %s", self.needs)
         elif self.done and (is_time or self.done == self.total):
             self.told = now
             per_minute = 60 * self.done / (now - self.began)

@@ -171,7 +171,7 @@ def test_a_driver_without_room_says_what_it_waits_for(
     case = next(iter(find_cases(scans, tmp_path)))
     run = threading.Thread(target=driver.run, args=([case],), daemon=True)
     run.start()
-    wait_until(lambda: "no worker has started: waiting for a node with room for 3 CPU, 100 MiB" in caplog.text)
+    wait_until(lambda: "no worker is running: waiting for a node with room for 3 CPU, 100 MiB" in caplog.text)
     cluster.add_node(num_cpus=3, memory=GIB, object_store_memory=80 << 20)
     run.join(120)
     assert [record.status for record in records] == ["done"]
