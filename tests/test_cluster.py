@@ -18,6 +18,7 @@ import pytest
 from app.cases import Case, check_output, find_cases
 from app.options import ModelChoice
 from app.run_log import CaseRecord, append
+from app.whole_file import whole_file
 from tests.conftest import ROOT
 from tests.phantom import write_phantom
 
@@ -91,12 +92,10 @@ def test_masks_survive_nodes_and_processes_that_die(
     driver = Driver(Deadly(choice), Needs(cpus=1, memory_mib=1000), 2, on_record)
 
     def trouble() -> None:
-        while len(records) < 8:
-            time.sleep(0.05)
+        wait_until(lambda: len(records) >= 8)
         workers = [process for process in busy_workers() if process != os.getpid()]
         os.kill(workers[0], signal.SIGKILL)
-        while len(records) < 25:
-            time.sleep(0.05)
+        wait_until(lambda: len(records) >= 25)
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
 
     check_output(tmp_path)
@@ -131,9 +130,8 @@ class Lingering:
 
     def do(self, loaded: None, case: Case) -> CaseRecord:
         if case.name == "p01" and not self.begun.exists():
-            partial = self.begun.with_suffix(".partial")
-            partial.write_text(ray.get_runtime_context().get_node_id())
-            partial.rename(self.begun)
+            with whole_file(self.begun) as stream:
+                stream.write(ray.get_runtime_context().get_node_id().encode())
             time.sleep(600)
         while not self.begun.exists():
             time.sleep(0.05)
@@ -178,10 +176,10 @@ def test_a_driver_without_room_says_what_it_waits_for(
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
-    for _ in range(1200):
+    for _ in range(2400):
         if happened():
             return
-        time.sleep(0.1)
+        time.sleep(0.05)
     raise AssertionError("two minutes have passed")
 
 
