@@ -182,7 +182,12 @@ def test_the_index_lists_sorts_and_says_what_failed(
     names = page.locator("tbody tr td:first-child")
     assert [text.strip() for text in names.all_inner_texts()] == ["a", "b & <c>", "damaged"]
     assert page.locator("img").count() == 2
-    page.wait_for_function("[...document.images].every((image) => image.naturalWidth > 500)")
+    for picture in page.locator(
+        "img"
+    ).all():  # not wait_for_function, whose polling evaluates text: the page forbids it
+        picture.scroll_into_view_if_needed()
+        picture.evaluate("(image) => image.complete || new Promise((done) => (image.onload = done))")
+        assert picture.evaluate("(image) => image.naturalWidth") > 500
     assert "damaged.nii.gz" in page.locator("tbody tr").nth(2).inner_text()
     page.get_by_role("button", name="case").focus()
     page.keyboard.press("Enter")
