@@ -20,7 +20,7 @@ from .checkpoint import find_model, load_checkpoint
 from .inference.components import keep_largest
 from .inference.grid import network_grid
 from .inference.labelling import Findings, OnSlice, Witness, label_slices
-from .inference.predictor import Model, NetworkPredictor, choose_device, load_onto
+from .inference.predictor import Model, NetworkPredictor, choose_device, load_onto, memory_errors
 from .organs import Organ, organ_voxels
 from .volumes import Slices, Volume, open_volume
 
@@ -141,7 +141,7 @@ class Segmenter:
         geometry = volume.geometry
         grid = network_grid(geometry.shape_zyx[1:], geometry.spacing_zyx_mm[1:], self.model.config.spacing_mm)
         predictor = NetworkPredictor(self.model, grid, self.batch_size)
-        with contextlib.closing(slices):
+        with contextlib.closing(slices), memory_errors(self.model.device, grid):
             mask = np.zeros(geometry.shape, np.uint8, order="F")
             findings = label_slices(
                 predictor, slices, geometry.spacing_zyx_mm, geometry.orient(mask), on_slice, witness=witness

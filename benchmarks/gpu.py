@@ -147,26 +147,31 @@ def precision(name: str, scan: pathlib.Path, device: torch.device, dtype: torch.
     return {"differing_share": float(np.mean(single != half)), **agreement}
 
 
-def measure(name: str, scan: pathlib.Path, real: pathlib.Path | None, uuid: str) -> dict[str, Any]:
-    """Everything about one model; fresh processes first, while this one holds no memory of the card."""
-    fresh = [fresh_process(name, scan, "cuda", uuid) for _ in range(ROUNDS)]
-    stages = start_up_stages(name)
+def processes(name: str, scan: pathlib.Path, uuid: str) -> dict[str, Any]:
+    """One model in fresh processes; to be measured while this process holds no memory of the card."""
+    return {
+        "fresh_process": [fresh_process(name, scan, "cuda", uuid) for _ in range(ROUNDS)],
+        "start_up_stages_s": start_up_stages(name),
+    }
+
+
+def network(name: str, scan: pathlib.Path) -> dict[str, Any]:
+    """One model's network in this process: speed, memory, precision."""
     device = torch.device("cuda")
     model = load(name, device)
     grid = network_grid(SHAPE[:2], SPACING_MM[:2], model.config.spacing_mm)
     return {
         "grid": grid,
-        "fresh_process": fresh,
-        "start_up_stages_s": stages,
         "steady_state": steady_state(model, grid, BATCHES, REPEATS),
-        "precision": precision(name, real or scan, device, torch.float16),
+        "precision": precision(name, scan, device, torch.float16),
     }
 
 
 def table(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [
-        f"{found['device']}, torch {found['torch']}; fp16 matrix product {found['matrix_peak_tflops']:.0f} TFLOP/s",
+        f"{found['device']}, torch {found['torch']}; fp16 matrix product {found['matrix_peak_tflops']:.0f} TFLOP/s; "
+        f"{found['gpu_idle_mib']} MiB in use before",
         "",
         "| model | batch | slices/s | TFLOP/s | of the matrix peak | allocated MiB | reserved MiB |",
         "|---" * 7 + "|",
@@ -200,10 +205,15 @@ def main() -> None:
         parser.exit(2, "no usable NVIDIA GPU; `python -m benchmarks OUT` measures a CPU\n")
     args.out.mkdir(parents=True, exist_ok=True)
     scan, card = phantom_scan(args.scratch), torch.cuda.get_device_properties(0)
+    uuid, names = str(card.uuid), ("fast", "paper")
+    with nvml_reader(uuid) as read_used_mib:
+        idle_mib = read_used_mib() if read_used_mib else None
+    alone = {name: processes(name, scan, uuid) for name in names}
     found: dict[str, Any] = {
         "device": card.name,
         "torch": torch.__version__,
-        "models": {name: measure(name, scan, args.scan, str(card.uuid)) for name in ("fast", "paper")},
+        "gpu_idle_mib": idle_mib,
+        "models": {name: alone[name] | network(name, args.scan or scan) for name in names},
         "matrix_peak_tflops": matrix_peak_tflops(torch.device("cuda"), torch.float16),
     }
     (args.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")

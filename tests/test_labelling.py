@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -216,6 +216,11 @@ def test_batch_size_follows_the_free_memory() -> None:
     assert chosen[0] == 1
     assert chosen[-1] == 4
     assert chosen == sorted(chosen)
+    paper = replace(CONFIG, width=48, ocr_channels=512, key_channels=256)
+    fast = replace(CONFIG, width=18, ocr_channels=128, key_channels=64)
+    for config, grid, expected in ((paper, (512, 512), 2), (paper, (1024, 1024), 1), (fast, (288, 288), 8)):
+        on_gpu = Model(config, nn.Identity(), torch.device("cuda"), torch.float16)
+        assert choose_batch_size(on_gpu, grid, 80 << 30) == expected  # room enough, but little is taken of it
 
 
 def test_precisions_of_the_cpu_agree() -> None:

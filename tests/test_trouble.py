@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib
+import itertools
 import json
 import logging
 import os
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from app import Segmenter, host
@@ -89,6 +92,32 @@ def test_a_slice_that_cannot_fit_into_memory_is_refused_before_the_system_ends_t
     assert result.exit_code == 1
     (record,) = map(json.loads, (tmp_path / "out" / "run_log.jsonl").read_text().splitlines())
     assert record["error"].startswith("cpu: not enough memory for a slice of 64 x 64; free memory")
+
+
+@pytest.mark.parametrize("place", ["labelling.to_scan", "predictor.windowed_slice", "predictor.network_input"])
+def test_memory_that_runs_out_beside_the_network_is_one_clear_line_and_the_next_case_goes_on(
+    place: str,
+    phantom_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_weights: pathlib.Path,
+    tmp_path: pathlib.Path,
+) -> None:
+    for name in "ab":
+        shutil.copy(phantom_path, tmp_path / f"{name}_0000.nii.gz")
+    module, name = f"app.inference.{place}".rsplit(".", 1)
+    real, calls = getattr(importlib.import_module(module), name), itertools.count()
+
+    def full_at_first(*arguments: object) -> object:
+        if next(calls) == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 18.00 MiB. GPU 0 has a total capacity")
+        return real(*arguments)
+
+    monkeypatch.setattr(f"{module}.{name}", full_at_first)
+    arguments = [str(tmp_path), str(tmp_path / "out"), "--device", "cpu", "--weights", str(tiny_weights)]
+    assert CliRunner().invoke(main, arguments).exit_code == 1
+    one, two = map(json.loads, (tmp_path / "out" / "run_log.jsonl").read_text().splitlines())
+    assert one["error"].startswith("cpu: not enough memory for a slice of 64 x 64; free memory")
+    assert two["status"] == "done"
 
 
 # 2: one outlier voxel decides whether intensities are HU

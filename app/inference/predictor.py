@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,12 @@ from ..host import allowed_cpus, available_memory
 from ..network import LOGITS_STRIDE, fold_batch_norm
 from .preprocess import network_input, windowed_slice
 
-MAX_BATCH = {"cuda": 8, "cpu": 4}  # larger ones cost memory and gain nothing
+MAX_BATCH = {"cuda": 8, "cpu": 4}  # larger ones cost memory and gain little
+# What a batch may take of a GPU. 8 slices of `paper` instead of 2 took 1.7 GiB more on an H100 and were worth half a
+# second per scan; see docs/BENCHMARKS.md.
+GPU_BATCH_BYTES = 500 << 20
+# cuBLAS sets 32 MiB and more aside, for products of matrices that hardly occur here.
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":16:8"
 CPU_INFO = pathlib.Path("/proc/cpuinfo")
 AMX_WIDTH = 32  # a tile's depth for bfloat16
 LEAST_OF_ESTIMATE = 0.2  # of the estimated memory that a slice takes at least, see tests/test_budget.py
@@ -67,6 +74,7 @@ def choose_device(wanted: str) -> torch.device:
     Raises:
         DeviceError: `cuda` was asked for and there is none.
     """
+    os.environ.setdefault(*CUBLAS_WORKSPACE)
     usable = wanted != "cpu" and torch.cuda.is_available()
     if wanted == "cuda" and not usable:
         raise DeviceError(
@@ -115,8 +123,11 @@ def activation_bytes(config: ModelConfig, grid: Sequence[int], dtype: torch.dtyp
 
 
 def choose_batch_size(model: Model, grid: Sequence[int], free_bytes: int) -> int:
-    """As many slices as half of the free memory holds by estimate, at least one, at most 8 (GPU) or 4 (CPU)."""
-    fits = int(free_bytes * FREE_SHARE) // activation_bytes(model.config, grid, model.dtype)
+    """As many slices as half of the free memory, or 500 MiB of a GPU, holds by estimate; 1 to 8 (GPU) or 4 (CPU)."""
+    room = int(free_bytes * FREE_SHARE)
+    if model.device.type == "cuda":
+        room = min(room, GPU_BATCH_BYTES)
+    fits = room // activation_bytes(model.config, grid, model.dtype)
     return min(MAX_BATCH[model.device.type], max(1, fits))
 
 
@@ -190,6 +201,19 @@ def refined_logits(model: Model, images: Tensor) -> Tensor:
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
     raise no_memory(model.device, images.shape[2:])
+
+
+@contextlib.contextmanager
+def memory_errors(device: torch.device, grid: Sequence[int]) -> Iterator[None]:
+    """Whatever runs out of memory inside becomes a `NoMemoryError`, as the network's batches do by themselves."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise no_memory(device, grid) from error
 
 
 def no_memory(device: torch.device, grid: Sequence[int]) -> NoMemoryError:
