@@ -25,7 +25,7 @@ from app.network import HrnetOcrLogits
 from app.organs import IGNORE, Organ
 from tests.conftest import ROOT
 from tests.tiny import CONFIG, TINY
-from training.__main__ import main
+from training.__main__ import main, with_batch
 from training.cache import CachedCase
 from training.engine import Run, learning_rate
 from training.export import export
@@ -162,7 +162,7 @@ def test_a_loss_that_is_no_number_stops(
 def test_the_command_line_names_the_recipes_there_are(tmp_path: pathlib.Path) -> None:
     result = CliRunner().invoke(main, ["train", "none", str(tmp_path), "--data", str(tmp_path)])
     assert result.exit_code == 2
-    recipes = "fast, fast_tune, paper, paper_coarse, paper_fine, paper_ours, paper_tune, paper_wide"
+    recipes = "fast, fast_tune, paper, paper_coarse, paper_ours"
     assert f"no recipe 'none'; there are {recipes}, or give a file.py" in result.output
 
 
@@ -267,6 +267,29 @@ def test_a_run_starts_from_a_bundled_model_as_it_is(
     for network in (run.network, run.average.module):
         for name, tensor in network.state_dict().items():
             assert torch.equal(tensor, bundled.state_dict()[name])  # statistics of batch norm too
+
+
+def test_weights_are_kept_along_a_run_and_average_like_runs(cases: list[CachedCase], tmp_path: pathlib.Path) -> None:
+    run = Run(tmp_path / "run", replace(TINY, steps=4), torch.device("cpu"))
+    sampler = SliceSampler(cases, [1.0, 1.0], run.recipe, seed=0)
+    run.train(sampler, [], None, 0, keep_seconds=1e-9)  # after every step
+    kept = sorted((tmp_path / "run").glob("minute-*"))
+    assert kept  # steps within a tenth of a minute share a folder, the last one has it
+    single = load_checkpoint(export(kept[-1], "one", "1", "phantoms", tmp_path / "weights"))
+    for name, tensor in run.average.module.state_dict().items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(single.network.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+    arguments = tmp_path / "run", "mine", "1", "phantoms", tmp_path / "weights"
+    mean = load_checkpoint(export(*arguments, average_with=[str(kept[-1])]))
+    assert mean.config.version == "1"
+    run.train(sampler, [], None, 0)  # over: nothing more is kept
+    assert sorted((tmp_path / "run").glob("minute-*")) == kept
+
+
+def test_another_batch_changes_the_learning_rate_by_its_root() -> None:
+    recipe = with_batch(TINY, 4 * TINY.batch)
+    assert (recipe.batch, recipe.learning_rate) == (4 * TINY.batch, 2 * TINY.learning_rate)
+    assert with_batch(TINY, TINY.batch) == TINY
 
 
 def test_export_averages_with_the_model_it_started_from_and_other_runs(

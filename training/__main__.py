@@ -57,11 +57,21 @@ def main() -> None:
 @FOLD
 @click.option("--minutes", type=float, help="Train this long instead of the recipe's steps.")
 @click.option(
+    "--batch", type=click.IntRange(min=1), help="Crops per step instead of the recipe's; the learning rate follows."
+)
+@click.option(
     "--validate-minutes",
     "validate_minutes",
     type=float,
     default=15.0,
     help="Between two validations on the held-out cases; 0 for none.",
+)
+@click.option(
+    "--keep-minutes",
+    "keep_minutes",
+    type=float,
+    default=0.0,
+    help="Keep the averaged weights of every so many minutes, in RUN_DIR/minute-*; 0 for none.",
 )
 @click.option("--start-from", "start", metavar="RUN_DIR|MODEL", help="Whose weights to begin with.")
 @CACHE
@@ -74,7 +84,9 @@ def train(
     hold_out: tuple[str, ...],
     fold: int | None,
     minutes: float | None,
+    batch: int | None,
     validate_minutes: float,
+    keep_minutes: float,
     start: str | None,
     cache: pathlib.Path,
     device: str,
@@ -84,6 +96,8 @@ def train(
     With several GPUs or machines: torchrun --nproc-per-node=N -m training train ...; the recipe's batch is divided.
     """
     recipe = find_recipe(recipe_name)
+    if batch:
+        recipe = with_batch(recipe, batch)
     world, rank = join_processes(device)
     weight_of = [read_sampling_weight(entry) for entry in sampling_weights]
     try:
@@ -102,8 +116,10 @@ def train(
         if start and not run.progress.step:
             run.start_from(start)
         share = replace(recipe, batch=max(1, recipe.batch // world))
-        sampler = SliceSampler(training, weights, share, seed=recipe.seed + run.progress.step + rank * RANK_SEED)
-        is_over = run.train(sampler, held_out, minutes and minutes * 60, validate_minutes * 60)
+        seed = recipe.seed + run.progress.step + rank * RANK_SEED
+        sampler = SliceSampler(training, weights, share, seed, run.device)
+        torch.backends.cudnn.benchmark = True  # every batch has the same size
+        is_over = run.train(sampler, held_out, minutes and minutes * 60, validate_minutes * 60, keep_minutes * 60)
     except (DataError, TrainingError) as error:
         sys.exit(f"error: {error}")
     finally:
@@ -150,6 +166,14 @@ def find_recipe(name: str) -> Recipe:
         raise click.UsageError(f"no recipe '{name}'; there are {', '.join(known)}, or give a file.py with a RECIPE")
     bundled: Recipe = importlib.import_module(f"training.recipes.{name}").RECIPE
     return bundled
+
+
+def with_batch(recipe: Recipe, batch: int) -> Recipe:
+    """The recipe with so many crops per step, and a learning rate that changes with their root, as Adam's steps need.
+
+    Source: Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022.
+    """
+    return replace(recipe, batch=batch, learning_rate=recipe.learning_rate * math.sqrt(batch / recipe.batch))
 
 
 def join_processes(device: str) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from training.recipes import Recipe
 
 ROTATION_DEG = 20.0
 PAPER_ROTATION_DEG, PAPER_SCALE, PAPER_SHIFT, PAPER_SHARE = 45.0, (0.9, 1.1), 0.0625, 0.5  # albumentations' defaults
-ELASTIC_SHARE, ELASTIC_KNOTS, ELASTIC_PIXELS = 0.5, 6, 7.0  # pixels: the standard deviation at a knot
+ELASTIC_SHARE, ELASTIC_KNOTS, ELASTIC_BEND = 0.5, 6, 0.036  # the standard deviation at a knot, in heights of the crop
 LENS_SHARE, LENS_RADIUS, LENS_POWER = 0.5, (0.21, 0.57), (-0.4, 0.6)  # radius as a share of the crop's height
 GAMMA = (0.7, 1.45)
 SHIFT = 0.10  # of the input range, 40 HU in a window of 400
@@ -47,7 +47,7 @@ def crop_fields(sizes: Tensor, canvas: tuple[int, int], recipe: Recipe) -> Tenso
     room = (0.5 * (sizes - torch.tensor(crop, device=device) / scale[:, None])).clamp_min(16.0)
     centre = room * torch.empty(n, 2, device=device).uniform_(-1, 1)
     fields = similarity_fields(angle, scale, centre, canvas, crop)
-    knots = torch.randn(n, 2, ELASTIC_KNOTS, ELASTIC_KNOTS, device=device) * ELASTIC_PIXELS
+    knots = torch.randn(n, 2, ELASTIC_KNOTS, ELASTIC_KNOTS, device=device) * ELASTIC_BEND * crop[0]
     bend = functional.interpolate(knots, size=crop, mode="bicubic", align_corners=True)
     bend = bend * _chosen(n, ELASTIC_SHARE, device)[:, None, None, None]
     half = torch.tensor([canvas[1], canvas[0]], device=device) / 2

@@ -103,7 +103,7 @@ def _store(item: tuple[Pair, pathlib.Path], recipe: Recipe) -> None:
 
 def _open(entry: pathlib.Path) -> CachedCase:
     about = json.loads((entry / "case.json").read_text())
-    images, labels = (np.load(entry / f"{kind}.npy", mmap_mode="r") for kind in ("images", "labels"))
+    images, labels = (np.load(entry / f"{kind}.npy", mmap_mode="c") for kind in ("images", "labels"))
     return CachedCase(about["name"], images, labels, about["spacing_z_mm"])
 
 

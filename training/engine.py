@@ -95,11 +95,17 @@ class Run(RunState):
         return loss.item()
 
     def train(
-        self, sampler: SliceSampler, held_out: Sequence[CachedCase], seconds: float | None, validate_seconds: float
+        self,
+        sampler: SliceSampler,
+        held_out: Sequence[CachedCase],
+        seconds: float | None,
+        validate_seconds: float,
+        keep_seconds: float = 0,
     ) -> bool:
         """Train until the recipe's steps, or `seconds`, are used up.
 
-        The held-out cases are scored every `validate_seconds` and at the end; with 0, never.
+        The held-out cases are scored every `validate_seconds` and at the end; the averaged weights are kept every
+        `keep_seconds`; with 0, never.
 
         A thread draws the batches ahead of the steps. SIGTERM saves the checkpoint and ends the loop after the
         current step.
@@ -113,7 +119,7 @@ class Run(RunState):
         ended = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: ended.set())
         with contextlib.closing(ReadAhead((sampler.batch() for _ in itertools.count()), BATCHES_AHEAD)) as batches:
-            self._loop(batches, held_out, seconds, validate_seconds, ended)
+            self._loop(batches, held_out, seconds, validate_seconds, keep_seconds, ended)
         return not ended.is_set()
 
     def _loop(
@@ -122,6 +128,7 @@ class Run(RunState):
         held_out: Sequence[CachedCase],
         seconds: float | None,
         validate_seconds: float,
+        keep_seconds: float,
         ended: threading.Event,
     ) -> None:
         saved = validated = time.monotonic()
@@ -140,7 +147,10 @@ class Run(RunState):
                 raise TrainingError(f"loss is {losses[-1]} at step {self.progress.step}; lower the learning rate")
             now = time.monotonic()
             self.progress.step += 1
+            before = self.progress.seconds
             self.progress.seconds += now - begin
+            if keep_seconds and self.progress.seconds // keep_seconds > before // keep_seconds:
+                self.keep()
             done = share_done(self.progress, self.recipe, seconds) >= 1
             validates = self.is_first and bool(held_out) and validate_seconds != 0
             validates = validates and (done or now - validated > validate_seconds)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from app.inference.plan import neighbour_rows, neighbour_step
+from app.inference.predictor import free_memory
 from app.organs import IGNORE, ORGANS, Organ
 from training.cache import CachedCase
 from training.recipes import Recipe
@@ -16,7 +17,7 @@ from training.recipes import Recipe
 REPEAT_SHARE = 0.05  # crops whose channels are all the same slice, as a scan of one slice has
 JITTER_SHARE = 0.25  # crops whose neighbours are a slice nearer to each other, or farther
 
-
+CPU = torch.device("cpu")
 Batch = tuple[Tensor, Tensor, Tensor]  # images, labels, sizes
 
 
@@ -28,10 +29,24 @@ class SliceSampler:
         weights: how often each is drawn, relative to the others.
         recipe: batch size, neighbours, share of organ slices.
         seed: of the sequence.
+        device: where batches are made. A GPU gets a copy of all cases if that takes less than half of its free memory;
+            otherwise the batches come from the CPU.
     """
 
-    def __init__(self, cases: Sequence[CachedCase], weights: Sequence[float], recipe: Recipe, seed: int) -> None:
+    def __init__(
+        self,
+        cases: Sequence[CachedCase],
+        weights: Sequence[float],
+        recipe: Recipe,
+        seed: int,
+        device: torch.device = CPU,
+    ) -> None:
         self.cases, self.recipe = cases, recipe
+        needed = sum(case.images.nbytes + case.labels.nbytes for case in cases)
+        self.device = device if device.type == "cuda" and 2 * needed < free_memory(device) else CPU
+        self.volumes = [
+            tuple(torch.from_numpy(volume).to(self.device) for volume in (case.images, case.labels)) for case in cases
+        ]
         self.odds = np.array(weights) / np.sum(weights)
         self.rng = np.random.default_rng(seed)
         self.canvas = tuple(max(case.images.shape[axis] for case in cases) for axis in (1, 2))
@@ -56,21 +71,21 @@ class SliceSampler:
         Around a slice the image is air and the label 255.
         """
         n = self.recipe.batch
-        images = torch.zeros((n, self.recipe.channels_in, *self.canvas), dtype=torch.uint8)
-        labels = torch.full((n, *self.canvas), IGNORE, dtype=torch.uint8)
-        sizes = torch.empty((n, 2))
+        images = torch.zeros((n, self.recipe.channels_in, *self.canvas), dtype=torch.uint8, device=self.device)
+        labels = torch.full((n, *self.canvas), IGNORE, dtype=torch.uint8, device=self.device)
+        sizes = []
         for i in range(n):
             index, z = self.draw()
-            case = self.cases[index]
-            top, left = ((a - b) // 2 for a, b in zip(self.canvas, case.images.shape[1:], strict=True))
-            place = (slice(top, top + case.images.shape[1]), slice(left, left + case.images.shape[2]))
-            step = neighbour_step(case.spacing_z_mm, self.recipe.neighbour_mm)
+            (slices, reference), spacing_z_mm = self.volumes[index], self.cases[index].spacing_z_mm
+            top, left = ((a - b) // 2 for a, b in zip(self.canvas, slices.shape[1:], strict=True))
+            place = (slice(top, top + slices.shape[1]), slice(left, left + slices.shape[2]))
+            step = neighbour_step(spacing_z_mm, self.recipe.neighbour_mm)
             if step and self.rng.random() < JITTER_SHARE:
                 step = max(1, step + int(self.rng.choice((-1, 1))))
             if self.rng.random() < REPEAT_SHARE:
                 step = 0
-            rows = neighbour_rows(z, step, self.recipe.channels_in, len(case.images))
-            images[i][:, *place] = torch.from_numpy(case.images[rows])
-            labels[i][place] = torch.from_numpy(np.array(case.labels[z]))
-            sizes[i] = torch.tensor(case.images.shape[1:])
-        return images, labels, sizes
+            for channel, row in enumerate(neighbour_rows(z, step, self.recipe.channels_in, len(slices))):
+                images[i, channel][place] = slices[row]
+            labels[i][place] = reference[z]
+            sizes.append(slices.shape[1:])
+        return images, labels, torch.tensor(sizes, dtype=torch.float32, device=self.device)

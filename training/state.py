@@ -166,6 +166,16 @@ class RunState:
         with whole_file(self.folder / name) as stream:
             torch.save(state, stream)
 
+    def keep(self) -> pathlib.Path | None:
+        """Write the averaged weights of now into a folder of their own, a run to export or to average with."""
+        if not self.is_first:
+            return None
+        folder = self.folder / f"minute-{self.progress.seconds / 60:05.1f}"
+        folder.mkdir(exist_ok=True)
+        with whole_file(folder / LAST) as stream:
+            torch.save({"recipe": asdict(self.recipe), "average": self.average.state_dict()}, stream)
+        return folder
+
     def resume(self) -> None:
         """Go on where the checkpoint stands, if there is one."""
         if not self.checkpoint.exists():

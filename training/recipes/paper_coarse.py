@@ -9,9 +9,10 @@ RECIPE = replace(
     OURS,
     spacing_mm=FAST.spacing_mm,
     crop=FAST.crop,
-    batch=8,
-    steps=300,
+    scale=FAST.scale,
+    batch=32,
+    steps=120,
     warmup_steps=30,
-    learning_rate=5e-4,
+    learning_rate=7e-4,
     ema_decay=0.99,
 )
