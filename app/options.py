@@ -63,7 +63,7 @@ def options_of_model(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say how scans are segmented."""
     for add in reversed(
         (
-            click.option("--model", help="Bundled model: fast (default) or paper."),
+            click.option("--model", help="Bundled model: fast (default on a CPU) or paper (on a GPU)."),
             click.option(
                 "--weights", type=click.Path(path_type=pathlib.Path), help="A weights file of your own instead."
             ),

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import nn
 
-from app.checkpoint import load_checkpoint
+from app.checkpoint import Checkpoint, bundled_models, load_checkpoint
 from app.cli import main
 from app.inference.grid import network_grid
 from app.inference.labelling import label_slices
 from app.inference.predictor import Model, NetworkPredictor, load_onto
 from app.segmenter import Segmenter
 from benchmarks import gpu
+from tests.tiny import CONFIG
 
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no usable NVIDIA GPU")]
 LITTLE_BYTES = 350e6  # 16 inputs of 1024 x 1024 fit, a batch of 16 does not
@@ -61,6 +63,18 @@ class TestOnGpu:
         record = json.loads((tmp_path / "run_log.jsonl").read_text())
         assert record["precision"] == "float16"
         assert 0 < record["gpu_peak_mib"]["torch"] <= record["gpu_peak_mib"]["maximum"]
+
+
+@pytest.mark.parametrize(("device", "name"), [("cuda", "paper"), ("cpu", "fast")])
+def test_the_default_model_depends_on_the_device(device: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.segmenter.choose_device", torch.device)
+    monkeypatch.setattr("app.segmenter.load_checkpoint", lambda paths: Checkpoint(CONFIG, nn.Identity(), {}))
+    monkeypatch.setattr("app.segmenter.load_onto", lambda *_: None)
+    asked: list[str] = []
+    monkeypatch.setattr("app.segmenter.find_model", asked.append)
+    Segmenter.load(device=device)
+    assert asked == [name]
+    assert {"fast", "paper"} <= set(bundled_models())
 
 
 def test_the_benchmarks_parts_on_a_cpu(tiny_weights: pathlib.Path, phantom_path: pathlib.Path) -> None:
