@@ -40,7 +40,7 @@ class ModelConfig:
         ocr_channels: width of the OCR head.
         key_channels: width of its attention.
         window_hu: Hounsfield window of the input.
-        spacing_mm: in-plane spacing of the network's grid; None: the scan's own pixels.
+        spacing_mm: in-plane spacing of the network's grid; None: the scan's own pixels, or 1 mm where those are larger.
         neighbour_mm: distance of the slices in neighbouring channels; None: the slice in all of them.
         training_data: what it was trained on, in words.
     """

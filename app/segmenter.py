@@ -26,8 +26,8 @@ from .volumes import Slices, Volume, open_volume
 
 log = logging.getLogger(__package__)
 
-# By device. `paper` is the more accurate of the two in every organ, and an H100 takes no longer for it; a CPU takes five
-# times as long.
+# By device. `paper` is the more accurate over the scans kept apart. A GPU takes no longer for it; a CPU, five times as
+# long.
 DEFAULT_MODEL = {"cuda": "paper", "cpu": "fast"}
 MODEL_SUFFIX = ".safetensors"
 # Larger organs than these are hardly ever seen: polycystic livers and kidneys, the spleens of leukaemia.

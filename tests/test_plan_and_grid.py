@@ -47,6 +47,7 @@ def test_neighbours_are_chosen_by_millimetres(spacing_mm: float, neighbour_mm: f
     ("shape", "spacing", "target", "grid"),
     [
         ((512, 512), (0.8, 0.8), None, (512, 512)),
+        ((512, 416), (1.5, 0.6), None, (768, 416)),
         ((512, 512), (0.75, 0.75), 1.5, (256, 256)),
         ((333, 101), (1.0, 3.0), 1.5, (224, 192)),
         ((500, 30), (0.8, 0.8), None, (512, 32)),

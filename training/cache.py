@@ -26,7 +26,7 @@ from app.volumes import Volume, open_volume
 from evaluation.labels import LabelError, check_same_grid, read_labels
 from training.recipes import Recipe
 
-CACHE_VERSION = 1  # raise when what is stored changes
+CACHE_VERSION = 2  # raise when what is stored changes
 
 
 class DataError(Exception):

@@ -16,7 +16,7 @@ class Recipe:
         width: backbone width.
         ocr_channels: width of the OCR head.
         key_channels: width of its attention.
-        spacing_mm: in-plane spacing of the network's grid; None keeps the scan's.
+        spacing_mm: in-plane spacing of the network's grid; None keeps the scan's, but no more than 1 mm.
         neighbour_mm: distance of the slices in neighbouring input channels; None repeats the slice.
         channels_in: input channels, odd: the slice and its neighbours on either side.
         window_hu: Hounsfield window mapped to the input range.
