@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import shutil
+import tempfile
 
 from app.results import RESULTS
 from benchmarks.processes import in_turn, phantom_scan
@@ -20,16 +20,17 @@ def main() -> None:
     parser.add_argument("--scratch", type=pathlib.Path, default=pathlib.Path("cache/bench"), help="For test volumes.")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    scan, masks = dicom_series(phantom_scan(args.scratch), args.scratch / "outputs"), args.scratch / "masks"
-    plain = ["-m", "app", str(scan), str(masks), "--device", "cpu", "--model", "fast", "--save", "nifti"]
-    outputs = [name for name in RESULTS if name not in ("nifti", "nifti-named")]
-    alone, *others = in_turn([plain, *([*plain, "--save", name] for name in outputs)], args.rounds)
-    print("| output | seconds more | MiB more | file, KiB |\n|---|---|---|---|")
-    print(f"| nifti alone | ({alone.seconds:.1f} in all) | ({alone.peak_mib:.0f} in all) | {_kib(masks, '.nii.gz')} |")
-    for name, cost in zip(outputs, others, strict=True):
-        size = _kib(masks, EXTENSIONS[name])
-        print(f"| {name} | {cost.seconds - alone.seconds:+.1f} | {cost.peak_mib - alone.peak_mib:+.0f} | {size} |")
-    shutil.rmtree(masks)
+    scan = dicom_series(phantom_scan(args.scratch), args.scratch / "outputs")
+    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:  # of its own: each output is known by its extension
+        plain = ["-m", "app", str(scan), folder, "--device", "cpu", "--model", "fast", "--save", "nifti"]
+        outputs = [name for name in RESULTS if name not in ("nifti", "nifti-named")]
+        alone, *others = in_turn([plain, *([*plain, "--save", name] for name in outputs)], args.rounds)
+        print("| output | seconds more | MiB more | file, KiB |\n|---|---|---|---|")
+        size = _kib(folder, ".nii.gz")
+        print(f"| nifti alone | ({alone.seconds:.1f} in all) | ({alone.peak_mib:.0f} in all) | {size} |")
+        for name, cost in zip(outputs, others, strict=True):
+            size = _kib(folder, EXTENSIONS[name])
+            print(f"| {name} | {cost.seconds - alone.seconds:+.1f} | {cost.peak_mib - alone.peak_mib:+.0f} | {size} |")
 
 
 EXTENSIONS = {
@@ -42,8 +43,8 @@ EXTENSIONS = {
 }
 
 
-def _kib(folder: pathlib.Path, extension: str) -> str:
-    (path,) = folder.glob(f"*{extension}")
+def _kib(folder: str, extension: str) -> str:
+    (path,) = pathlib.Path(folder).glob(f"*{extension}")
     return f"{path.stat().st_size / 1024:.0f}"
 
 
