@@ -208,7 +208,7 @@ def memory_errors(device: torch.device, grid: Sequence[int]) -> Iterator[None]:
     """Whatever runs out of memory inside becomes a `NoMemoryError`, as the network's batches do by themselves."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
         if device.type == "cuda":
@@ -224,9 +224,9 @@ def no_memory(device: torch.device, grid: Sequence[int]) -> NoMemoryError:
     )
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """PyTorch has a class for what its GPU allocator refuses; others (CPU, CUDA, cuDNN, cuBLAS) are known by a text."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Python and PyTorch's GPU allocator have classes for it; others (CPU, CUDA, cuDNN, cuBLAS) are known by a text."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
         text in str(error)
         for text in ("can't allocate memory", "could not create a memory", "out of memory", "STATUS_ALLOC_FAILED")
     )
