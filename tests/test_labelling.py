@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -13,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from app.checkpoint import Checkpoint
-from app.errors import DeviceError, InferenceError
+from app.errors import DeviceError, InferenceError, NoMemoryError
 from app.inference import labelling
 from app.inference.grid import network_grid
 from app.inference.labelling import Findings, OnSlice
-from app.inference.predictor import Model, NetworkPredictor, best_dtype, choose_batch_size, load_onto
+from app.inference.predictor import Model, NetworkPredictor, best_dtype, choose_batch_size, load_onto, refined_logits
 from app.network import HrnetOcrLogits
 from tests.tiny import CONFIG, randomise
 
@@ -188,6 +189,21 @@ def test_no_memory_for_one_slice_is_one_clear_line() -> None:
     volume = scan(2)
     with pytest.raises(InferenceError, match=line):
         label_slices(model(ByBrightness(0)), slices(volume), SPACING, np.zeros(volume.shape, np.uint8))
+
+
+def test_what_a_refused_batch_had_allocated_is_free_again() -> None:
+    allocated: list[weakref.ref[Tensor]] = []
+
+    class Full(nn.Module):
+        def forward(self, image: Tensor) -> HrnetOcrLogits:
+            features = image * 2
+            allocated.append(weakref.ref(features))
+            raise NO_MEMORY[0]
+
+    with pytest.raises(NoMemoryError) as refused:
+        refined_logits(model(Full()), torch.rand(1, 3, 32, 64))
+    assert allocated[0]() is None
+    assert refused.value.__cause__ is NO_MEMORY[0]  # where it was, for the debug log
 
 
 @pytest.mark.parametrize("refusal", NO_MEMORY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,7 +25,7 @@ MAX_BATCH = {"cuda": 8, "cpu": 4}  # larger ones cost memory and gain little
 # What a batch may take of a GPU. 8 slices of `paper` instead of 2 took 1.7 GiB more on an H100 and were worth half a
 # second per scan; see docs/BENCHMARKS.md.
 GPU_BATCH_BYTES = 500 << 20
-# cuBLAS sets 32 MiB and more aside, for products of matrices that hardly occur here.
+# By default cuBLAS set some 100 MiB more aside on an H100, for products of matrices that hardly occur here.
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":16:8"
 CPU_INFO = pathlib.Path("/proc/cpuinfo")
 AMX_WIDTH = 32  # a tile's depth for bfloat16
@@ -74,7 +75,6 @@ def choose_device(wanted: str) -> torch.device:
     Raises:
         DeviceError: `cuda` was asked for and there is none.
     """
-    os.environ.setdefault(*CUBLAS_WORKSPACE)
     usable = wanted != "cpu" and torch.cuda.is_available()
     if wanted == "cuda" and not usable:
         raise DeviceError(
@@ -104,6 +104,7 @@ def load_onto(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype |
     Raises:
         DeviceError: the device has no room for the weights.
     """
+    os.environ.setdefault(*CUBLAS_WORKSPACE)  # read when cuBLAS is first used
     dtype = dtype or best_dtype(device, checkpoint.config.width)
     network = fold_batch_norm(checkpoint.network)
     try:
@@ -191,26 +192,21 @@ def refined_logits(model: Model, images: Tensor) -> Tensor:
     Raises:
         NoMemoryError: the batch does not fit into memory.
     """
-    try:
-        logits: Tensor = model.network(images.contiguous(memory_format=torch.channels_last)).refined
+    with memory_errors(model.device, images.shape[2:]):
         # float32: between two pixels logits differ by less than 16 bits can tell.
-        return logits.float()
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
-            raise
-    if model.device.type == "cuda":
-        torch.cuda.empty_cache()
-    raise no_memory(model.device, images.shape[2:])
+        logits: Tensor = model.network(images.contiguous(memory_format=torch.channels_last)).refined.float()
+    return logits
 
 
 @contextlib.contextmanager
 def memory_errors(device: torch.device, grid: Sequence[int]) -> Iterator[None]:
-    """Whatever runs out of memory inside becomes a `NoMemoryError`, as the network's batches do by themselves."""
+    """Whatever runs out of memory inside becomes a `NoMemoryError`, and what it had allocated is free again."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
+        traceback.clear_frames(error.__traceback__)  # their variables hold the tensors
         if device.type == "cuda":
             torch.cuda.empty_cache()
         raise no_memory(device, grid) from error
