@@ -84,7 +84,8 @@ def compare(
     for name, recipe in GRID.items():
         run = Run(folder / name, recipe, device)
         run.resume()
-        sampler = SliceSampler(cases, [1.0] * len(cases), recipe, seed=recipe.seed + run.progress.step)
+        seed = recipe.seed + run.progress.step
+        sampler = SliceSampler(cases, [1.0] * len(cases), recipe, seed, run.device)
         run.train(sampler, [], seconds, float("inf"))
         network = run.average.module.eval()
         model = Model(model_config(recipe, name, "0", ""), network, device, torch.float32)

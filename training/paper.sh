@@ -2,9 +2,9 @@
 # paper.sh DATA CASE ...: train the paper's network on all but these cases, in two parts, the second from the first; run
 # it again to go on.
 #
-# On a CPU it takes what time nothing else wants: the idle scheduling class, the lowest priority of its own scheduling
-# group (without that, Linux gives a background session its full share), one thread per process and short spinning.
-# SIGTERM saves the checkpoint.
+# It takes what CPU time nothing else wants: the idle scheduling class, the lowest priority of its own scheduling group
+# (without that, Linux gives a background session its full share), one thread per process and short spinning. SIGTERM
+# saves the checkpoint.
 set -eu
 data=$1
 shift

@@ -166,15 +166,14 @@ class RunState:
         with whole_file(self.folder / name) as stream:
             torch.save(state, stream)
 
-    def keep(self) -> pathlib.Path | None:
+    def keep(self) -> None:
         """Write the averaged weights of now into a folder of their own, a run to export or to average with."""
         if not self.is_first:
-            return None
+            return
         folder = self.folder / f"minute-{self.progress.seconds / 60:05.1f}"
         folder.mkdir(exist_ok=True)
         with whole_file(folder / LAST) as stream:
             torch.save({"recipe": asdict(self.recipe), "average": self.average.state_dict()}, stream)
-        return folder
 
     def resume(self) -> None:
         """Go on where the checkpoint stands, if there is one."""
