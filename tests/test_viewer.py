@@ -182,9 +182,8 @@ def test_the_index_lists_sorts_and_says_what_failed(
     names = page.locator("tbody tr td:first-child")
     assert [text.strip() for text in names.all_inner_texts()] == ["a", "b & <c>", "damaged"]
     assert page.locator("img").count() == 2
-    for picture in page.locator(
-        "img"
-    ).all():  # not wait_for_function, whose polling evaluates text: the page forbids it
+    # Not wait_for_function, whose polling evaluates text: the page forbids it.
+    for picture in page.locator("img").all():
         picture.scroll_into_view_if_needed()
         picture.evaluate("(image) => image.complete || new Promise((done) => (image.onload = done))")
         assert picture.evaluate("(image) => image.naturalWidth") > 500
