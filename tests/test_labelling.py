@@ -184,6 +184,22 @@ def test_a_full_memory_halves_the_batch_and_loses_nothing(refusal: Exception) ->
     assert len(network.refused) == 1  # it does not try the larger batch again
 
 
+def test_a_batch_that_cannot_even_be_put_together_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = torch.stack
+
+    def cramped(images: list[Tensor], *arguments: int) -> Tensor:
+        if len(images) > 3 and images[0].shape == (3, 32, 64):  # a batch, not one slice's channels
+            raise NO_MEMORY[0]
+        return stack(images, *arguments)
+
+    monkeypatch.setattr(torch, "stack", cramped)
+    volume = scan(8)
+    labels = np.zeros(volume.shape, np.uint8)
+    findings = label_slices(model(ByBrightness()), slices(volume), SPACING, labels, 8)
+    assert findings.batch_size == 2
+    assert findings.network_slices == 8
+
+
 def test_no_memory_for_one_slice_is_one_clear_line() -> None:
     line = r"cpu: not enough memory for a slice of 32 x 64; free memory, or choose model fast or device cpu"
     volume = scan(2)
@@ -201,7 +217,7 @@ def test_what_a_refused_batch_had_allocated_is_free_again() -> None:
             raise NO_MEMORY[0]
 
     with pytest.raises(NoMemoryError) as refused:
-        refined_logits(model(Full()), torch.rand(1, 3, 32, 64))
+        refined_logits(model(Full()), [torch.rand(3, 32, 64)])
     assert allocated[0]() is None
     assert refused.value.__cause__ is NO_MEMORY[0]  # where it was, for the debug log
 

@@ -176,7 +176,7 @@ class NetworkPredictor:
             # Even batches, since a small rest would cost more per slice.
             batch = left[: -(-len(left) // -(-len(left) // self.batch_size))]
             try:
-                logits = refined_logits(self.model, torch.stack(batch))
+                logits = refined_logits(self.model, batch)
             except NoMemoryError:
                 if len(batch) == 1:
                     raise
@@ -186,15 +186,16 @@ class NetworkPredictor:
             yield from logits
 
 
-def refined_logits(model: Model, images: Tensor) -> Tensor:
-    """Network inputs (N, C, H, W) -> logits (N, 5, H / 4, W / 4), float32.
+def refined_logits(model: Model, images: Sequence[Tensor]) -> Tensor:
+    """Network inputs (C, H, W), all of one size -> logits (N, 5, H / 4, W / 4), float32.
 
     Raises:
         NoMemoryError: the batch does not fit into memory.
     """
-    with memory_errors(model.device, images.shape[2:]):
+    with memory_errors(model.device, images[0].shape[1:]):
+        batch = torch.stack(list(images)).contiguous(memory_format=torch.channels_last)
         # float32: between two pixels logits differ by less than 16 bits can tell.
-        logits: Tensor = model.network(images.contiguous(memory_format=torch.channels_last)).refined.float()
+        logits: Tensor = model.network(batch).refined.float()
     return logits
 
 
