@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from . import __version__
+from . import __version__, light_nibabel  # noqa: F401  (the latter before what imports nibabel)
 from .cases import Case, CaseQueue, check_output
 from .errors import AppError, InputError
 from .host import seconds_since_process_start

@@ -17,7 +17,7 @@ WINGS = ("volumes", "inference", "results", "network")
 ARROWS = {
     "": {"segmenter"},  # the package itself, when Segmenter is asked for
     "__main__": {"cli"},
-    "cli": {"", "cases", "host", "options", "results", "run", "run_log", "shards"},
+    "cli": {"", "cases", "host", "light_nibabel", "options", "results", "run", "run_log", "shards"},
     "options": {"cases", "inference", "results", "segmenter", "volumes"},
     "shards": {"run_log"},
     "failures": {"", "whole_file"},
@@ -35,7 +35,7 @@ HOMES = {
     "click": {"cli", "options"},
     "pynvml": {"gpu_memory"},
     "isal": {"volumes.gzip_file"},
-    "nibabel": {"volumes.nifti", "volumes.nifti_header", "volumes.volume"},
+    "nibabel": {"light_nibabel", "volumes.nifti", "volumes.nifti_header", "volumes.volume"},
     "cc3d": {"inference.components"},
     "safetensors": {"checkpoint"},
     "pydicom": {
@@ -117,6 +117,21 @@ def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, app, app.cli; print('torch' in sys.modules, app.__version__)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert shown.stdout.startswith("False ")
+
+
+def test_a_run_over_nifti_imports_nothing_for_dicom(phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Where pydicom is installed, nibabel would: an eighth of the start-up."""
+    code = "import atexit, sys; from app.cli import main; atexit.register(lambda: print(*sys.modules)); main()"
+    command = [sys.executable, "-c", code, str(phantom_path), str(tmp_path), "--device", "cpu"]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert {"nibabel", "torch"} <= set(shown.stdout.split())
+    assert not {"pydicom", "gdcm", "highdicom", "requests"} & set(shown.stdout.split())
+
+
+def test_whoever_imports_the_package_gets_nibabel_as_it_is() -> None:
+    code = "import app.segmenter, nibabel.nifti1; print(nibabel.nifti1.have_dicom)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert shown.stdout == "True\n"
 
 
 @pytest.mark.parametrize(
