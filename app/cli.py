@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from . import __version__, light_nibabel  # noqa: F401  (the latter before what imports nibabel)
+from . import __version__, quick_imports  # the latter comes before what imports nibabel
 from .cases import Case, CaseQueue, check_output
 from .errors import AppError, InputError
 from .host import seconds_since_process_start
@@ -81,9 +81,11 @@ def _segment(request: Request, choice: ModelChoice, cases: list[Case], results: 
         return DONE  # more shards than cases
     # It decodes the first scan from now on, while torch is imported. Usage errors and --help came without torch.
     with contextlib.closing(CaseQueue(cases, request.skip_existing, request.retry_failed)) as queue:
-        from .run import FolderRun
+        with quick_imports.without_collection():
+            from .run import FolderRun
 
-        run = FolderRun(choice.load(), request.output, part.log_name, seconds_since_process_start())
+            segmenter = choice.load()
+        run = FolderRun(segmenter, request.output, part.log_name, seconds_since_process_start())
         if sys.stderr.isatty():
             run.progress = _progress_bar
         failed = run.predict(queue)

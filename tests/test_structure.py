@@ -17,7 +17,7 @@ WINGS = ("volumes", "inference", "results", "network")
 ARROWS = {
     "": {"segmenter"},  # the package itself, when Segmenter is asked for
     "__main__": {"cli"},
-    "cli": {"", "cases", "host", "light_nibabel", "options", "results", "run", "run_log", "shards"},
+    "cli": {"", "cases", "host", "quick_imports", "options", "results", "run", "run_log", "shards"},
     "options": {"cases", "inference", "results", "segmenter", "volumes"},
     "shards": {"run_log"},
     "failures": {"", "whole_file"},
@@ -35,7 +35,7 @@ HOMES = {
     "click": {"cli", "options"},
     "pynvml": {"gpu_memory"},
     "isal": {"volumes.gzip_file"},
-    "nibabel": {"light_nibabel", "volumes.nifti", "volumes.nifti_header", "volumes.volume"},
+    "nibabel": {"quick_imports", "volumes.nifti", "volumes.nifti_header", "volumes.volume"},
     "cc3d": {"inference.components"},
     "safetensors": {"checkpoint"},
     "pydicom": {
