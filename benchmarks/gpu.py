@@ -37,14 +37,20 @@ marks = {"python": seconds_since_process_start()}
 def mark(stage, begin=[time.perf_counter()]):
     now = time.perf_counter()
     marks[stage], begin[0] = now - begin[0], now
-import app.cli, torch, app.run
-mark("imports")
-torch.zeros(1, device="cuda")
-mark("CUDA start")
-from app.segmenter import Segmenter
-Segmenter.load(sys.argv[1], "cuda")
-torch.cuda.synchronize()
-mark("weights, folded, on the GPU")
+import app.cli
+mark("imports before torch")
+from app.quick_imports import without_collection
+with without_collection():
+    import torch
+    mark("torch")
+    import app.run
+    mark("imports after torch")
+    torch.zeros(1, device="cuda")
+    mark("CUDA start")
+    from app.segmenter import Segmenter
+    Segmenter.load(sys.argv[1], "cuda")
+    torch.cuda.synchronize()
+    mark("weights, folded, on the GPU")
 open(sys.argv[2], "w").write(json.dumps(marks))
 """
 # What a process costs otherwise: the words that start the program, and its options.

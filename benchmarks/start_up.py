@@ -20,13 +20,15 @@ def mark(stage, begin=[time.perf_counter()]):
     marks[stage], begin[0] = now - begin[0], now
 import app.cli
 mark("click, numpy, nibabel, isal")
-import torch
-mark("torch")
-import app.run
-mark("the rest of the program")
-from app.segmenter import Segmenter
-Segmenter.load(sys.argv[1], "cpu")
-mark("weights, folded")
+from app.quick_imports import without_collection
+with without_collection():
+    import torch
+    mark("torch")
+    import app.run
+    mark("the rest of the program")
+    from app.segmenter import Segmenter
+    Segmenter.load(sys.argv[1], "cpu")
+    mark("weights, folded")
 open(sys.argv[2], "w").write(json.dumps(marks))
 """
 FLOOR = "import pathlib, sys, torch; [pathlib.Path(path).read_bytes() for path in sys.argv[1:]]"
