@@ -83,7 +83,7 @@ def test_training_learns_resumes_and_exports(cases: list[CachedCase], tmp_path: 
     for placed, labels in ((model, found), (replace(model, network=run.average.module.eval()), plain)):
         predictor = NetworkPredictor(placed, network_grid((128, 128), (4.0, 4.0), TINY.spacing_mm))
         label_slices(predictor, enumerate(volume), (16.0, 4.0, 4.0), labels)
-    assert np.mean(found == plain) > 0.999
+    assert np.mean(found == plain) > 0.995  # stored as fp16, and folded; noise has many ties
 
 
 def test_a_run_starts_from_another_with_its_weights_and_norms(cases: list[CachedCase], tmp_path: pathlib.Path) -> None:
