@@ -112,9 +112,29 @@ def merge(output: pathlib.Path, save: tuple[str, ...]) -> None:
 
 def entry() -> None:
     """What `hrnet-ocr-abdomen` and `python -m app` run."""
-    if sys.argv[1:2] == ["merge-logs"]:
-        merge(sys.argv[2:], prog_name=f"{sys.argv[0]} merge-logs")
-    main()
+    try:
+        if sys.argv[1:2] == ["merge-logs"]:
+            merge(sys.argv[2:], prog_name=f"{sys.argv[0]} merge-logs")
+        main()
+    except SystemExit as end:
+        _leave(end.code)
+        raise
+
+
+def _leave(status: object) -> None:
+    """End the process here, where all is written and closed, and spare it the dismantling of every imported library.
+
+    Returns where that might lose something: output that cannot be written, or a message in place of a status.
+    """
+    if status is not None and not isinstance(status, int):
+        return
+    try:
+        logging.shutdown()
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the caller closed it
+            stream.flush()
+    except (OSError, ValueError):
+        return
+    os._exit(status or DONE)
 
 
 def set_up(verbose: bool) -> None:

@@ -370,3 +370,25 @@ def test_predict_sh_is_posix_and_passes_its_arguments(folders: Folders, tiny_wei
     assert nib.load(outputs / "good.nii.gz").shape == nib.load(inputs / "good_0000.nii.gz").shape
     assert shown.stdout == ""
     assert "\r" not in shown.stderr  # no progress bar outside a terminal
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "line"), [(["--version"], 0, "app, version"), (["--nonsense"], 2, "No such option")]
+)
+def test_the_program_ends_without_dismantling_what_it_imported(arguments: list[str], status: int, line: str) -> None:
+    """With torch that takes a tenth of a second. What was printed is there all the same, and the exit status."""
+    code = "import atexit, sys; atexit.register(print, 'dismantled'); from app.cli import entry; entry()"
+    shown = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == status
+    assert line in shown.stdout + shown.stderr
+    assert "dismantled" not in shown.stdout
+
+
+def test_output_that_cannot_be_written_is_no_success() -> None:
+    code = "from app.cli import entry; entry()"
+    with pathlib.Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", code, "--version"]
+        shown = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert shown.returncode != 0
