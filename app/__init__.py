@@ -6,7 +6,7 @@ mask = Segmenter.load("fast").segment("scan.nii.gz")
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.6.0"
+__version__ = "0.6.1"
 __all__ = ["Segmenter", "__version__"]
 
 if TYPE_CHECKING:

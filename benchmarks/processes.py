@@ -37,11 +37,15 @@ class Cost:
 
 # The kernel's own figure of a finished process starts at its parent's size, so the process tells its peak itself.
 TELL_PEAK = """
-import atexit, runpy, sys
+import atexit, os, runpy, sys
 def tell(path=sys.argv.pop(1)):
     peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     open(path, "w").write(peak.split()[1])
+def tell_and_leave(status, leave=os._exit):
+    tell()
+    leave(status)
 atexit.register(tell)
+os._exit = tell_and_leave  # what the program ends by, where no exit handler runs
 """
 RUN_MODULE = "\nruns = sys.argv.pop(1)\nrunpy.run_module(runs, run_name='__main__', alter_sys=True)\n"
 
