@@ -29,6 +29,7 @@ from tests.conftest import ROOT
 from tests.phantom import write_phantom
 
 CASES = 6
+RESUME = ("--skip-existing", "--retry-failed")  # what a struck run left undone is to be done, though it is on record
 DESCRIPTORS = 64
 
 
@@ -95,7 +96,7 @@ def blows(
         found += faults(output, masks)
         if len(list(output.glob("[!.]*.nii.gz"))) == len(masks):
             shutil.rmtree(output)
-    return found + finish(folder / "in", output, masks, "--skip-existing")
+    return found + finish(folder / "in", output, masks, *RESUME)
 
 
 def memory_over_cases(folder: pathlib.Path, count: int, picture: pathlib.Path) -> tuple[list[str], float]:
@@ -140,14 +141,14 @@ def main() -> None:
         bytes_written = max(path.stat().st_size for path in (folder / "quiet").iterdir())
 
         def kill(output: pathlib.Path, rng: random.Random) -> None:
-            process = start(source, output, "--skip-existing")
+            process = start(source, output, *RESUME)
             time.sleep(rng.uniform(0, 1.1 * seconds))
             process.kill()
             process.communicate()
 
         def fill_disk(output: pathlib.Path, rng: random.Random) -> None:
             limit = resource.RLIMIT_FSIZE, rng.randrange(2 * bytes_written)
-            start(source, output, "--skip-existing", limit=limit).communicate()
+            start(source, output, *RESUME, limit=limit).communicate()
 
         for name, count, strike in (
             ("kill -9 at a random moment", args.kills, kill),
