@@ -1,4 +1,4 @@
-"""`make soak` at its smallest: it takes an hour at full size, so that nobody would see it break."""
+"""`make soak` at its smallest: at full size it takes an hour, so nobody would notice when it breaks."""
 
 from __future__ import annotations
 

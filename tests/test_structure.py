@@ -128,6 +128,16 @@ def test_a_run_over_nifti_imports_nothing_for_dicom(phantom_path: pathlib.Path, 
     assert not {"pydicom", "gdcm", "highdicom", "requests"} & set(shown.stdout.split())
 
 
+def test_garbage_is_collected_again_once_the_libraries_are_imported() -> None:
+    code = (
+        "import gc, app.cli; from app.quick_imports import without_collection as w\nwith w(): print(gc.isenabled())\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code + "print(gc.isenabled())"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert shown.stdout.split() == ["False", "True"]
+
+
 def test_whoever_imports_the_package_gets_nibabel_as_it_is() -> None:
     code = "import app.segmenter, nibabel.nifti1; print(nibabel.nifti1.have_dicom)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -24,6 +24,7 @@ from app.inference.predictor import NetworkPredictor, load_onto
 from app.network import HrnetOcrLogits
 from app.organs import IGNORE, Organ
 from tests.conftest import ROOT
+from tests.phantom import make_phantom
 from tests.tiny import CONFIG, TINY
 from training.__main__ import main, with_batch
 from training.cache import CachedCase
@@ -78,12 +79,13 @@ def test_training_learns_resumes_and_exports(cases: list[CachedCase], tmp_path: 
 
     export(tmp_path, "mine", "1", "two phantoms", tmp_path / "weights")
     model = load_onto(load_checkpoint(find_model("mine", tmp_path / "weights")), torch.device("cpu"), torch.float32)
-    volume = np.random.default_rng(0).integers(-200, 300, (3, 128, 128)).astype(np.int16)
+    # A phantom as it learnt them: in noise, the rounding to fp16 decides more voxels on one processor than on another.
+    volume = make_phantom((128, 128, 16), (4.0, 4.0, 16.0), seed=0)[0].transpose(2, 1, 0)
     found, plain = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.uint8)
     for placed, labels in ((model, found), (replace(model, network=run.average.module.eval()), plain)):
         predictor = NetworkPredictor(placed, network_grid((128, 128), (4.0, 4.0), TINY.spacing_mm))
         label_slices(predictor, enumerate(volume), (16.0, 4.0, 4.0), labels)
-    assert np.mean(found == plain) > 0.995  # stored as fp16, and folded; noise has many ties
+    assert np.mean(found == plain) > 0.999
 
 
 def test_a_run_starts_from_another_with_its_weights_and_norms(cases: list[CachedCase], tmp_path: pathlib.Path) -> None:
