@@ -12,8 +12,11 @@ MINUTES ?= 5
 # labels on which two public networks agree, good for ranking two models and not for quoting as accuracy.
 QUICK := btcv_0009 btcv_0026 btcv_0039
 SECOND := hcc015_a hcc015_b rad2022_a rad2022_b pancb001 tcga_ay4070a
+# Separate slices with expert labels of 12 patients of DATA that no model since fast 0.7.0 was trained on.
+SLICES := nihpanc_0008 nihpanc_0014 nihpanc_0020 nihpanc_0027 nihpanc_0033 nihpanc_0039 nihpanc_0045 nihpanc_0055 \
+    curvas_10004 curvas_10010 kits_10037 msdspleen_14
 
-.PHONY: help demo test lint fuzz soak wheel audit lock evaluate confidence compare train-paper bench bench-gpu image container-test clean
+.PHONY: help demo test lint fuzz soak wheel audit lock evaluate confidence compare train-fast train-paper bench bench-gpu image container-test clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -76,9 +79,9 @@ compare: $(VENV)/.dev  ## the paper's comparison on DATA: each network trained f
 	$(BIN)/python $(DATA)/unpack.py cache/data
 	$(BIN)/python -m training compare runs/compare --data cache/data --fold 0 --minutes $(MINUTES)
 
-train-paper: $(VENV)/.dev  ## train the paper's network on DATA, in the background's spare time; again to go on
+train-fast train-paper: train-%: $(VENV)/.dev  ## train a bundled model on DATA in spare CPU time; again to resume
 	test -d cache/data || $(BIN)/python $(DATA)/unpack.py cache/data
-	PYTHON=$(BIN)/python sh training/paper.sh cache/data $(QUICK) $(SECOND)
+	PYTHON=$(BIN)/python sh training/bundled.sh $* cache/data $(QUICK) $(SECOND) $(SLICES)
 
 bench: $(VENV)/.dev  ## start-up, reading and writing, inference on a CPU, memory, growth; reports/bench
 	$(BIN)/python -m benchmarks reports/bench $(if $(SCAN),--scan $(SCAN))

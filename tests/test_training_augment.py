@@ -13,7 +13,7 @@ import torch
 
 from app.organs import IGNORE
 from tests.tiny import TINY
-from training.augment import augment, crop_fields, geometry, intensity, lens, paper_fields
+from training.augment import augment, coarsen, crop_fields, geometry, grain, intensity, lens, paper_fields
 from training.cache import CachedCase
 from training.photometric import bgr_to_hsv, hsv_to_bgr, photometric_distortion
 from training.sampling import SliceSampler
@@ -112,3 +112,28 @@ def test_photometric_distortion_keeps_range_and_grey() -> None:
     assert 2 <= sum(not torch.allclose(a, b, atol=1e-3) for a, b in zip(grey, changed, strict=True)) <= 16
     colourful = photometric_distortion(torch.rand(16, 3, 8, 8))
     assert colourful.shape == (16, 3, 8, 8)
+
+
+def test_coarsening_removes_fine_detail_from_some_images_and_keeps_their_mean() -> None:
+    torch.manual_seed(0)
+    fine = (torch.arange(64)[:, None] + torch.arange(48)).remainder(2).float().expand(100, 2, 64, 48)
+    coarse = coarsen(fine)
+    assert coarse.shape == fine.shape
+    changed = (coarse != fine).flatten(1).any(1)
+    assert 0.1 < changed.float().mean() < 0.35
+    assert coarse[changed].std(dim=(1, 2, 3)).max() < 0.25  # of 0.5
+    assert (coarse.mean((1, 2, 3)) - 0.5).abs().max() < 0.02
+
+
+def test_grain_is_correlated_over_pixels_and_differs_between_channels() -> None:
+    torch.manual_seed(0)
+    noise = grain(torch.zeros(200, 3, 64, 48))
+    noisy = noise[noise.flatten(1).any(1)]
+    assert 0.1 < len(noisy) / 200 < 0.35
+    deviations = noisy.std(dim=(1, 2, 3))
+    assert 0.08 < deviations.max() < 0.12
+    correlation = (noisy[..., 1:] * noisy[..., :-1]).mean((1, 2, 3)) / deviations**2
+    assert correlation.min() > 0.2
+    assert correlation.max() > 0.7
+    across = (noisy[:, 0] * noisy[:, 1]).mean((1, 2)) / deviations**2
+    assert across.abs().max() < 0.2

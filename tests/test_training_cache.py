@@ -83,3 +83,13 @@ def test_batches_draw_organs_more_often_than_chance(cases: list[CachedCase]) -> 
     again, _, _ = SliceSampler(cases, [1.0, 0.0], TINY, seed=1).batch()
     same, _, _ = SliceSampler(cases, [1.0, 0.0], TINY, seed=1).batch()
     assert torch.equal(again, same)
+
+
+def test_separate_slices_are_their_own_neighbours(cases: list[CachedCase]) -> None:
+    separate = replace(cases[0], spacing_z_mm=None)
+    assert separate.neighbour_step(16.0) == 0
+    assert cases[0].neighbour_step(16.0) == 1
+    images, _, _ = SliceSampler([separate], [1.0], replace(TINY, batch=8, neighbour_mm=16.0), seed=0).batch()
+    assert (images == images[:, :1]).all()
+    images, _, _ = SliceSampler([cases[0]], [1.0], replace(TINY, batch=8, neighbour_mm=16.0), seed=0).batch()
+    assert not (images == images[:, :1]).all()

@@ -240,7 +240,7 @@ def test_two_processes_train_together(
 def test_a_run_that_was_stopped_is_saved_and_does_not_look_finished(
     data: pathlib.Path, tmp_path: pathlib.Path, own_recipe: Callable[[int], list[str]]
 ) -> None:
-    """What comes after it, as in training/paper.sh, must not begin."""
+    """What comes after it, as in training/bundled.sh, must not begin."""
     command = [sys.executable, "-m", "training", *own_recipe(1_000_000), "--data", str(data)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:

@@ -53,6 +53,12 @@ def main() -> None:
     metavar="PREFIX=WEIGHT",
     help="How often cases whose names begin so are drawn, relative to the others' 1.",
 )
+@click.option(
+    "--separate-slices",
+    multiple=True,
+    metavar="PREFIX",
+    help="Cases whose names begin so are no volumes: their slices are not neighbours of each other.",
+)
 @HOLD_OUT
 @FOLD
 @click.option("--minutes", type=float, help="Train this long instead of the recipe's steps.")
@@ -81,6 +87,7 @@ def train(
     run_dir: pathlib.Path,
     folders: tuple[pathlib.Path, ...],
     sampling_weights: tuple[str, ...],
+    separate_slices: tuple[str, ...],
     hold_out: tuple[str, ...],
     fold: int | None,
     minutes: float | None,
@@ -106,6 +113,7 @@ def train(
         cases = load_cases(folders, cache, recipe)
         if world > 1 and not rank:
             dist.barrier()
+        cases = [replace(case, spacing_z_mm=None) if case.name.startswith(separate_slices) else case for case in cases]
         training, held_out = split(cases, hold_out, fold)
         weights = [next((w for prefix, w in weight_of if case.name.startswith(prefix)), 1.0) for case in training]
         if recipe.epochs:

@@ -22,6 +22,8 @@ SHIFT = 0.10  # of the input range, 40 HU in a window of 400
 CONTRAST = (0.75, 1.3)
 NOISE_SHARE, NOISE = 0.5, 0.08
 BLUR_SHARE = 0.2
+COARSE_SHARE, COARSE_FACTOR = 0.2, (1.3, 2.8)  # pixels that are so many times as large
+GRAIN_SHARE, GRAIN, GRAIN_PIXELS = 0.2, 0.1125, (0.5, 1.5)  # up to 45 HU; standard deviation of its blur
 
 
 def _uniform(n: int, low: float, high: float, device: torch.device) -> Tensor:
@@ -112,6 +114,37 @@ def geometry(images: Tensor, labels: Tensor, fields: Tensor) -> tuple[Tensor, Te
     return warped, cropped_labels[:, 0].round().long()
 
 
+def coarsen(images: Tensor) -> Tensor:
+    """Take resolution from some of the network inputs (N, C, H, W): shrunk, antialiased, and enlarged again."""
+    size = images.shape[2:]
+    factors = _uniform(len(images), *COARSE_FACTOR, torch.device("cpu")).tolist()
+    coarse = images.clone()
+    for i in torch.nonzero(_chosen(len(images), COARSE_SHARE, torch.device("cpu")))[:, 0].tolist():
+        shrunk = [max(1, round(side / factors[i])) for side in size]
+        small = functional.interpolate(images[i : i + 1], shrunk, mode="bilinear", antialias=True)
+        coarse[i : i + 1] = functional.interpolate(small, size, mode="bilinear", align_corners=False)
+    return coarse
+
+
+def grain(images: Tensor) -> Tensor:
+    """Noise (N, C, H, W) as a sharp kernel or a low dose leaves it, correlated over some pixels; none for most images.
+
+    Its standard deviation is drawn for each image, up to 45 HU in a window of 400.
+    """
+    n, channels = images.shape[:2]
+    offsets = torch.arange(-4, 5, device=images.device)
+    blur = _uniform(n, *GRAIN_PIXELS, images.device)
+    kernels = torch.exp(-((offsets / blur[:, None]) ** 2) / 2)
+    kernels = kernels / kernels.square().sum(1, keepdim=True).sqrt()  # white noise keeps its standard deviation
+    noise = torch.zeros_like(images)
+    for i in torch.nonzero(_chosen(n, GRAIN_SHARE, images.device))[:, 0].tolist():
+        white = torch.randn(channels, 1, *images.shape[2:], device=images.device)
+        column, row = kernels[i].view(1, 1, -1, 1), kernels[i].view(1, 1, 1, -1)
+        smooth = functional.conv2d(functional.conv2d(white, column, padding=(4, 0)), row, padding=(0, 4))
+        noise[i] = smooth[:, 0] * float(torch.empty(1).uniform_(0, GRAIN))
+    return noise
+
+
 def intensity(images: Tensor) -> Tensor:
     """Random contrast phase, window, noise and sharpness of network inputs (N, C, H, W) in 0..1, the same for all C."""
     n, device = len(images), images.device
@@ -127,7 +160,7 @@ def intensity(images: Tensor) -> Tensor:
     changed = changed + blur * (blurred - changed)
     changed = changed.masked_fill(air, 0)  # what the window clipped stays clipped
     sigma = each(0, NOISE) * _chosen(n, NOISE_SHARE, device)[:, None, None, None]
-    return (changed + sigma * torch.randn_like(changed)).clamp_(0, 1)
+    return (changed + sigma * torch.randn_like(changed) + grain(changed)).clamp_(0, 1)
 
 
 @torch.no_grad()
@@ -136,4 +169,5 @@ def augment(images: Tensor, labels: Tensor, sizes: Tensor, recipe: Recipe) -> tu
     canvas, is_paper = (images.shape[2], images.shape[3]), recipe.augmentation == "paper"
     fields = (paper_fields if is_paper else crop_fields)(sizes, canvas, recipe)
     warped, cropped_labels = geometry(images, labels, fields)
-    return (photometric_distortion if is_paper else intensity)(network_input(warped)), cropped_labels
+    inputs = network_input(warped)
+    return photometric_distortion(inputs) if is_paper else intensity(coarsen(inputs)), cropped_labels

@@ -20,6 +20,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from app.inference.grid import network_grid
+from app.inference.plan import neighbour_step
 from app.inference.preprocess import windowed_slice
 from app.organs import IGNORE, Organ
 from app.volumes import Volume, open_volume
@@ -35,12 +36,23 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class CachedCase:
-    """One case: images and labels (Z, H, W) uint8, memory-mapped, cropped in plane to the body."""
+    """One case: images and labels (Z, H, W) uint8, memory-mapped, cropped in plane to the body.
+
+    Attributes:
+        name: of the case.
+        images: slices on the network's grid.
+        labels: their labels, 255 where not annotated.
+        spacing_z_mm: distance of the slices; None for separate slices, which are not neighbours of each other.
+    """
 
     name: str
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
-    spacing_z_mm: float
+    spacing_z_mm: float | None
+
+    def neighbour_step(self, neighbour_mm: float | None) -> int:
+        """Slices between the slices of two neighbouring channels; 0: all channels hold the same slice."""
+        return 0 if self.spacing_z_mm is None else neighbour_step(self.spacing_z_mm, neighbour_mm)
 
 
 Pair = tuple[str, pathlib.Path, pathlib.Path]  # case, image, label

@@ -1,4 +1,4 @@
-"""Which slices per batch is made of, and their way onto one canvas."""
+"""Draw the slices of each training batch and centre them on one canvas."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.inference.plan import neighbour_rows, neighbour_step
+from app.inference.plan import neighbour_rows
 from app.inference.predictor import free_memory
 from app.organs import IGNORE, ORGANS, Organ
 from training.cache import CachedCase
@@ -76,10 +76,10 @@ class SliceSampler:
         sizes = []
         for i in range(n):
             index, z = self.draw()
-            (slices, reference), spacing_z_mm = self.volumes[index], self.cases[index].spacing_z_mm
+            slices, reference = self.volumes[index]
             top, left = ((a - b) // 2 for a, b in zip(self.canvas, slices.shape[1:], strict=True))
             place = (slice(top, top + slices.shape[1]), slice(left, left + slices.shape[2]))
-            step = neighbour_step(spacing_z_mm, self.recipe.neighbour_mm)
+            step = self.cases[index].neighbour_step(self.recipe.neighbour_mm)
             if step and self.rng.random() < JITTER_SHARE:
                 step = max(1, step + int(self.rng.choice((-1, 1))))
             if self.rng.random() < REPEAT_SHARE:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from app.inference.grid import to_scan
-from app.inference.plan import neighbour_rows, neighbour_step
+from app.inference.plan import neighbour_rows
 from app.inference.preprocess import network_input
 from app.network import INPUT_STRIDE
 from app.organs import IGNORE, ORGANS, Organ
@@ -26,22 +26,26 @@ ORGAN_NAMES = [organ.name.lower() for organ in ORGANS]
 
 @torch.no_grad()
 def grid_dice(network: nn.Module, cases: Sequence[CachedCase], recipe: Recipe, every: int = 3) -> dict[Organ, float]:
-    """DSC per organ on every n-th cached slice, mean over cases: cheap validation in training, no score to quote."""
+    """DSC per organ, mean over cases: cheap validation in training, no score to quote.
+
+    Scores every n-th slice of a volume, and every one of separate slices.
+    """
     network.eval()
     device = next(network.parameters()).device
     scores: dict[Organ, list[float]] = {organ: [] for organ in ORGANS}
     for case in cases:
-        step = neighbour_step(case.spacing_z_mm, recipe.neighbour_mm)
+        step = case.neighbour_step(recipe.neighbour_mm)
+        stride = 1 if case.spacing_z_mm is None else every
         last = len(case.images) - 1
         found = []
-        for z in range(0, last + 1, every):
+        for z in range(0, last + 1, stride):
             rows = neighbour_rows(z, step, recipe.channels_in, last + 1)
             image = network_input(torch.from_numpy(np.array(case.images[rows]))[None].float().to(device))
             pad = [-side % INPUT_STRIDE for side in image.shape[2:]]
             padded = nn.functional.pad(image, (0, pad[1], 0, pad[0]))
             logits = to_scan(network(padded).refined.float(), padded.shape[2:])
             found.append(logits.argmax(1)[0, : image.shape[2], : image.shape[3]].byte().cpu().numpy())
-        reference, prediction = np.array(case.labels[::every]), np.stack(found)
+        reference, prediction = np.array(case.labels[::stride]), np.stack(found)
         prediction[reference == IGNORE] = IGNORE
         for organ, values in scores.items():
             if (reference == organ).any():

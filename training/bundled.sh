@@ -1,0 +1,63 @@
+#!/bin/sh
+# bundled.sh fast|paper DATA CASE ...: train a bundled model on all of DATA but these cases. Run it again to resume.
+#
+# fast    from the bundled weights
+# paper   in two parts, the second from the first
+#
+# It takes only the CPU time that nothing else wants: the idle scheduling class, the lowest priority of its own
+# scheduling group (without that, Linux gives a background session its full share), one thread per process, and threads
+# that sleep while they wait. SIGTERM saves the checkpoint.
+set -eu
+model=$1 data=$2
+shift 2
+hold_out=$*
+PYTHON=${PYTHON:-python3}
+phantoms=cache/phantoms coarse=runs/paper_coarse ours=runs/paper_ours
+gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+if [ "$gpus" -gt 0 ]; then
+    processes=${PROCESSES:-$gpus} coarse_batch=32 batch=24
+else # as many crops as two processes of a CPU have memory for, 6 GiB each
+    processes=${PROCESSES:-$(nproc)} coarse_batch=8 batch=4 # before the next line, which nproc would obey
+fi
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+worker='if [ -w /proc/self/autogroup ]; then echo 19 > /proc/self/autogroup; fi; exec "$0" -m training "$@"'
+
+# How often scans are drawn: automatic labels, many scans of one patient, or images rebuilt with losses count less.
+weights="hcc=0.35 rad=0.5 cort=0.4 acrin=0.5 ohif=0.4 phantom=0.2 crlm=0.8 cptac=0.8 lits=0.15
+    nihpanc=0.3 nihhu=0.1 curvas=0.7 kits=0.3 msdspleen=0.3"
+separate="nihpanc nihhu curvas kits msdspleen"
+
+part() { # part RECIPE RUN MINUTES OPTION ...
+    recipe=$1 run=$2 minutes=$3
+    shift 3
+    for case in $hold_out; do set -- "$@" --hold-out "$case"; done
+    for weight in $weights; do set -- "$@" --sampling-weight "$weight"; done
+    for prefix in $separate; do set -- "$@" --separate-slices "$prefix"; done
+    # torchrun starts every worker in a session, and so a scheduling group, of its own.
+    chrt -i 0 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="$processes" --no-python \
+        sh -c "$worker" "$PYTHON" train "$recipe" "$run" --data "$data" --data $phantoms --minutes "$minutes" \
+        --validate-minutes 0 --keep-minutes 5 "$@"
+}
+
+# Without some phantoms it forgets them, and with them the demo.
+for seed in 11 12 13 14 15 16; do
+    label=$phantoms/labelsTr/phantom$seed.nii.gz
+    [ -e $label ] || "$PYTHON" tests/phantom.py $phantoms/imagesTr/phantom${seed}_0000.nii.gz $label \
+        --shape 512 512 60 --spacing 0.8 0.8 5 --seed $seed
+done
+
+case $model in
+fast)
+    part fast_tune runs/fast_tune "${MINUTES:-150}" --start-from fast
+    ;;
+paper)
+    [ -e $coarse/last.pt ] || "$PYTHON" -m training grow fast --recipe paper_coarse --to $coarse
+    # The first part is over once the second has begun; to train it longer, remove the second's run.
+    [ -e $ours ] || part paper_coarse $coarse "${COARSE_MINUTES:-60}" --batch $coarse_batch
+    part paper_ours $ours "${MINUTES:-120}" --batch $batch --start-from $coarse
+    ;;
+*)
+    echo "$0: no model '$model'; expected fast or paper" >&2
+    exit 2
+    ;;
+esac
