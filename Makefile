@@ -22,10 +22,9 @@ SLICES := nihpanc_0008 nihpanc_0014 nihpanc_0020 nihpanc_0027 nihpanc_0033 nihpa
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: $(VENV)/.app  ## segment a synthetic CT and print what was found
-	$(BIN)/python tests/phantom.py inputs/phantom_0000.nii.gz
+demo: $(VENV)/.app  ## segment a synthetic CT and print its organ volumes
+	$(BIN)/python -m phantom inputs/phantom_0000.nii.gz
 	PYTHON=$(BIN)/python sh predict.sh inputs outputs
-	$(BIN)/python tests/run_log_table.py outputs/run_log.jsonl
 
 test: $(VENV)/.dev  ## the whole test suite, a process of one thread per processor
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0

@@ -6,7 +6,8 @@ mask = Segmenter.load("fast").segment("scan.nii.gz")
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.6.1"
+from .version import __version__
+
 __all__ = ["Segmenter", "__version__"]
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from . import __version__, quick_imports  # the latter comes before what imports nibabel
+from . import quick_imports  # before what imports nibabel
 from .cases import Case, CaseQueue, check_output
 from .errors import AppError, InputError
 from .host import seconds_since_process_start
@@ -21,6 +21,7 @@ from .options import ModelChoice, Request, options_of_input, options_of_model
 from .results import RESULTS, Result, make_results
 from .run_log import RUN_LOG
 from .shards import Shard, merge_logs
+from .version import __version__
 
 _log = logging.getLogger(__package__)
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import pathlib
 
-from . import __version__
+from .version import __version__
 from .whole_file import beside, whole_file
 
 EXTENSION = ".failed.json"

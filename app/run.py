@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from . import __version__, run_log
+from . import run_log
 from .cases import Case, CaseQueue, Opened, open_case
 from .errors import AppError
 from .failures import clear_failure, note_attempt, note_failure
@@ -24,6 +24,7 @@ from .results import Segmented
 from .results.gathering import Gathering
 from .run_log import CaseRecord
 from .segmenter import Segmenter
+from .version import __version__
 
 log = logging.getLogger(__package__)
 

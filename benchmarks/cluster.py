@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from benchmarks.processes import ROOT, run_fresh
-from tests.phantom import write_phantom
+from phantom import write_phantom
 
 SCANS = 40
 STUBS = (100, 1000, 10_000)

@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from benchmarks.processes import Cost, long_scan, run_fresh, write_scan
-from tests.phantom import make_phantom
+from phantom import make_phantom
 
 CASES, CASE_SHAPE, CASE_SPACING_MM = (1, 5, 20), (256, 256, 30), (1.5, 1.5, 9.0)
 

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 from isal import igzip
 
-from tests.phantom import make_phantom
+from phantom import make_phantom
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHAPE, SPACING_MM = (512, 512, 100), (0.8, 0.8, 3.0)

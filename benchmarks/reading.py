@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from benchmarks.processes import in_turn, long_scan
-from tests.dicom_phantom import write_series
+from phantom.dicom import write_series
 
 PLAIN = {"read": "nibabel", "write": "nibabel", "read DICOM": "dcm2niix, then nibabel (which has this peak)"}
 REPEATS = 4  # in one process, so that its start does not drown the writing

@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from app import checkpoint
 from app.organs import IGNORE
-from tests.phantom import write_phantom
+from phantom import write_phantom
 from tests.tiny import CONFIG, TINY, randomise
 from training.cache import CachedCase, load_cases
 

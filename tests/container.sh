@@ -6,7 +6,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
 cd "$(dirname "$0")/.."
-"$PYTHON" tests/phantom.py "$work/inputs/phantom_0000.nii.gz" --shape 512 512 40 --spacing 0.8 0.8 7
+"$PYTHON" -m phantom "$work/inputs/phantom_0000.nii.gz" --shape 512 512 40 --spacing 0.8 0.8 7
 sh_in() { mkdir -p "$work/$1"; chmod 777 "$work/$1"; }
 
 timed() {  # timed NAME COMMAND ...: seconds from its start to its return

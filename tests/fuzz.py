@@ -33,7 +33,7 @@ from app.cli import main as command_line
 from app.errors import VolumeError
 from app.failures import EXTENSION
 from app.volumes import find_scans
-from tests.dicom_phantom import write_series
+from phantom.dicom import write_series
 
 SHAPE = (24, 20, 6)
 SECONDS = 2.0

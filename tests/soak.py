@@ -25,8 +25,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from app.whole_file import PARTIAL, YOUNG_SECONDS
+from phantom import write_phantom
 from tests.conftest import ROOT
-from tests.phantom import write_phantom
 
 CASES = 6
 RESUME = ("--skip-existing", "--retry-failed")  # what a struck run left undone is to be done, though it is on record

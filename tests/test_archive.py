@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from app.cli import main
 from app.errors import InputError
 from app.volumes import archive, unpacked
-from tests.dicom_phantom import write_series
-from tests.phantom import make_phantom
+from phantom import make_phantom
+from phantom.dicom import write_series
 
 SPACING = (4.0, 3.5, 20.0)
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import outputs
 from benchmarks.processes import Cost
 from benchmarks.reading import reading
-from tests.phantom import write_phantom
+from phantom import write_phantom
 
 
 def test_reading_and_writing_are_compared(tmp_path: pathlib.Path) -> None:

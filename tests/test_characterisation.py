@@ -19,8 +19,8 @@ import pytest
 from numpy.typing import NDArray
 
 from app import Segmenter
+from phantom import write_phantom
 from tests.conftest import ROOT
-from tests.phantom import write_phantom
 
 GOLDEN = pathlib.Path(__file__).with_name("golden_masks.npz")
 LARGEST_SHARE = 0.01  # of the organ voxels that may differ on another processor

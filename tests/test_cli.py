@@ -23,9 +23,9 @@ from app import Segmenter, __version__
 from app.cases import CaseQueue, find_cases
 from app.cli import main
 from app.run import FolderRun
+from phantom import write_phantom
 from tests.conftest import ROOT
 from tests.nifti_files import damaged
-from tests.phantom import write_phantom
 
 BAD_KINDS = [
     *("truncated gz", "empty", "text", "2-D", "4-D with 3 volumes", "RGB", "zero spacing", "NaN spacing"),

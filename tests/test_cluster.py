@@ -19,8 +19,8 @@ from app.cases import Case, check_output, find_cases
 from app.options import ModelChoice
 from app.run_log import CaseRecord, append
 from app.whole_file import whole_file
+from phantom import write_phantom
 from tests.conftest import ROOT
-from tests.phantom import write_phantom
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402 (only where Ray is installed)

@@ -33,9 +33,9 @@ from app.cli import main
 from app.errors import InputError, VolumeError
 from app.results.dicom_seg import frames_of
 from app.volumes import FindOptions, NameBy, Scan, dicom, dicom_series, find_scans, open_volume
-from tests.dicom_phantom import SECONDARY, corners, uid, write_enhanced, write_series
+from phantom import make_phantom
+from phantom.dicom import SECONDARY, corners, uid, write_enhanced, write_series
 from tests.nifti_files import read_volume, write_mask
-from tests.phantom import make_phantom
 
 SPACING = (4.0, 3.5, 20.0)
 SHAPE = (72, 80, 12)

@@ -22,8 +22,8 @@ from app.organs import ORGANS, SNOMED_CT, Organ
 from app.results import Segmented, make_results
 from app.results.outlines import outlines
 from app.volumes import Volume, open_volume
-from tests.dicom_phantom import AXIAL, write_enhanced, write_series
-from tests.phantom import make_phantom
+from phantom import make_phantom
+from phantom.dicom import AXIAL, write_enhanced, write_series
 
 SPACING = (3.0, 2.5, 12.0)
 SHAPE = (100, 104, 20)

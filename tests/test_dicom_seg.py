@@ -23,8 +23,8 @@ from app.results.dicom_seg import DicomSeg
 from app.run import predict_case
 from app.segmenter import Segmenter
 from app.volumes import open_volume
-from tests.dicom_phantom import AXIAL, write_enhanced, write_series
-from tests.phantom import make_phantom
+from phantom import make_phantom
+from phantom.dicom import AXIAL, write_enhanced, write_series
 
 SPACING = (4.0, 3.5, 20.0)
 BOTH = make_results(("nifti", "dicom-seg"))

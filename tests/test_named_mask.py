@@ -16,7 +16,7 @@ from app.cli import main
 from app.errors import InputError
 from app.organs import ORGANS
 from app.results import make_results
-from tests.phantom import write_phantom
+from phantom import write_phantom
 
 
 @pytest.mark.parametrize("kind", ["NIfTI-1", "NIfTI-2", "big endian"])

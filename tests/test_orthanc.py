@@ -18,8 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from app.cli import main
-from tests.dicom_phantom import uid, write_series
-from tests.phantom import make_phantom
+from phantom import make_phantom
+from phantom.dicom import uid, write_series
 
 PLUGIN = pathlib.Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")  # Debian's orthanc-dicomweb
 pytestmark = pytest.mark.skipif(

@@ -17,8 +17,8 @@ from app.checkpoint import bundled_models
 from app.organs import ORGANS, Organ
 from app.volumes import open_volume
 from evaluation.overlap import dice
+from phantom import make_phantom, write_phantom
 from tests.conftest import ROOT
-from tests.phantom import make_phantom, write_phantom
 
 REAL_DATA = ROOT.parent / "shared" / "data"
 

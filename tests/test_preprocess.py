@@ -8,7 +8,7 @@ import torch
 
 from app.inference.preprocess import body_box
 from app.network import LOGITS_STRIDE
-from tests.phantom import make_phantom
+from phantom import make_phantom
 
 WINDOW = (-125.0, 275.0)
 FAT, MUSCLE, LIVER, BONE = -100.0, 55.0, 110.0, 900.0

@@ -15,7 +15,7 @@ from app.organs import COLOURS, ORGANS, Organ
 from app.results import Segmented
 from app.results.preview import Preview, preview
 from app.volumes import open_volume
-from tests.phantom import write_phantom
+from phantom import write_phantom
 from tests.test_statistics import gathered
 
 

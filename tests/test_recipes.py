@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from app.run_log import read_records
+from phantom import write_phantom
 from tests.conftest import ROOT
-from tests.phantom import write_phantom
 
 RECIPES = ROOT / "cluster" / "recipes"
 

@@ -20,8 +20,8 @@ from click.testing import CliRunner
 from evaluation import efficiency
 from evaluation.__main__ import main
 from evaluation.efficiency import EfficiencyError, Samples, measure, row_2021, row_2023
+from phantom import write_phantom
 from tests.conftest import ROOT
-from tests.phantom import write_phantom
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,9 @@ from app.errors import InputError
 from app.failures import ENDED, MOST_ATTEMPTS, failure_path, note_failure, read_failure
 from app.run_log import read_records
 from app.shards import Shard, best_records
+from phantom import write_phantom
+from phantom.dicom import write_series
 from tests.conftest import ROOT
-from tests.dicom_phantom import write_series
-from tests.phantom import write_phantom
 
 SLURM = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "10"}
 

@@ -19,7 +19,7 @@ from app.results import Segmented
 from app.results.gathering import Gathering
 from app.results.statistics import statistics
 from app.volumes import Volume, open_volume
-from tests.phantom import write_phantom
+from phantom import write_phantom
 
 SHAPE, SPACING = (100, 90, 24), (3.9, 3.7, 11.0)
 AXES = ["LPS", "RAS", "LAS", "SPL", "PIR", "ASR", "RPI"]

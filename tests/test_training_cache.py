@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from app.organs import IGNORE
-from tests.phantom import write_phantom
+from phantom import write_phantom
 from tests.tiny import TINY
 from training.cache import CachedCase, DataError, load_cases
 from training.sampling import SliceSampler

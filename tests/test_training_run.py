@@ -23,8 +23,8 @@ from app.inference.labelling import label_slices
 from app.inference.predictor import NetworkPredictor, load_onto
 from app.network import HrnetOcrLogits
 from app.organs import IGNORE, Organ
+from phantom import make_phantom
 from tests.conftest import ROOT
-from tests.phantom import make_phantom
 from tests.tiny import CONFIG, TINY
 from training.__main__ import main, with_batch
 from training.cache import CachedCase

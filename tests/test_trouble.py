@@ -33,10 +33,10 @@ from app.volumes import open_volume
 from app.whole_file import clear_stale, whole_file
 from evaluation.__main__ import main as evaluation_main
 from evaluation.labels import LabelError, read_labels
+from phantom import make_phantom, write_phantom
 from tests.conftest import ROOT
 from tests.fuzz import dicom_inputs, fuzz_reader, fuzz_whole, nifti_inputs
 from tests.nifti_files import affine_lps, read_volume, save, volume_lps, write_mask
-from tests.phantom import make_phantom, write_phantom
 
 
 @pytest.fixture

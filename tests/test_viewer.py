@@ -27,8 +27,8 @@ from app.results import Segmented, make_results, viewer
 from app.results.viewer import Viewer
 from app.run_log import CaseRecord
 from app.volumes import open_volume
+from phantom import write_phantom
 from tests.conftest import ROOT
-from tests.phantom import write_phantom
 from tests.test_statistics import gathered
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -42,7 +42,7 @@ part() { # part RECIPE RUN MINUTES OPTION ...
 # Without some phantoms it forgets them, and with them the demo.
 for seed in 11 12 13 14 15 16; do
     label=$phantoms/labelsTr/phantom$seed.nii.gz
-    [ -e $label ] || "$PYTHON" tests/phantom.py $phantoms/imagesTr/phantom${seed}_0000.nii.gz $label \
+    [ -e $label ] || "$PYTHON" -m phantom $phantoms/imagesTr/phantom${seed}_0000.nii.gz $label \
         --shape 512 512 60 --spacing 0.8 0.8 5 --seed $seed
 done
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pydicom
 
-from .. import __version__
 from ..errors import ResultError
 from ..organs import ORGANS, Organ
+from ..version import __version__
 from ..volumes.dicom import DicomVolume
 from ..whole_file import whole_file
 from .result import PROGRAM, Result, Segmented, beside

@@ -10,8 +10,8 @@ import pydicom
 from highdicom.sr import CodedConcept
 from numpy.typing import NDArray
 
-from .. import __version__
 from ..organs import ANATOMICAL_STRUCTURE, COLOURS, SNOMED_CT
+from ..version import __version__
 from ..volumes.dicom import DicomVolume
 from .dicom_result import DicomResult, algorithm_name, derived_uid, found_organs, source_headers
 from .result import PROGRAM, Segmented

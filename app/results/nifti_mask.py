@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import pathlib
 
-from .. import __version__
 from ..errors import ResultError
+from ..version import __version__
 from ..volumes.gzip_file import compressing
 from ..volumes.nifti import mask_header
 from ..volumes.nifti_header import Header, description

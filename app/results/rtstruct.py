@@ -11,8 +11,8 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 
-from .. import __version__
 from ..organs import COLOURS, SNOMED_CT, Organ
+from ..version import __version__
 from ..volumes.dicom import DicomVolume
 from .dicom_result import MAY_BE_EMPTY, DicomResult, algorithm_name, derived_uid, found_organs, source_headers
 from .outlines import outlines

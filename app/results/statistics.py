@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
 from ..errors import ResultError
 from ..organs import ORGANS, Organ
+from ..version import __version__
 from .gathering import Gathering
 from .result import PROGRAM, Result, Segmented, beside, write_whole
 

@@ -8,8 +8,8 @@ import highdicom.sr as sr
 import pydicom
 from pydicom.sr.codedict import codes
 
-from .. import __version__
 from ..organs import SNOMED_CT, Organ
+from ..version import __version__
 from ..volumes.dicom import DicomVolume
 from .dicom_result import DicomResult, algorithm_name, derived_uid, found_organs, source_headers
 from .dicom_seg import DicomSeg, SegType

@@ -14,10 +14,10 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
 from ..errors import InputError, ResultError
 from ..organs import COLOURS, ORGANS
 from ..run_log import read_records
+from ..version import __version__
 from ..volumes.nifti import small_nifti
 from .gathering import Reduced
 from .planes import around_organs

@@ -20,6 +20,7 @@ OFFSET = 1024
 
 
 def uid(*entropy: object) -> str:
+    """A UID that depends on these words alone."""
     return str(generate_uid(entropy_srcs=[str(e) for e in entropy]))
 
 

@@ -1,7 +1,5 @@
 """A synthetic abdominal CT and its label, as NIfTI of any size, spacing and orientation.
 
-    python tests/phantom.py IMAGE.nii.gz [LABEL.nii.gz] [--shape 512 512 100] [--spacing 0.8 0.8 3] [--axes LPS]
-
 It is a drawing, not anatomy: ellipsoids with the Hounsfield values of a portal venous scan, bent by a smooth random
 warp so that no two seeds look alike. It serves the demo, the smoke tests, the benchmarks and, in a small
 share, training.
@@ -9,7 +7,6 @@ share, training.
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 from dataclasses import dataclass
 
@@ -153,19 +150,3 @@ def write_phantom(
         turned.header.set_xyzt_units("mm")
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(turned, path)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a synthetic abdominal CT, and its label, as NIfTI.")
-    parser.add_argument("image", type=pathlib.Path)
-    parser.add_argument("label", type=pathlib.Path, nargs="?")
-    parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 100), help="voxels along x, y, z")
-    parser.add_argument("--spacing", type=float, nargs=3, default=(0.8, 0.8, 3.0), help="mm along x, y, z")
-    parser.add_argument("--axes", default="LPS", help="directions in which the stored axes grow")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    write_phantom(args.image, args.label, tuple(args.shape), tuple(args.spacing), args.axes, args.seed)
-
-
-if __name__ == "__main__":
-    main()
