@@ -3,6 +3,7 @@
 volume.py        Geometry, the Volume protocol and Scan: what every format gives
 nifti.py         NIfTI-1 and NIfTI-2, plain or gzip; nifti_header.py checks their headers
 dicom.py         DICOM series; dicom_slice.py reads headers and pixels, dicom_series.py sorts and checks slices
+memory.py        a nibabel image, or an array with its affine
 archive.py       a .zip or .tar.gz of any of these
 gzip_file.py     gzip streams, both ways
 read_ahead.py    a thread that decodes slices before they are asked for
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from ..errors import VolumeError
 from . import dicom, nifti
 from .archive import unpacked
+from .memory import open_image
 from .volume import DEFAULT_OPTIONS, FindOptions, Geometry, NameBy, Scan, Slices, Volume
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "Slices",
     "Volume",
     "find_scans",
+    "open_image",
     "open_volume",
     "unpacked",
 ]
