@@ -165,7 +165,7 @@ class Run(RunState):
                     images_s=round(self.recipe.batch * len(losses) / spent, 2),
                     wait=round(waited / spent, 3),
                     peak_mib=round(self._peak_mib()),
-                    **{organ.name.lower(): round(score, 4) for organ, score in scores.items()},
+                    **{organ.key: round(score, 4) for organ, score in scores.items()},
                 )
                 losses, since, waited = [], self.progress.seconds, 0.0
                 if validates:

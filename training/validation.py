@@ -21,7 +21,7 @@ from evaluation.overlap import dice
 from training.cache import CachedCase
 from training.recipes import Recipe
 
-ORGAN_NAMES = [organ.name.lower() for organ in ORGANS]
+ORGAN_NAMES = [organ.key for organ in ORGANS]
 
 
 @torch.no_grad()
