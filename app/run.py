@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import pathlib
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from . import run_log
-from .cases import Case, CaseQueue, Opened, open_case
+from .case_queue import CaseQueue, Opened, open_case
+from .cases import Case
 from .errors import AppError
-from .failures import clear_failure, note_attempt, note_failure
+from .failures import Failure, clear_failure, note_failure
 from .gpu_memory import MemorySampler, nvml_reader, peak_flare2021
 from .host import peak_rss_mib
 from .inference.labelling import OnSlice
@@ -22,6 +21,7 @@ from .run_log import CaseRecord, Environment
 from .segmentation import Segmentation
 from .segmenter import Segmenter
 from .version import __version__
+from .work import RunLog, attempt
 
 log = logging.getLogger(__package__)
 
@@ -60,10 +60,10 @@ def predict_case(
         except Exception as error:  # whatever is wrong with one case, the others go on
             known = isinstance(error, AppError)
             problem = str(error) if known else f"{case.scan.path}: unexpected {type(error).__name__}: {error}"
-            note_failure(case.mask_path, case.name, problem)
+            note_failure(case.base, case.name, Failure(problem))
             log.debug("%s", case.name, exc_info=error)
         else:
-            clear_failure(case.mask_path)
+            clear_failure(case.base)
     surroundings = environment(segmenter, sampler.samples_mib)
     if problem is not None or segmentation is None:
         record = CaseRecord(case.name, "failed", problem, **vars(surroundings))
@@ -86,7 +86,7 @@ def _segment(segmenter: Segmenter, case: Case, opened: Opened | None, progress: 
 def _write(segmentation: Segmentation, case: Case) -> float:
     """Write the outputs of one case; the seconds that it took."""
     begin = time.perf_counter()
-    case.mask_path.parent.mkdir(parents=True, exist_ok=True)  # a folder of the mirrored tree
+    case.base.parent.mkdir(parents=True, exist_ok=True)  # a folder of the mirrored tree
     for name, path in case.outputs.items():
         case.results[name].write(segmentation, path)
     return time.perf_counter() - begin
@@ -115,75 +115,56 @@ def environment(segmenter: Segmenter, samples_mib: Sequence[int]) -> Environment
     )
 
 
-def report(label: str, record: CaseRecord) -> None:
-    """Log one line for a case, and one for each of its warnings."""
-    if record.error is not None:
-        log.error("%s", record.error)
-        return
-    seconds = {stage: value for stage, value in record.seconds.items() if stage != "total" and value is not None}
-    volumes = ", ".join(f"{organ} {ml:.0f} ml" for organ, ml in (record.volumes_ml or {}).items())
-    stages = ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items())
-    log.info("%s: %s; %.1f s (%s)", label, volumes, sum(seconds.values()), stages)
-    for warning in record.warnings:
-        log.warning("%s: %s", record.case, warning)
+class CaseRunner:
+    """Does one case after the other with one loaded model, and notes what the log says of the process.
+
+    Args:
+        segmenter: the model.
+        start_up_seconds: until it was ready; goes into the first case's record. None where that is not known.
+    """
+
+    def __init__(self, segmenter: Segmenter, start_up_seconds: float | None = 0.0) -> None:
+        self.segmenter = segmenter
+        self._start_up_seconds = start_up_seconds
+        self._open = contextlib.ExitStack()
+        self._read_used_mib = self._open.enter_context(nvml_reader(segmenter.engine.about().gpu_uuid))
+        if self._read_used_mib is None:
+            log.info("GPU memory: not measured, the run is not on a GPU that NVML knows")
+
+    def do(self, case: Case, opened: Opened | None = None, progress: Progress = no_progress) -> CaseRecord:
+        """Do one case; see `predict_case`."""
+        record = predict_case(self.segmenter, case, opened, progress, self._read_used_mib)
+        start_up, self._start_up_seconds = self._start_up_seconds, 0.0
+        record.seconds["start_up"] = None if start_up is None else round(start_up, 3)
+        return record
+
+    def close(self) -> None:
+        """End the measurement."""
+        self._open.close()
 
 
 @dataclass
-class FolderRun:
-    """A run over many cases.
+class Run:
+    """A run over many cases, one after the other, in this process.
 
     Attributes:
-        segmenter: loaded once for all.
-        output: folder of the run log.
-        log_name: of its file.
-        start_up_seconds: from the process's start until the model was ready; goes into the first case's record.
+        runner: does the cases.
+        log: is told of each.
         progress: opens a display for (case, slices); see `predict_case`.
     """
 
-    segmenter: Segmenter
-    output: pathlib.Path
-    log_name: str = run_log.RUN_LOG
-    start_up_seconds: float | None = 0.0
+    runner: CaseRunner
+    log: RunLog
     progress: Callable[[str, int], contextlib.AbstractContextManager[OnSlice]] = lambda label, slices: no_progress(
         slices
     )
 
-    def predict(self, cases: CaseQueue) -> int:
-        """Segment every case; one that fails is logged in one line and the others go on. Returns how many failed."""
-        failed, start_up_seconds = 0, self.start_up_seconds
-        with nvml_reader(self.segmenter.engine.about().gpu_uuid) as read_used_mib:
-            if read_used_mib is None:
-                log.info("GPU memory: not measured, the run is not on a GPU that NVML knows")
-            for number, turn in enumerate(cases, 1):
-                case = turn.case
-                label = f"[{number}/{cases.total}] {case.name}"
-                if case.scan.not_ct:
-                    log.info("%s", case.scan.not_ct)
-                    self._append(case.ignored())
-                    continue
-                if skip := turn.skip:
-                    log.info("%s: skipped, %s", label, skip.reason)
-                    failed += skip.failed_before
-                    self._append(skip.record(case))
-                    continue
-                if cases.is_resumed:
-                    note_attempt(case.mask_path, case.name)
-                try:
-                    record = predict_case(
-                        self.segmenter, case, turn.opened, partial(self.progress, label), read_used_mib
-                    )
-                except BaseException:  # asked to stop: the case is not to blame
-                    clear_failure(case.mask_path)
-                    raise
-                report(label, record)
-                record.seconds["start_up"] = None if start_up_seconds is None else round(start_up_seconds, 3)
-                start_up_seconds = 0.0
-                failed += record.status != "done"
-                self._append(record)
-        return failed
-
-    def _append(self, record: CaseRecord) -> None:
-        try:
-            run_log.append(self.output, record, self.log_name)
-        except OSError as error:
-            log.warning("%s: not written (%s)", self.output / self.log_name, error.strerror)
+    def do(self, cases: CaseQueue) -> None:
+        """Do every case; one that fails is one line, and the others go on."""
+        for number, turn in enumerate(cases, 1):
+            label = f"[{number}/{cases.total}] {turn.case.name}"
+            record = turn.settled
+            if record is None:
+                with attempt(turn.case, cases.resume):
+                    record = self.runner.do(turn.case, turn.opened, partial(self.progress, label))
+            self.log.add(record, label)

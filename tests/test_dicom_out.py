@@ -56,11 +56,10 @@ def write_kind(folder: pathlib.Path, kind: str) -> None:
 
 
 def write_all(folder: pathlib.Path, volume: Volume, mask: NDArray[np.uint8], seg_type: str = "binary") -> pathlib.Path:
-    """Every output of a mask, as folder/case.*; the pattern of their names."""
+    """Every output of a mask, as folder/case.*; that path without an extension."""
     folder.mkdir(exist_ok=True)
-    pattern = folder / "case.nii.gz"
     for result in make_results(("nifti", *DICOM), seg_type).values():
-        result.write(segmentation_of(volume, mask, sha256=SHAS), result.path(pattern))
+        result.write(segmentation_of(volume, mask, sha256=SHAS), result.path(folder / "case", None))
     return folder / "case"
 
 

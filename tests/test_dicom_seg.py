@@ -127,14 +127,14 @@ def test_a_second_run_replaces_it_with_the_same_uids(
     _, path = run(tmp_path, segmenter)
     first = pydicom.dcmread(path)
     (case,) = find_cases(tmp_path / "in", tmp_path / "out", BOTH)
-    assert case.problem is None
+    assert case.scan.problem is None
     assert predict_case(segmenter, case).error is None
     again = pydicom.dcmread(path)
     assert (first.SOPInstanceUID, first.SeriesInstanceUID) == (again.SOPInstanceUID, again.SeriesInstanceUID)
     path.write_bytes(b"somebody else's")
     (case,) = find_cases(tmp_path / "in", tmp_path / "out", BOTH)
-    assert case.problem is not None
-    assert "which this program did not write" in case.problem
+    assert case.scan.problem is not None
+    assert "which this program did not write" in case.scan.problem
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="no dciodvfy (Debian: dicom3tools)")

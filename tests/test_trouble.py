@@ -217,7 +217,7 @@ def test_an_organ_larger_than_any_known_is_doubted(tmp_path: pathlib.Path, caplo
 
 
 def one_problem(source: pathlib.Path, output: pathlib.Path) -> list[str | None]:
-    return [case.problem for case in find_cases(source, output)]
+    return [case.scan.problem for case in find_cases(source, output)]
 
 
 def test_what_this_program_did_not_write_is_not_overwritten(path: pathlib.Path) -> None:

@@ -39,9 +39,9 @@ class DicomResult(Result):
     series_number: int
     kind: str
 
-    def path(self, mask_path: pathlib.Path) -> pathlib.Path:
+    def path(self, base: pathlib.Path, mask_extension: str | None) -> pathlib.Path:
         """Beside the mask."""
-        return beside(mask_path, self.extension)
+        return beside(base, self.extension)
 
     def wrote(self, path: pathlib.Path) -> bool:
         """Whether this program wrote a file; see `Result.wrote`."""

@@ -9,10 +9,10 @@ from ..errors import ResultError
 from ..segmentation import Segmentation
 from ..version import __version__
 from ..volumes.gzip_file import compressing
-from ..volumes.nifti import mask_header
+from ..volumes.nifti import EXTENSIONS, mask_header
 from ..volumes.nifti_header import Header, description
 from ..whole_file import whole_file
-from .result import PROGRAM, Result
+from .result import PROGRAM, Result, beside
 
 CHUNK_BYTES = 8 << 20  # compressed at a time
 
@@ -23,9 +23,9 @@ class NiftiMask(Result):
     The header's description names this program, so that a later run knows which masks it may replace.
     """
 
-    def path(self, mask_path: pathlib.Path) -> pathlib.Path:
-        """The mask's own path."""
-        return mask_path
+    def path(self, base: pathlib.Path, mask_extension: str | None) -> pathlib.Path:
+        """Compressed if the scan is; see `Result.path`."""
+        return beside(base, mask_extension or EXTENSIONS[0])
 
     def wrote(self, path: pathlib.Path) -> bool:
         """Whether a file is a mask of this program; see `Result.wrote`."""

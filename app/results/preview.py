@@ -33,9 +33,9 @@ class Preview(Result):
 
     needs_scan = True
 
-    def path(self, mask_path: pathlib.Path) -> pathlib.Path:
+    def path(self, base: pathlib.Path, mask_extension: str | None) -> pathlib.Path:
         """Beside the mask."""
-        return beside(mask_path, EXTENSION)
+        return beside(base, EXTENSION)
 
     def wrote(self, path: pathlib.Path) -> bool:
         """Whether this program wrote a file; see `Result.wrote`."""

@@ -50,8 +50,13 @@ class Result(ABC):
     needs_scan = False
 
     @abstractmethod
-    def path(self, mask_path: pathlib.Path) -> pathlib.Path:
-        """Where the output of a case goes, given where its NIfTI mask would go."""
+    def path(self, base: pathlib.Path, mask_extension: str | None) -> pathlib.Path:
+        """Where the output of a case goes.
+
+        Args:
+            base: OUTPUT and the case's name, without an extension.
+            mask_extension: of a NIfTI mask, where the scan's own name decides it; None: as this output likes.
+        """
 
     @abstractmethod
     def wrote(self, path: pathlib.Path) -> bool:
