@@ -382,7 +382,7 @@ def test_predict_sh_is_posix_and_passes_its_arguments(folders: Folders, tiny_wei
 )
 def test_the_program_ends_without_dismantling_what_it_imported(arguments: list[str], status: int, line: str) -> None:
     """With torch that takes a tenth of a second. What was printed is there all the same, and the exit status."""
-    code = "import atexit, sys; atexit.register(print, 'dismantled'); from app.cli import entry; entry()"
+    code = "import atexit, sys; atexit.register(print, 'dismantled'); from app.__main__ import entry; entry()"
     shown = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -392,7 +392,7 @@ def test_the_program_ends_without_dismantling_what_it_imported(arguments: list[s
 
 
 def test_output_that_cannot_be_written_is_no_success() -> None:
-    code = "from app.cli import entry; entry()"
+    code = "from app.__main__ import entry; entry()"
     with pathlib.Path("/dev/full").open("w") as full:
         command = [sys.executable, "-c", code, "--version"]
         shown = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)

@@ -102,6 +102,11 @@ def free_memory(device: torch.device) -> int:
     return available_memory()
 
 
+def limit_threads() -> None:
+    """Give this process no more threads than it has CPU time for; more of them wait for each other."""
+    torch.set_num_threads(min(torch.get_num_threads(), allowed_cpus() or torch.get_num_threads()))
+
+
 class TorchSession:
     """A model's network for the slices of one scan; see `Session`.
 
@@ -179,7 +184,7 @@ class TorchEngine:
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str) -> TorchEngine:
         """See `Engine.load`. On a CPU it takes no more threads than a container's limit allows."""
-        torch.set_num_threads(min(torch.get_num_threads(), allowed_cpus() or torch.get_num_threads()))
+        limit_threads()
         return cls(load_onto(checkpoint, torch.device(device)), checkpoint.sha256)
 
     def about(self) -> EngineInfo:
