@@ -162,15 +162,13 @@ class ModelChoice:
         return choice
 
     def load(self) -> Segmenter:
-        """Load it, with no more threads than there is CPU time for; imports torch.
+        """Load it; imports the engine's library.
 
         Raises:
             AppError: see `Segmenter.load`.
         """
-        from .inference.predictor import limit_threads
         from .segmenter import Segmenter
 
-        limit_threads()
         return Segmenter.load(
             self.weights or self.model, self.device, self.batch_size, postprocess=not self.no_postprocess
         )

@@ -10,18 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
 from .case_queue import CaseQueue, Opened, open_case
 from .cases import Case
 from .errors import AppError
 from .failures import Failure, clear_failure, note_failure
-from .gpu_memory import MIB, MemorySampler, nvml_reader, peak_flare2021
+from .gpu_memory import MemorySampler, nvml_reader, peak_flare2021
 from .host import peak_rss_mib
 from .inference.labelling import OnSlice
-from .results import Segmented
-from .results.gathering import Gathering
-from .run_log import CaseRecord
+from .run_log import CaseRecord, Environment
+from .segmentation import Segmentation
 from .segmenter import Segmenter
 from .version import __version__
 from .work import RunLog, attempt
@@ -50,90 +47,72 @@ def predict_case(
         segmenter: the model.
         case: the scan, and where its results go.
         opened: the scan, where it was opened ahead.
-        progress: opens a display for so many slices, and gives a function to call as slices are done.
+        progress: opens a display for as many slices as it is given, with a function to call as slices are done.
         read_used_mib: gives the GPU memory in use; None without a GPU.
     """
     begin = time.perf_counter()
-    if segmenter.model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(segmenter.model.device)
-    record = CaseRecord(case.name, series_uid=case.scan.series_uid)
+    segmentation, problem, written = None, None, 0.0
+    segmenter.engine.peak_mib(reset=True)
     with MemorySampler(read_used_mib) as sampler:
         try:
-            _segment_and_write(segmenter, case, opened, progress, record)
+            segmentation = _segment(segmenter, case, opened, progress)
+            written = _write(segmentation, case)
         except Exception as error:  # whatever is wrong with one case, the others go on
             known = isinstance(error, AppError)
-            record.status = "failed"
-            record.error = str(error) if known else f"{case.scan.path}: unexpected {type(error).__name__}: {error}"
-            note_failure(case.base, case.name, Failure(record.error))
+            problem = str(error) if known else f"{case.scan.path}: unexpected {type(error).__name__}: {error}"
+            note_failure(case.base, case.name, Failure(problem))
             log.debug("%s", case.name, exc_info=error)
         else:
             clear_failure(case.base)
+    surroundings = environment(segmenter, sampler.samples_mib)
+    if problem is not None or segmentation is None:
+        record = CaseRecord(case.name, "failed", problem, **vars(surroundings))
+    else:
+        record = CaseRecord.of(segmentation, surroundings)
+        record.seconds["write"] = round(written, 3)
     record.seconds["total"] = round(time.perf_counter() - begin, 3)
-    _add_environment(record, segmenter, sampler.samples_mib)
+    record.series_uid = case.scan.series_uid
     return record
 
 
-def _segment_and_write(
-    segmenter: Segmenter, case: Case, opened: Opened | None, progress: Progress, record: CaseRecord
-) -> None:
-    """Read, segment and write one case, and note in the record what the log says of it."""
+def _segment(segmenter: Segmenter, case: Case, opened: Opened | None, progress: Progress) -> Segmentation:
+    """Read and segment one case."""
     volume, slices = opened.result() if opened else open_case(case)
-    geometry = volume.geometry
-    needs_scan = any(output.needs_scan for output in case.results.values())
-    gathering = Gathering(geometry) if needs_scan else None
-    with progress(geometry.shape_zyx[0]) as on_slice:
-        result = segmenter.segment_volume(volume, slices, on_slice, gathering)
+    gather = any(output.needs_scan for output in case.results.values())
+    with progress(volume.geometry.shape_zyx[0]) as on_slice:
+        return segmenter.segment_volume(volume, slices, case=case.name, gather=gather, on_slice=on_slice)
+
+
+def _write(segmentation: Segmentation, case: Case) -> float:
+    """Write the outputs of one case; the seconds that it took."""
     begin = time.perf_counter()
-    config = segmenter.model.config
-    segmented = Segmented(
-        volume,
-        result.mask,
-        config.name,
-        config.version,
-        segmenter.sha256,
-        case.name,
-        gathering,
-        result.components_removed,
-        result.confidence,
-        result.check,
-        result.warnings,
-    )
     case.base.parent.mkdir(parents=True, exist_ok=True)  # a folder of the mirrored tree
     for name, path in case.outputs.items():
-        case.results[name].write(segmented, path)
-    seconds = result.seconds | {"write": time.perf_counter() - begin}
-    record.shape = list(geometry.shape)
-    record.spacing_zyx_mm = [round(mm, 4) for mm in geometry.spacing_zyx_mm]
-    record.network_slices, record.batch_size = result.findings.network_slices, result.batch_size
-    record.seconds = {stage: round(value, 3) for stage, value in seconds.items()}
-    record.volumes_ml = {organ.key: round(ml, 2) for organ, ml in result.volumes_ml.items()}
-    record.confidence = {
-        organ.key: None if value is None else round(value, 4) for organ, value in result.confidence.items()
-    }
-    record.warnings = list(result.warnings)
+        case.results[name].write(segmentation, path)
+    return time.perf_counter() - begin
 
 
-def _add_environment(record: CaseRecord, segmenter: Segmenter, samples_mib: Sequence[int]) -> None:
-    """Note memory, device, versions and weights; null where there is no GPU."""
-    model = segmenter.model
-    on_gpu = model.device.type == "cuda"
-    record.gpu_peak_mib = {
-        "flare2021": peak_flare2021(samples_mib),
-        "maximum": max(samples_mib, default=None),
-        "torch": round(torch.cuda.max_memory_reserved(model.device) / MIB) if on_gpu else None,
-    }
-    record.host_peak_rss_mib = peak_rss_mib()
-    record.device = torch.cuda.get_device_name(model.device) if on_gpu else f"CPU ({platform.machine()})"
-    record.precision = str(model.dtype).removeprefix("torch.")
-    record.model = model.config.name
-    record.weights_sha256 = segmenter.sha256
-    record.versions = {
-        "app": __version__,
-        "weights": model.config.version,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if on_gpu else None,
-        "python": platform.python_version(),
-    }
+def environment(segmenter: Segmenter, samples_mib: Sequence[int]) -> Environment:
+    """Memory, device, versions and weights; null where there is no GPU."""
+    about, model = segmenter.engine.about(), segmenter.model
+    return Environment(
+        gpu_peak_mib={
+            "flare2021": peak_flare2021(samples_mib),
+            "maximum": max(samples_mib, default=None),
+            "torch": segmenter.engine.peak_mib(),
+        },
+        host_peak_rss_mib=peak_rss_mib(),
+        device=about.device_name,
+        precision=about.precision,
+        model=model.name,
+        weights_sha256=dict(model.sha256),
+        versions={
+            "app": __version__,
+            "weights": model.version,
+            **about.versions,
+            "python": platform.python_version(),
+        },
+    )
 
 
 class CaseRunner:
@@ -148,7 +127,7 @@ class CaseRunner:
         self.segmenter = segmenter
         self._start_up_seconds = start_up_seconds
         self._open = contextlib.ExitStack()
-        self._read_used_mib = self._open.enter_context(nvml_reader(_gpu_uuid(segmenter)))
+        self._read_used_mib = self._open.enter_context(nvml_reader(segmenter.engine.about().gpu_uuid))
         if self._read_used_mib is None:
             log.info("GPU memory: not measured, the run is not on a GPU that NVML knows")
 
@@ -162,11 +141,6 @@ class CaseRunner:
     def close(self) -> None:
         """End the measurement."""
         self._open.close()
-
-
-def _gpu_uuid(segmenter: Segmenter) -> str | None:
-    device = segmenter.model.device
-    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
 @dataclass

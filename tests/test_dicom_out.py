@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from app.errors import InputError
 from app.organs import ORGANS, Organ
-from app.results import Segmented, make_results
+from app.results import make_results
 from app.results.outlines import outlines
 from app.volumes import Volume, open_volume
 from phantom import make_phantom
 from phantom.dicom import AXIAL, write_enhanced, write_series
+from tests.tiny import segmentation_of
 
 SPACING = (3.0, 2.5, 12.0)
 SHAPE = (100, 104, 20)
@@ -58,7 +59,7 @@ def write_all(folder: pathlib.Path, volume: Volume, mask: NDArray[np.uint8], seg
     """Every output of a mask, as folder/case.*; that path without an extension."""
     folder.mkdir(exist_ok=True)
     for result in make_results(("nifti", *DICOM), seg_type).values():
-        result.write(Segmented(volume, mask, "tiny", "1", SHAS), result.path(folder / "case", None))
+        result.write(segmentation_of(volume, mask, sha256=SHAS), result.path(folder / "case", None))
     return folder / "case"
 
 

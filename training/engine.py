@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from app.engines.torch_engine import best_dtype
 from app.gpu_memory import MIB
 from app.host import peak_rss_mib
-from app.inference.predictor import best_dtype
 from app.volumes.read_ahead import ReadAhead
 from training.augment import augment
 from training.cache import CachedCase

@@ -6,12 +6,13 @@ import contextlib
 import pathlib
 
 from ..errors import ResultError
+from ..segmentation import Segmentation
 from ..version import __version__
 from ..volumes.gzip_file import compressing
 from ..volumes.nifti import EXTENSIONS, mask_header
 from ..volumes.nifti_header import Header, description
 from ..whole_file import whole_file
-from .result import PROGRAM, Result, Segmented, beside
+from .result import PROGRAM, Result, beside
 
 CHUNK_BYTES = 8 << 20  # compressed at a time
 
@@ -30,11 +31,11 @@ class NiftiMask(Result):
         """Whether a file is a mask of this program; see `Result.wrote`."""
         return description(path).startswith(PROGRAM)
 
-    def write(self, segmented: Segmented, path: pathlib.Path) -> None:
+    def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
         """Write the mask, compressed if its name ends with .gz; see `Result.write`."""
-        header, extension = self.header(mask_header(segmented.volume))
+        header, extension = self.header(mask_header(segmentation.volume))
         header["descrip"] = f"{PROGRAM} {__version__}".encode()
-        voxels = segmented.mask.reshape(-1, order="F").data
+        voxels = segmentation.mask.reshape(-1, order="F").data
         try:
             with (
                 whole_file(path) as raw,

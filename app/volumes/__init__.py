@@ -4,6 +4,7 @@ volume.py        Geometry, the Volume protocol, Scan and the Format protocol: wh
 walk.py          every file of INPUT once, with its first bytes
 nifti.py         NIfTI-1 and NIfTI-2, plain or gzip; nifti_header.py checks their headers
 dicom.py         DICOM series; dicom_slice.py reads headers and pixels, dicom_series.py sorts and checks slices
+memory.py        a nibabel image, or an array with its affine
 archive.py       a .zip or .tar.gz of any of these
 gzip_file.py     gzip streams, both ways
 read_ahead.py    a thread that decodes slices before they are asked for
@@ -19,6 +20,7 @@ from collections import defaultdict
 from ..errors import VolumeError
 from . import dicom, nifti
 from .archive import unpacked
+from .memory import open_image
 from .volume import (
     DEFAULT_OPTIONS,
     FindOptions,
@@ -50,6 +52,7 @@ __all__ = [
     "Volume",
     "find_scans",
     "format_of",
+    "open_image",
     "open_volume",
     "unpacked",
 ]

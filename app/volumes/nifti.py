@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .gzip_file import Readable, compressed, open_bytes
+from .memory import ImageVolume
 from .nifti_header import Header, checked_header, reading
 from .read_ahead import ReadAhead
 from .volume import (
@@ -176,7 +177,7 @@ def mask_header(volume: Volume) -> Header:
     Args:
         volume: a NIfTI gives qform, sform, their codes and units; any other format the affine, in millimetres.
     """
-    if isinstance(volume, NiftiVolume):
+    if isinstance(volume, (NiftiVolume, ImageVolume)):
         header = volume.header.copy()
         header["cal_min"] = header["cal_max"] = 0  # they are the CT's
     else:

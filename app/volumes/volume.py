@@ -62,6 +62,11 @@ class Geometry:
         return z, y, x
 
     @property
+    def voxel_ml(self) -> float:
+        """The volume of a voxel, ml."""
+        return float(np.prod(self.spacing_zyx_mm)) / 1000
+
+    @property
     def oriented_affine(self) -> NDArray[np.float64]:
         """(4, 4), (x, y, z) of the oriented volume -> patient RAS, mm."""
         stored = np.zeros((4, 4))  # (x, y, z) -> stored voxel
