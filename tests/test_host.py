@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from app import host
-from app.host import allowed_cpus, allowed_memory
 from app.engines import torch_engine
+from app.host import allowed_cpus, allowed_memory
 
 
 def cgroup(folder: pathlib.Path, **files: str) -> pathlib.Path:
