@@ -50,7 +50,7 @@ def start_up(scan: pathlib.Path, model: str, rounds: int) -> dict[str, Any]:
             stages.append(json.loads((folder / "stages.json").read_text()))
             run_fresh(["-m", "app", str(scan), str(folder), "--device", "cpu", "--model", model])
             ready.append(json.loads((folder / "run_log.jsonl").read_text().splitlines()[-1])["seconds"]["start_up"])
-        (floor,) = in_turn([["-c", FLOOR, *map(str, find_model(model))]], rounds)
+        (floor,) = in_turn([["-c", FLOOR, str(find_model(model))]], rounds)
     return {
         "stages_s": {stage: statistics.median(row[stage] for row in stages) for stage in stages[0]},
         "model_ready_s": statistics.median(ready),

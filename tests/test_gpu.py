@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import nn
 
 from app.checkpoint import Checkpoint, bundled_models, load_checkpoint
 from app.cli import main
@@ -26,7 +25,7 @@ LITTLE_BYTES = 350e6  # 16 inputs of 1024 x 1024 fit, a batch of 16 does not
 
 @pytest.fixture
 def on_gpu(tiny_weights: pathlib.Path) -> Model:
-    return load_onto(load_checkpoint([tiny_weights]), torch.device("cuda"))
+    return load_onto(load_checkpoint(tiny_weights), torch.device("cuda"))
 
 
 class TestOnGpu:
@@ -68,7 +67,7 @@ class TestOnGpu:
 @pytest.mark.parametrize(("device", "name"), [("cuda", "paper"), ("cpu", "fast")])
 def test_the_default_model_depends_on_the_device(device: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.segmenter.choose_device", torch.device)
-    monkeypatch.setattr("app.segmenter.load_checkpoint", lambda paths: Checkpoint(CONFIG, nn.Identity(), {}))
+    monkeypatch.setattr("app.segmenter.load_checkpoint", lambda path: Checkpoint(CONFIG, {}, {}))
     monkeypatch.setattr("app.segmenter.load_onto", lambda *_: None)
     asked: list[str] = []
     monkeypatch.setattr("app.segmenter.find_model", asked.append)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app.inference.preprocess import body_box
-from app.network import LOGITS_STRIDE
+from app.strides import LOGITS_STRIDE
 from phantom import make_phantom
 
 WINDOW = (-125.0, 275.0)

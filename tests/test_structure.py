@@ -25,8 +25,9 @@ ARROWS = {
     "run": {"cases", "failures", "gpu_memory", "host", "inference", "results", "run_log", "segmenter"},
     "segmenter": {"checkpoint", "inference", "volumes"},
     "cases": {"failures", "results", "run_log", "volumes", "whole_file"},
-    "inference": {"checkpoint", "host", "network"},
-    "checkpoint": {"network", "whole_file"},
+    "inference": {"checkpoint", "host", "network", "strides"},
+    "network": {"architecture", "checkpoint"},
+    "checkpoint": {"architecture", "whole_file"},
     "results": {"run_log", "volumes", "whole_file"},
 }
 FOR_ALL = {"errors", "organs", "version"}
@@ -49,7 +50,9 @@ HOMES = {
 WITHOUT_TORCH = (
     "volumes",
     "results",
+    "architecture",
     "cases",
+    "checkpoint",
     "host",
     "errors",
     "organs",
@@ -58,6 +61,7 @@ WITHOUT_TORCH = (
     "whole_file",
     "shards",
     "failures",
+    "strides",
 )
 
 

@@ -14,8 +14,8 @@ from torch import nn
 from app.inference.grid import to_scan
 from app.inference.plan import neighbour_rows
 from app.inference.preprocess import network_input
-from app.network import INPUT_STRIDE
 from app.organs import IGNORE, ORGANS, Organ
+from app.strides import INPUT_STRIDE
 from app.whole_file import whole_file
 from evaluation.overlap import dice
 from training.cache import CachedCase

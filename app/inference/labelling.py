@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..network import LOGITS_STRIDE
+from ..strides import LOGITS_STRIDE
 from .confidence import Confidence
 from .grid import to_scan
 from .intensities import Intensities

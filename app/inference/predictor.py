@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..checkpoint import Checkpoint, ModelConfig
 from ..errors import DeviceError, NoMemoryError
 from ..host import allowed_cpus, available_memory
-from ..network import LOGITS_STRIDE, fold_batch_norm
+from ..network import fold_batch_norm, load
+from ..strides import LOGITS_STRIDE
 from .preprocess import network_input, windowed_slice
 
 MAX_BATCH = {"cuda": 8, "cpu": 4}  # larger ones cost memory and gain little
@@ -106,7 +107,7 @@ def load_onto(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype |
     """
     os.environ.setdefault(*CUBLAS_WORKSPACE)  # read when cuBLAS is first used
     dtype = dtype or best_dtype(device, checkpoint.config.width)
-    network = fold_batch_norm(checkpoint.network)
+    network = fold_batch_norm(load(checkpoint))
     try:
         network = network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     except RuntimeError as error:

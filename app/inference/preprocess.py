@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..network import INPUT_STRIDE, LOGITS_STRIDE
+from ..strides import INPUT_STRIDE, LOGITS_STRIDE
 from .grid import to_grid
 
 Box = tuple[slice, slice]  # rows, columns
