@@ -19,9 +19,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from app.checkpoint import find_model, load_checkpoint
+from app.engines.torch_engine import Model, TorchEngine, load_onto
 from app.gpu_memory import MIB, MemorySampler, nvml_reader, peak_flare2021
 from app.inference.grid import network_grid
-from app.inference.predictor import Model, load_onto
 from app.organs import ORGANS
 from app.segmenter import MODEL_SUFFIX, Segmenter
 from benchmarks.processes import SHAPE, SPACING_MM, phantom_scan, run_fresh
@@ -55,20 +55,11 @@ open(sys.argv[2], "w").write(json.dumps(marks))
 """
 # What a process costs otherwise: the words that start the program, and its options.
 PROGRAM = ["-m", "app"]
-WHOLE_SLICES = """
-from functools import partial
-import app.segmenter as segmenter
-def whole(inputs, *_):
-    return tuple(slice(0, side) for side in inputs.shape[1:])
-segmenter.label_slices = partial(segmenter.label_slices, find_box=whole)
-from app.cli import main
-main()
-"""
 VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "as shipped": (PROGRAM, []),
     "1 slice per batch": (PROGRAM, ["--batch-size", "1"]),
     "8 slices per batch": (PROGRAM, ["--batch-size", "8"]),
-    "whole slices, so that all batches have one shape": (["-c", WHOLE_SLICES], []),
+    "whole slices, so that all batches have one shape": (["-m", "benchmarks.whole_slices"], []),
 }
 
 
@@ -187,9 +178,9 @@ def precision(name: str, scan: pathlib.Path, device: torch.device, dtype: torch.
     """How far the labels in 16 bits are from those in float32: share of differing voxels, DSC per organ."""
     masks = []
     for kind in (torch.float32, dtype):
-        masks.append(Segmenter(load(name, device, kind), {}).segment(scan))
+        masks.append(Segmenter(TorchEngine(load(name, device, kind), {})).segment(scan))
     single, half = masks
-    agreement = {organ.name.lower(): dice(single == organ, half == organ) for organ in ORGANS}
+    agreement = {organ.key: dice(single == organ, half == organ) for organ in ORGANS}
     return {"differing_share": float(np.mean(single != half)), **agreement}
 
 
