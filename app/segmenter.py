@@ -156,8 +156,7 @@ class Segmenter:
             "network": findings.network_seconds,
             "postprocess": time.perf_counter() - begin,
         }
-        voxel_ml = float(np.prod(geometry.spacing_zyx_mm)) / 1000
-        volumes_ml = {organ: count * voxel_ml for organ, count in organ_voxels(mask).items()}
+        volumes_ml = {organ: count * geometry.voxel_ml for organ, count in organ_voxels(mask).items()}
         confidence = findings.confidence.of_organs()
         least = CHECK_BELOW.get(self.model.config.name, {})
         check = tuple(organ for organ, value in confidence.items() if value is not None and value < least.get(organ, 0))

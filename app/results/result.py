@@ -88,7 +88,7 @@ class Segmented:
 
     def millilitres(self, organ: Organ) -> float:
         """The volume of an organ."""
-        return self.voxels[organ] * float(np.prod(self.volume.geometry.spacing_zyx_mm)) / 1000
+        return self.voxels[organ] * self.volume.geometry.voxel_ml
 
     @property
     def labels_zyx(self) -> NDArray[np.uint8]:

@@ -162,8 +162,7 @@ def _tightened(labels: Labels, organ: Organ, box: Box) -> Box | None:
 
 
 def _numbers(voxels: int, hounsfield: NDArray[np.int16], gathering: Gathering) -> Row:
-    voxel_ml = float(np.prod(gathering.geometry.spacing_zyx_mm)) / 1000
-    row: Row = {"volume_ml": round(voxels * voxel_ml, 2), "voxels": voxels}
+    row: Row = {"volume_ml": round(voxels * gathering.geometry.voxel_ml, 2), "voxels": voxels}
     names = ("mean_hu", "sd_hu", *(f"p{p:02d}_hu" if p != 50 else "median_hu" for p in PERCENTILES))
     if not len(hounsfield):
         return row | dict.fromkeys(names)

@@ -57,7 +57,7 @@ def open_volume(path: pathlib.Path) -> Volume:
     Raises:
         VolumeError: it is not; the message says what was found, what is accepted and what to do.
     """
-    if not path.is_dir() and not dicom.is_dicom(path):
+    if not path.is_dir() and not dicom.is_dicom(dicom.first_bytes(path)):
         return nifti.open_nifti(path)
     scans = [scan for scan in dicom.find(path) if scan.not_ct is None]
     if len(scans) != 1:

@@ -32,19 +32,33 @@ if TYPE_CHECKING:
     from .dicom_slice import Slice
 
 PREAMBLE, MAGIC = 128, b"DICM"  # PS3.10, 7.1
+HEAD_BYTES = PREAMBLE + len(MAGIC)
+EXTENSIONS = (".dcm", ".dicom", ".ima")
 # First elements of files without a preamble, in both byte orders: group 8, element 0, 1, 5, 8 or 16.
 BARE = tuple(bytes([8, 0, element, 0]) for element in (0, 1, 5, 8, 0x16))
 MASK_EXTENSION = ".nii.gz"
 
 
-def is_dicom(path: pathlib.Path) -> bool:
+def is_dicom(head: bytes) -> bool:
     """Whether a file's first bytes are DICOM's."""
+    return head[PREAMBLE:HEAD_BYTES] == MAGIC or head.startswith(BARE)
+
+
+def first_bytes(path: pathlib.Path) -> bytes:
+    """The first bytes of a file; none where it cannot be read."""
     try:
         with path.open("rb") as stream:
-            head = stream.read(PREAMBLE + len(MAGIC))
+            return stream.read(HEAD_BYTES)
     except OSError:
+        return b""
+
+
+def may_be_dicom(path: pathlib.Path) -> bool:
+    """Whether a file is DICOM, or may be meant to be: it cannot be read, is empty or zeros, or is called so."""
+    if path.name.startswith(".") or path.name == "DICOMDIR" or path.is_dir():
         return False
-    return head[PREAMBLE:] == MAGIC or head.startswith(BARE)
+    head = first_bytes(path)
+    return is_dicom(head) or not any(head) or path.suffix.lower() in EXTENSIONS
 
 
 def find(source: pathlib.Path, options: FindOptions = DEFAULT_OPTIONS) -> list[Scan]:
@@ -53,8 +67,8 @@ def find(source: pathlib.Path, options: FindOptions = DEFAULT_OPTIONS) -> list[S
     Raises:
         InputError: there are DICOM files, and the library that reads them is not installed.
     """
-    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
-    files = [path for path in files if not path.name.startswith(".") and path.name != "DICOMDIR" and is_dicom(path)]
+    files = [source] if source.is_file() else sorted(source.rglob("*"))
+    files = [path for path in files if may_be_dicom(path)]
     if not files:
         return []
     try:
