@@ -26,6 +26,7 @@ SHARED_RANGE = 0.5  # of the shorter of two parts; the other part covers as much
 FEWEST_TO_SPLIT = 3  # slices whose even steps are no accident
 SWEEPS = range(2, 17)  # numbers of sweeps that are tried, besides the number of slices at one place
 MOST_PAIRED = 40  # cuts that are tried in pairs
+LONG_PAUSE = 5.0  # times any inside a sweep: between two sweeps
 LONG_STEP = 2.0  # times the usual one: between the end of a sweep and the beginning of the next
 DATE_TIMES = {*TIMES, "AcquisitionDateTime", "FrameAcquisitionDateTime", "FrameReferenceDateTime"}
 
@@ -52,12 +53,13 @@ class _Cut:
     Attributes:
         by: the field, or two.
         labels: the part of every slice.
-        is_exact: whether the parts are the field's values themselves, and not where one sweep seems to end.
+        is_sure: whether the parts are the field's values themselves, or long pauses lie between them; else one sweep
+            seems to end where its slices, in order of the field, reach the end of the range.
     """
 
     by: str
     labels: Labels
-    is_exact: bool = False
+    is_sure: bool = True
 
     @property
     def count(self) -> int:
@@ -70,10 +72,12 @@ def divide(stack: Stack, pixels: Pixels) -> Division:
     volume = stack.as_volume(pixels)
     is_volume, stack = volume is not None, volume or stack
     cuts = _distinct(_cuts(stack))
-    fitting = _fitting(stack, cuts, is_volume, pixels)
+    sure = [cut for cut in cuts if cut.is_sure]
+    fitting = _fitting(stack, sure, is_volume, pixels) or _fitting(stack, cuts, is_volume, pixels)
     if not fitting and not is_volume:
-        pairs = itertools.combinations(cuts[:MOST_PAIRED], 2)
+        pairs = itertools.combinations(sure[:MOST_PAIRED], 2)
         fitting = _fitting(stack, _distinct(itertools.starmap(_both, pairs)), is_volume, pixels)
+        fitting = fitting or _fitting(stack, sure, is_volume, pixels, may_lack=True)
     if not fitting:
         return Division((stack,))
     finest, parts = max(fitting, key=lambda found: found[0].count)
@@ -84,17 +88,16 @@ def divide(stack: Stack, pixels: Pixels) -> Division:
 
 
 def _fitting(
-    stack: Stack, cuts: Iterable[_Cut], is_volume: bool, pixels: Pixels
+    stack: Stack, cuts: Iterable[_Cut], is_volume: bool, pixels: Pixels, may_lack: bool = False
 ) -> list[tuple[_Cut, tuple[Stack, ...]]]:
-    """The cuts that give volumes, with their parts; if there are none, those with the fewest parts that have gaps."""
-    by_faults: dict[int, list[tuple[_Cut, tuple[Stack, ...]]]] = {}
+    """The cuts that give volumes, with their parts; volumes that may lack slices, if that is said."""
+    fitting = []
     for cut in cuts:
         if _may_be_sweeps(stack, cut, is_volume):
             parts = tuple(stack.pick(np.flatnonzero(cut.labels == part)) for part in range(cut.count))
-            faults = _faults(parts, pixels)
-            if faults is not None and (not faults or (cut.is_exact and not is_volume)):
-                by_faults.setdefault(faults, []).append((cut, parts))
-    return by_faults[min(by_faults)] if by_faults else []
+            if _are_volumes(parts, pixels, may_lack):
+                fitting.append((cut, parts))
+    return fitting
 
 
 def _may_be_sweeps(stack: Stack, cut: _Cut, is_volume: bool) -> bool:
@@ -103,30 +106,38 @@ def _may_be_sweeps(stack: Stack, cut: _Cut, is_volume: bool) -> bool:
     low, high = np.full(cut.count, np.inf), np.full(cut.count, -np.inf)
     np.minimum.at(low, cut.labels, stack.along)
     np.maximum.at(high, cut.labels, stack.along)
-    is_long = high - low >= ONE_PLACE_MM
-    if not is_long.any() or (is_volume and not (is_long.all() and sizes.min() >= FEWEST_TO_SPLIT)):
+    lengths = high - low
+    is_long = lengths >= ONE_PLACE_MM
+    if not is_long.any() or not (is_long.all() or (cut.is_sure and not is_volume)):
         return False
-    low_long, high_long = low[is_long], high[is_long]
-    for place, size in zip(low[~is_long], sizes[~is_long], strict=True):
+    if sizes[is_long].min() < (2 if cut.is_sure and stack.at_each_place > 1 else FEWEST_TO_SPLIT):
+        return False
+    if not cut.is_sure and lengths.min() < SHARED_RANGE * (stack.along[-1] - stack.along[0]):
+        return False
+    low_long, high_long, lengths = low[is_long], high[is_long], lengths[is_long]
+    if not is_long.all():
+        lowest, highest = low[~is_long].min(), high[~is_long].max()
         # A lone slice beyond the others may be the end of one scan with a hole.
-        if size == 1 and not ((low_long <= place) & (place <= high_long)).any():
+        is_inside = ((low_long <= lowest) & (highest <= high_long)).any()
+        if highest - lowest >= ONE_PLACE_MM or (sizes[~is_long].sum() == 1 and not is_inside):
             return False
     shared = np.minimum.outer(high_long, high_long) - np.maximum.outer(low_long, low_long)
-    lengths = high_long - low_long
     return bool((shared >= SHARED_RANGE * np.minimum.outer(lengths, lengths)).all())
 
 
-def _faults(parts: Sequence[Stack], pixels: Pixels) -> int | None:
-    """How many parts have gaps; None if a part has two slices at one place, or no part is a volume."""
+def _are_volumes(parts: Sequence[Stack], pixels: Pixels, may_lack: bool) -> bool:
+    """Whether all parts are volumes, beside images of one place; some may lack slices of their own, if that is said."""
     long = [part for part in parts if not part.at_one_place]
     volumes = [part for part in long if part.as_volume(pixels)]
-    others = [part for part in long if not part.as_volume(pixels)]
-    if not volumes or any(part.without_copies(pixels) is None or part.is_shifted for part in others):
-        return None
+    if len(volumes) == len(long) or not (may_lack and volumes):
+        return len(volumes) == len(long)
+    # All cover the range of the whole, or they are slices at two distances, each over a range of its own.
     longest = max(part.along[-1] - part.along[0] for part in long)
-    if others and any(part.along[-1] - part.along[0] < SHARED_RANGE * longest for part in volumes):
-        return None  # slices at two distances, each over a range of its own
-    return len(others)
+    return all(
+        part.along[-1] - part.along[0] >= SHARED_RANGE * longest
+        and (part.as_volume(pixels) or (part.lacks_slices and part.without_copies(pixels)))
+        for part in long
+    )
 
 
 def _distinct(cuts: Iterable[_Cut]) -> list[_Cut]:
@@ -143,7 +154,7 @@ def _distinct(cuts: Iterable[_Cut]) -> list[_Cut]:
 def _both(one: _Cut, other: _Cut) -> _Cut:
     """The parts that two cuts come to together."""
     labels = np.unique(one.labels * other.count + other.labels, return_inverse=True)[1]
-    return _Cut(f"{one.by} with {other.by}", labels, one.is_exact and other.is_exact)
+    return _Cut(f"{one.by} with {other.by}", labels, one.is_sure and other.is_sure)
 
 
 def _cuts(stack: Stack) -> Iterator[_Cut]:
@@ -151,14 +162,14 @@ def _cuts(stack: Stack) -> Iterator[_Cut]:
     columns = zip(*(one.marks for one in stack.slices), strict=True)
     fields = [(name, column) for name, column in zip(MARK_NAMES, columns, strict=True) if len(set(column)) > 1]
     for name, column in fields:
-        yield _Cut(name, _ranks(name, column), is_exact=True)
+        yield _Cut(name, _ranks(name, column))
         if "" in column:
-            yield _Cut(name, np.array([value != "" for value in column], np.int64), is_exact=True)
+            yield _Cut(name, np.array([value != "" for value in column], np.int64))
     for name, column in fields:
         if (values := _numbers(name, column)) is not None:
-            yield from (_Cut(name, labels) for labels in _sweeps(values, stack))
+            yield from (_Cut(name, labels, is_sure) for labels, is_sure in _sweeps(values, stack))
     folders = [str(one.path.parent) for one in stack.slices]
-    yield _Cut("the folder", _ranks("", folders), is_exact=True)
+    yield _Cut("the folder", _ranks("", folders))
 
 
 def _ranks(name: str, column: Sequence[str]) -> Labels:
@@ -183,28 +194,42 @@ def _seconds(date_time: str) -> float:
     return 86400.0 * day + 3600 * parts[0] + 60 * parts[1] + parts[2] + float(f"0.{fraction or 0}")
 
 
-def _sweeps(values: NDArray[np.float64], stack: Stack) -> Iterator[Labels]:
-    """Where one sweep may end and the next begin, if slices are put in order of their values."""
+def _sweeps(values: NDArray[np.float64], stack: Stack) -> Iterator[tuple[Labels, bool]]:
+    """Where one sweep may end and the next begin, if slices are put in order of their values; and whether that is sure.
+
+    It is where the pauses between sweeps are far longer than those inside. Otherwise chance could cut a few slices so
+    that each part has one of every place: so each sweep must run along the normal, and there must be as many sweeps as
+    slices at one place.
+    """
     order = np.argsort(values, kind="stable")
     rises, steps = np.diff(values[order]), np.diff(stack.along[order])
     longest = np.argsort(-rises, kind="stable")
-    at_one_place = int(np.diff([*stack.firsts(), len(stack)]).max())
-    for count in sorted({*SWEEPS, at_one_place}):
-        if 1 < count < len(order):
-            if rises[longest[count - 2]] > rises[longest[count - 1]]:  # the pauses between sweeps
-                yield _labels(order, longest[: count - 1])
-            if len(order) % count == 0:  # as many slices in each
-                yield from _if_rising(order, rises, np.arange(1, count) * (len(order) // count) - 1)
+    at_each_place = stack.at_each_place
     is_back = np.abs(steps) > LONG_STEP * np.median(np.abs(steps))  # to the beginning
     is_turn = np.append(False, (steps[1:] * steps[:-1] <= 0) & (steps[:-1] != 0) & ~is_back[:-1])  # to and fro
-    yield from _if_rising(order, rises, np.flatnonzero(is_back))
-    yield from _if_rising(order, rises, np.flatnonzero(is_back | is_turn))
+    ends = [np.flatnonzero(is_back), np.flatnonzero(is_back | is_turn)]
+    for count in sorted({*SWEEPS, at_each_place}):
+        if 1 < count < len(order):
+            if rises[longest[count - 2]] > rises[longest[count - 1]]:  # the longest pauses
+                ends.append(longest[: count - 1])
+            if len(order) % count == 0:  # as many slices in each
+                ends.append(np.arange(1, count) * (len(order) // count) - 1)
+    for last in ends:
+        inside = np.delete(rises, last)
+        if len(last) and inside.size and rises[last].min() > 0:
+            labels = _labels(order, last)
+            is_sure = bool(rises[last].min() > LONG_PAUSE * inside.max())
+            if is_sure or (at_each_place in (1, len(last) + 1) and _run_along(values, stack, labels)):
+                yield labels, is_sure
 
 
-def _if_rising(order: Labels, rises: NDArray[np.float64], ends: NDArray[np.int64]) -> Iterator[Labels]:
-    """The parts that end there, if the values tell the end of each from the beginning of the next."""
-    if (rises[ends] > 0).all():
-        yield _labels(order, ends)
+def _run_along(values: NDArray[np.float64], stack: Stack, labels: Labels) -> bool:
+    """Whether the values of every part rise or fall along the normal."""
+    for part in range(labels.max() + 1):
+        rises = np.diff(values[labels == part])  # slices of a stack are in order of their place
+        if (rises > 0).any() and (rises < 0).any():
+            return False
+    return True
 
 
 def _labels(order: Labels, ends: NDArray[np.int64]) -> Labels:

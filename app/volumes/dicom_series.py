@@ -225,6 +225,11 @@ def _volume(series: Series, stack: Stack, pixels: Pixels, resample_gaps: bool) -
     places = tuple(float(i) for i in range(len(single)))
     if single.is_shifted:
         problem = "its slices are shifted against each other; expected them on one line, export it again"
+    elif single.uneven().size and single.interleaves:
+        problem = (
+            "its slices are several even stacks that interleave, and nothing in their headers tells these apart; send "
+            "each volume as a series of its own"
+        )
     elif single.uneven().size:
         filled = single.even_places()
         made_up = sum(not place.is_integer() for place in filled)

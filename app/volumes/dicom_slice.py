@@ -291,7 +291,7 @@ def _marks(first: Callable[[str], Any], frame: int | None) -> tuple[str, ...]:
     # The frames of a file are numbered by their order in it.
     marks.append(instance if frame is None else f"{instance or 0}.{frame:09d}")
     index = first("DimensionIndexValues")
-    marks += [_text(one) for one in (index if isinstance(index, pydicom.multival.MultiValue) else [index])]
+    marks += [_text(one) for one in (index if isinstance(index, Sequence) else [index])]
     marks += [""] * len(MARK_NAMES)
     return tuple(sys.intern(mark) for mark in marks[: len(MARK_NAMES)])
 

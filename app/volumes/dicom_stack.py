@@ -19,6 +19,7 @@ ONE_PLACE_MM = 0.3  # no abdominal scan is thinner: what lies nearer together wa
 GAP_SHARE = 0.05  # by which a distance of slices may differ from the others
 # Positions rounded to 0.1 mm are off by up to 0.05 mm, and so are the ends of the line that they are compared with.
 ROUNDED_MM = 0.1
+WHOLE = 1e-4  # by which a number may differ from a whole one
 LINE_MM = 1.0  # by which a slice may lie beside the line that the others' corners form
 
 
@@ -43,6 +44,12 @@ def _same_pixels(one: Slice, other: Slice) -> bool:
         return False
 
 
+def _are_rounded(positions: NDArray[np.float64]) -> bool:
+    """Whether positions (n, 3) are whole tenths of a millimetre, along the axes along which they differ."""
+    tenths = 10 * positions[:, np.ptp(positions, axis=0) > 0]
+    return bool(np.abs(tenths - np.rint(tenths)).max(initial=0) < WHOLE)
+
+
 @dataclass(frozen=True)
 class Stack:
     """Slices of one orientation and size, in order of their place.
@@ -50,13 +57,13 @@ class Stack:
     Attributes:
         slices: one or more.
         along: (n,) their places along the normal, mm.
-        rounded_mm: by how much a place may be off if positions were rounded to 0.1 mm.
+        rounded_mm: by how much a place may be off, because positions were rounded to 0.1 mm; 0 if they were not.
         copies: slices that were left out because another with the same pixels is at their place.
     """
 
     slices: tuple[Slice, ...]
     along: NDArray[np.float64]
-    rounded_mm: float = ROUNDED_MM
+    rounded_mm: float = 0.0
     copies: int = 0
 
     @classmethod
@@ -65,9 +72,11 @@ class Stack:
         directions = np.mean([one.orientation for one in slices], axis=0)
         normal = np.cross(*directions)
         normal /= np.linalg.norm(normal)
-        along = np.array([one.position for one in slices]) @ normal
+        positions = np.array([one.position for one in slices])
+        along = positions @ normal
         order = sorted(range(len(slices)), key=lambda i: (along[i], slices[i].marks, slices[i].path, slices[i].frame))
-        return cls(tuple(slices[i] for i in order), along[order], ROUNDED_MM * float(np.abs(normal).sum()))
+        rounded_mm = ROUNDED_MM * float(np.abs(normal).sum()) if _are_rounded(positions) else 0.0
+        return cls(tuple(slices[i] for i in order), along[order], rounded_mm)
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -87,6 +96,11 @@ class Stack:
         for i in np.flatnonzero(np.diff(self.along) >= SAME_MM) + 1:
             starts.append(int(i))
         return np.array(starts)
+
+    @property
+    def at_each_place(self) -> int:
+        """How many slices there are where there are most."""
+        return int(np.diff([*self.firsts(), len(self)]).max())
 
     def without_copies(self, pixels: Pixels) -> Stack | None:
         """One slice per place; None if slices at one place differ."""
@@ -129,6 +143,19 @@ class Stack:
             return np.empty(0, np.int64)
         odd = np.flatnonzero(np.abs(gaps - usual) > max(GAP_SHARE * usual, tolerance_mm))
         return odd if odd.size else np.flatnonzero(np.abs(gaps - usual) > GAP_SHARE * usual)
+
+    @property
+    def lacks_slices(self) -> bool:
+        """Whether the distances that are not the usual one are multiples of it: slices of one scan, some missing."""
+        slices = np.diff(self.along) / self.usual_mm
+        near = max(GAP_SHARE, self.rounded_mm / self.usual_mm)
+        return not self.is_shifted and bool((np.abs(slices - np.rint(slices)) <= near).all() and slices.min() > 0.5)
+
+    @property
+    def interleaves(self) -> bool:
+        """Whether the slices are two or three even stacks that interleave, each shifted against the others."""
+        stacks = ([self.pick(np.arange(i, len(self), n)) for i in range(n)] for n in (2, 3) if len(self) >= 3 * n)
+        return any(not any(stack.uneven().size for stack in parts) for parts in stacks)
 
     def gaps_line(self) -> str:
         """Where the distance is not the usual one."""

@@ -36,8 +36,8 @@ class Geometry:
     Attributes:
         shape: voxels along the stored axes.
         affine: (4, 4), stored voxel -> patient RAS, in the file's unit.
-        spacing_zyx_mm: distance of slices along their normal, of rows and of columns along a pixel's edges. In a sheared
-            volume, such as a tilted gantry gives, the step from a voxel to that of the next slice is longer.
+        spacing_zyx_mm: distance of slices along their normal, of rows and of columns along a pixel's edges. In a
+            sheared volume, such as a tilted gantry gives, the step from a voxel to that of the next slice is longer.
         orientation: (3, 2); row i holds the LPS axis (0 x, 1 y, 2 z) of stored axis i, and -1 where it runs the other
             way.
         unit_mm: the affine's unit in millimetres.
