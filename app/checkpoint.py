@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .errors import CheckpointError
 from .network import HrnetOcr
+from .organs import Organ
 from .whole_file import whole_file
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -56,6 +57,11 @@ class ModelConfig:
     spacing_mm: float | None
     neighbour_mm: float | None
     training_data: str
+
+    @property
+    def organs(self) -> tuple[Organ, ...]:
+        """What the channels of the logits are, the background first."""
+        return tuple(Organ)[: self.classes]
 
     def build(self, initialise: bool = True) -> HrnetOcr:
         """The network with these dimensions; without `initialise` its weights are not set."""

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from .cases import Case, find_cases, read_list
+from .cases import Case, find_cases, read_list, require_ct
 from .results import DEFAULT_RESULTS, RESULTS, Result, make_results
 from .volumes import FindOptions, NameBy, unpacked
+from .work import Resume
 
 if TYPE_CHECKING:
     from .segmenter import Segmenter
@@ -51,8 +52,8 @@ def options_of_input(command: Callable[..., None]) -> Callable[..., None]:
                 help="What DICOM series are called by.",
             ),
             click.option("--resample-gaps", is_flag=True, help="Interpolate slices that a DICOM series lacks."),
-            click.option("--skip-existing", is_flag=True, help="Leave cases alone that are done, or failed before."),
-            click.option("--retry-failed", is_flag=True, help="With --skip-existing: try those again that failed."),
+            click.option("--skip-existing", is_flag=True, help="Skip cases that are done or failed before."),
+            click.option("--retry-failed", is_flag=True, help="With --skip-existing: retry failed cases."),
         )
     ):
         command = add(command)
@@ -111,21 +112,31 @@ class Request:
         """OUTPUT."""
         return self.paths[-1]
 
+    @property
+    def resume(self) -> Resume:
+        """What becomes of cases that an earlier run dealt with."""
+        return Resume(self.skip_existing, self.retry_failed)
+
     @contextlib.contextmanager
-    def cases(self) -> Iterator[tuple[list[Case], dict[str, Result]]]:
+    def cases(self, needs_ct: bool = True) -> Iterator[tuple[list[Case], dict[str, Result]]]:
         """The cases, and the outputs that are wanted; an archive stays unpacked until the block ends.
 
+        Args:
+            needs_ct: at least one must be a CT.
+
         Raises:
-            InputError: see `read_list`, `unpacked`, `make_results` and `find_cases`.
+            InputError: see `read_list`, `unpacked`, `make_results`, `find_cases` and `require_ct`.
         """
         on_header = _show_headers if sys.stderr.isatty() else lambda *_: None
         options = FindOptions(self.recursive, self.name_by, self.resample_gaps, on_header)
         results = make_results(self.save, self.seg_type)
-        if self.list_file is not None:
-            yield find_cases(read_list(self.list_file), self.output, results, options), results
-            return
-        with unpacked(self.paths[0]) as source:
-            yield find_cases(source, self.output, results, options), results
+        named = self.list_file or self.paths[0]
+        with contextlib.ExitStack() as stack:
+            sources = read_list(named) if self.list_file else [stack.enter_context(unpacked(named))]
+            cases = find_cases(sources, self.output, results, options)
+            if needs_ct:
+                require_ct(cases, named)
+            yield cases, results
 
 
 @dataclass
@@ -151,15 +162,13 @@ class ModelChoice:
         return choice
 
     def load(self) -> Segmenter:
-        """Load it, with no more threads than there is CPU time for; imports torch.
+        """Load it; imports the engine's library.
 
         Raises:
             AppError: see `Segmenter.load`.
         """
-        from .inference.predictor import limit_threads
         from .segmenter import Segmenter
 
-        limit_threads()
         return Segmenter.load(
             self.weights or self.model, self.device, self.batch_size, postprocess=not self.no_postprocess
         )

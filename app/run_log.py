@@ -12,11 +12,25 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from .segmentation import Segmentation
 from .whole_file import whole_file
 
 RUN_LOG = "run_log.jsonl"
 SHARD_LOGS = "run_log-*-of-*.jsonl"
 RESULT_FIELDS = ("shape", "spacing_zyx_mm", "network_slices", "batch_size", "volumes_ml", "confidence")
+
+
+@dataclass(kw_only=True)
+class Environment:
+    """What a case was segmented with, and what it took of the machine; see `CaseRecord`."""
+
+    gpu_peak_mib: dict[str, int | None]
+    host_peak_rss_mib: float | None
+    device: str
+    precision: str
+    model: str
+    weights_sha256: dict[str, str]
+    versions: dict[str, str | None]
 
 
 @dataclass
@@ -65,6 +79,24 @@ class CaseRecord:
     weights_sha256: dict[str, str] | None = None
     versions: dict[str, str | None] | None = None
     series_uid: str | None = None
+
+    @classmethod
+    def of(cls, segmentation: Segmentation, environment: Environment) -> CaseRecord:
+        """The record of a case whose results were written."""
+        geometry = segmentation.volume.geometry
+        confidence = segmentation.confidence
+        return cls(
+            segmentation.case,
+            seconds={stage: round(value, 3) for stage, value in segmentation.seconds.items()},
+            warnings=list(segmentation.warnings),
+            shape=list(geometry.shape),
+            spacing_zyx_mm=[round(mm, 4) for mm in geometry.spacing_zyx_mm],
+            network_slices=segmentation.network_slices,
+            batch_size=segmentation.batch_size,
+            volumes_ml={organ.key: round(ml, 2) for organ, ml in segmentation.volumes_ml.items()},
+            confidence={o.key: None if value is None else round(value, 4) for o, value in confidence.items()},
+            **vars(environment),
+        )
 
     def as_dict(self) -> dict[str, object]:
         """The fields that a case of this status has: a failed one lacks its results, others have little else."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from app.checkpoint import find_model, load_checkpoint
-from app.inference.predictor import CPU_INFO, best_dtype
+from app.engines.torch_engine import CPU_INFO, best_dtype
 from benchmarks.growth import one_scan, over_cases, over_slices, plot
 from benchmarks.levers import levers
 from benchmarks.levers import table as levers_table

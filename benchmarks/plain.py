@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from app.checkpoint import find_model, load_checkpoint
+from app.engines.torch_images import network_input, to_scan, windowed_slice
 from app.inference.components import keep_largest
-from app.inference.grid import network_grid, to_scan
+from app.inference.grid import network_grid
 from app.inference.plan import neighbour_rows, neighbour_step
-from app.inference.preprocess import network_input, windowed_slice
 from app.volumes import Geometry
 
 

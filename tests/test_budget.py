@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from app.checkpoint import Checkpoint
-from app.inference.predictor import activation_bytes, load_onto
+from app.engines.torch_engine import activation_bytes, load_onto
 from app.volumes import gzip_file, open_volume
 from benchmarks.growth import over_slices
 from tests.conftest import ROOT

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from app.errors import InputError
-from app.organs import ORGANS, SNOMED_CT, Organ
-from app.results import Segmented, make_results
+from app.organs import ORGANS, Organ
+from app.results import make_results
 from app.results.outlines import outlines
 from app.volumes import Volume, open_volume
 from phantom import make_phantom
 from phantom.dicom import AXIAL, write_enhanced, write_series
+from tests.tiny import segmentation_of
 
 SPACING = (3.0, 2.5, 12.0)
 SHAPE = (100, 104, 20)
@@ -55,11 +56,10 @@ def write_kind(folder: pathlib.Path, kind: str) -> None:
 
 
 def write_all(folder: pathlib.Path, volume: Volume, mask: NDArray[np.uint8], seg_type: str = "binary") -> pathlib.Path:
-    """Every output of a mask, as folder/case.*; the pattern of their names."""
+    """Every output of a mask, as folder/case.*; that path without an extension."""
     folder.mkdir(exist_ok=True)
-    pattern = folder / "case.nii.gz"
     for result in make_results(("nifti", *DICOM), seg_type).values():
-        result.write(Segmented(volume, mask, "tiny", "1", SHAS), result.path(pattern))
+        result.write(segmentation_of(volume, mask, sha256=SHAS), result.path(folder / "case", None))
     return folder / "case"
 
 
@@ -104,7 +104,7 @@ def test_plastimatch_fills_the_structure_set_to_the_very_mask(
     ct, filled = ("--referenced-ct", tmp_path / "in"), ("--output-prefix", tmp_path / "filled")
     run("plastimatch", "convert", "--input", structures, *ct, *filled, "--prefix-format", "nii.gz")
     for organ in ORGANS:
-        image = nib.load(tmp_path / "filled" / f"{SNOMED_CT[organ][1]}.nii.gz")
+        image = nib.load(tmp_path / "filled" / f"{organ.meaning}.nii.gz")
         same_place(image, nib.load(name.with_suffix(".nii.gz")), organ)
 
 
@@ -130,7 +130,7 @@ def test_dcmqi_reads_the_volumes_of_the_report(tmp_path: pathlib.Path, labels: N
     run(find_program("tid1500reader"), "--inputDICOM", name.with_suffix(".sr.dcm"), "--outputMetadata", told)
     segmentation = pydicom.dcmread(name.with_suffix(".seg.dcm"))
     measured = json.loads(told.read_text())["Measurements"]
-    assert [one["Finding"]["CodeValue"] for one in measured] == [SNOMED_CT[organ][0] for organ in ORGANS]
+    assert [one["Finding"]["CodeValue"] for one in measured] == [organ.snomed for organ in ORGANS]
     for organ, one in zip(ORGANS, measured, strict=True):
         (item,) = one["measurementItems"]
         assert item["quantity"]["CodeMeaning"] == "Volume"
@@ -138,7 +138,7 @@ def test_dcmqi_reads_the_volumes_of_the_report(tmp_path: pathlib.Path, labels: N
         assert float(item["value"]) == pytest.approx((labels == organ).sum() * np.prod(SPACING) / 1000, abs=1e-3)
         assert one["segmentationSOPInstanceUID"] == segmentation.SOPInstanceUID
         label = segmentation.SegmentSequence[one["ReferencedSegment"] - 1].SegmentLabel
-        assert label == SNOMED_CT[organ][1]
+        assert label == organ.meaning
 
 
 @needs("dciodvfy")

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from app.checkpoint import Checkpoint
+from app.engines.torch_engine import Model, TorchEngine, best_dtype, choose_batch_size, load_onto, refined_logits
 from app.errors import DeviceError, InferenceError, NoMemoryError
-from app.inference import labelling
 from app.inference.grid import network_grid
-from app.inference.labelling import Findings, OnSlice
-from app.inference.predictor import Model, NetworkPredictor, best_dtype, choose_batch_size, load_onto, refined_logits
+from app.inference.labelling import Findings, Labelling, OnSlice
 from app.network import HrnetOcrLogits
 from tests.tiny import CONFIG, randomise
 
@@ -70,9 +69,10 @@ def label_slices(
     on_slice: OnSlice = lambda count: None,
 ) -> Labelled:
     """Label with a model, on the grid that a segmenter would choose."""
-    predictor = NetworkPredictor(placed, network_grid(labels.shape[1:], spacing_mm[1:], CONFIG.spacing_mm), batch_size)
-    findings = labelling.label_slices(predictor, planes, spacing_mm, labels, on_slice)
-    return Labelled(**vars(findings), batch_size=predictor.batch_size)
+    grid = network_grid(labels.shape[1:], spacing_mm[1:], CONFIG.spacing_mm)
+    with TorchEngine(placed, {}).session(grid, batch_size) as session:
+        findings = Labelling(session, CONFIG, spacing_mm, labels).run(planes, on_slice)
+    return Labelled(**vars(findings), batch_size=session.batch_size)
 
 
 def scan(depth: int, seed: int = 0) -> NDArray[np.int16]:
@@ -217,7 +217,7 @@ def test_what_a_refused_batch_had_allocated_is_free_again() -> None:
             raise NO_MEMORY[0]
 
     with pytest.raises(NoMemoryError) as refused:
-        refined_logits(model(Full()), [torch.rand(3, 32, 64)])
+        refined_logits(model(Full()), [torch.rand(3, 32, 64)], (slice(0, 32), slice(0, 64)))
     assert allocated[0]() is None
     assert refused.value.__cause__ is NO_MEMORY[0]  # where it was, for the debug log
 
@@ -282,7 +282,7 @@ def test_the_precision_follows_the_processor(
 ) -> None:
     if cpu is not None:
         (tmp_path / "cpuinfo").write_text(cpu)
-    monkeypatch.setattr("app.inference.predictor.CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("app.engines.torch_engine.CPU_INFO", tmp_path / "cpuinfo")
     assert best_dtype(torch.device("cpu"), width) == dtype
     assert best_dtype(torch.device("cuda"), width) == torch.float16
 

@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from app.cli import main
+from app.inference.gathering import Gathering
 from app.organs import ORGANS, Organ
-from app.results import Segmented
-from app.results.gathering import Gathering
 from app.results.statistics import statistics
 from app.volumes import Volume, open_volume
 from phantom import write_phantom
+from tests.tiny import segmentation_of
 
 SHAPE, SPACING = (100, 90, 24), (3.9, 3.7, 11.0)
 AXES = ["LPS", "RAS", "LAS", "SPL", "PIR", "ASR", "RPI"]
@@ -41,7 +41,7 @@ def gathered(volume: Volume, labels_zyx: NDArray[np.uint8], order: int = 1) -> G
 
 def found_by(volume: Volume, mask: NDArray[np.uint8], order: int = 1) -> dict[str, Any]:
     gathering = gathered(volume, volume.geometry.orient(mask), order)
-    return statistics(Segmented(volume, mask, "tiny", "1", {}, "case", gathering))
+    return statistics(segmentation_of(volume, mask, gathering=gathering))
 
 
 def load(folder: pathlib.Path, axes: str) -> tuple[Volume, NDArray[np.uint8], NDArray[np.float64]]:
@@ -58,7 +58,7 @@ def test_every_number_is_numpys(tmp_path: pathlib.Path, axes: str, order: int) -
     rows = found_by(volume, mask, order)["organs"]
     affine = volume.geometry.affine
     for organ in ORGANS:
-        row, inside = rows[organ.name.lower()], mask == organ
+        row, inside = rows[organ.key], mask == organ
         values = hounsfield[inside].astype(float)
         assert row["voxels"] == inside.sum()
         assert row["volume_ml"] == pytest.approx(inside.sum() * np.prod(SPACING) / 1000, abs=0.01)
@@ -108,7 +108,7 @@ def test_removed_components_count_no_more(tmp_path: pathlib.Path) -> None:
     noisy = mask.copy(order="F")
     noisy[0:3, 0:3] = Organ.LIVER
     gathering = gathered(volume, volume.geometry.orient(noisy))
-    row = statistics(Segmented(volume, mask, "tiny", "1", {}, "case", gathering))["organs"]["liver"]
+    row = statistics(segmentation_of(volume, mask, gathering=gathering))["organs"]["liver"]
     assert row["mean_hu"] == pytest.approx(hounsfield[mask == Organ.LIVER].mean(), abs=0.06)
 
 
@@ -155,7 +155,7 @@ def test_the_command_line_writes_a_file_per_case_and_one_table(
         mask = np.asarray(nib.load(tmp_path / "out" / f"p{seed}.nii.gz").dataobj)
         hounsfield = np.asarray(nib.load(tmp_path / "in" / f"p{seed}_0000.nii.gz").dataobj)
         for organ in ORGANS:
-            row, inside = found["organs"][organ.name.lower()], mask == organ
+            row, inside = found["organs"][organ.key], mask == organ
             assert row["voxels"] == inside.sum()
             if inside.any():
                 assert row["mean_hu"] == pytest.approx(hounsfield[inside].mean(), abs=0.06)
@@ -163,7 +163,7 @@ def test_the_command_line_writes_a_file_per_case_and_one_table(
     with (tmp_path / "out" / "statistics.csv").open() as table:
         rows = list(csv.DictReader(table))
     assert [row["organ"] for row in rows] == [
-        *(organ.name.lower() for organ in ORGANS),
+        *(organ.key for organ in ORGANS),
         "left kidney",
         "right kidney",
     ] * 2

@@ -18,9 +18,9 @@ from click.testing import CliRunner
 from torch.distributed.run import get_args_parser
 
 from app.checkpoint import Checkpoint, find_model, load_checkpoint
+from app.engines.torch_engine import TorchEngine, load_onto
 from app.inference.grid import network_grid
-from app.inference.labelling import label_slices
-from app.inference.predictor import NetworkPredictor, load_onto
+from app.inference.labelling import Labelling
 from app.network import HrnetOcrLogits
 from app.organs import IGNORE, Organ
 from phantom import make_phantom
@@ -83,8 +83,8 @@ def test_training_learns_resumes_and_exports(cases: list[CachedCase], tmp_path: 
     volume = make_phantom((128, 128, 16), (4.0, 4.0, 16.0), seed=0)[0].transpose(2, 1, 0)
     found, plain = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.uint8)
     for placed, labels in ((model, found), (replace(model, network=run.average.module.eval()), plain)):
-        predictor = NetworkPredictor(placed, network_grid((128, 128), (4.0, 4.0), TINY.spacing_mm))
-        label_slices(predictor, enumerate(volume), (16.0, 4.0, 4.0), labels)
+        with TorchEngine(placed, {}).session(network_grid((128, 128), (4.0, 4.0), TINY.spacing_mm)) as session:
+            Labelling(session, placed.config, (16.0, 4.0, 4.0), labels).run(enumerate(volume))
     assert np.mean(found == plain) > 0.999
 
 

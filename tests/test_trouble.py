@@ -86,7 +86,7 @@ def test_a_slice_that_cannot_fit_into_memory_is_refused_before_the_system_ends_t
     phantom_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, tiny_weights: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     shutil.copy(phantom_path, tmp_path / "a_0000.nii.gz")
-    monkeypatch.setattr("app.inference.predictor.available_memory", lambda: 1000)
+    monkeypatch.setattr("app.engines.torch_engine.available_memory", lambda: 1000)
     arguments = [str(tmp_path), str(tmp_path / "out"), "--device", "cpu", "--weights", str(tiny_weights)]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1
@@ -217,7 +217,7 @@ def test_an_organ_larger_than_any_known_is_doubted(tmp_path: pathlib.Path, caplo
 
 
 def one_problem(source: pathlib.Path, output: pathlib.Path) -> list[str | None]:
-    return [case.problem for case in find_cases(source, output)]
+    return [case.scan.problem for case in find_cases(source, output)]
 
 
 def test_what_this_program_did_not_write_is_not_overwritten(path: pathlib.Path) -> None:

@@ -22,14 +22,15 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from app import run_log
 from app.cli import main
 from app.errors import InputError, ResultError
-from app.organs import COLOURS, ORGANS, Organ
-from app.results import Segmented, make_results, viewer
+from app.organs import ORGANS, Organ
+from app.results import make_results, viewer
 from app.results.viewer import Viewer
 from app.run_log import CaseRecord
 from app.volumes import open_volume
 from phantom import write_phantom
 from tests.conftest import ROOT
 from tests.test_statistics import gathered
+from tests.tiny import segmentation_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -50,8 +51,7 @@ def page_path(tmp_path_factory: pytest.TempPathFactory, library: None) -> pathli
     write_phantom(image, label, (100, 90, 40), (3.9, 3.7, 6.0), axes="RAI")
     volume, mask = open_volume(image), np.asarray(nib.load(label).dataobj)
     gathering = gathered(volume, volume.geometry.orient(mask))
-    warnings = ("a <b>warning</b>",)
-    case = Segmented(volume, mask, "tiny", "1", {}, "Case <i>7</i> & Co", gathering, warnings=warnings)
+    case = segmentation_of(volume, mask, "Case <i>7</i> & Co", gathering=gathering, intensity_doubt="a <b>warning</b>")
     path = folder / "x.viewer.html"
     Viewer().write(case, path)
     return path
@@ -90,7 +90,7 @@ def canvas(page: Page) -> NDArray[np.int64]:
 
 def places(pixels: NDArray[np.int64], organ: Organ) -> NDArray[np.int64]:
     """Pixels whose hue is an organ's, which opacity does not change much; grey ones have none."""
-    colour, centred = np.array(COLOURS[organ], float), pixels - pixels.mean(2, keepdims=True)
+    colour, centred = np.array(organ.rgb, float), pixels - pixels.mean(2, keepdims=True)
     wanted = colour - colour.mean()
     norms = np.linalg.norm(centred, axis=2)
     cosine = (centred @ wanted) / (np.linalg.norm(wanted) * np.maximum(norms, 1e-9))

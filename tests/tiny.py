@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from app.checkpoint import ModelConfig
 from app.network import HrnetOcr
+from app.organs import ORGANS
+from app.segmentation import ModelInfo, Segmentation
+from app.volumes import Volume
 from training.recipes import Recipe
 
 CONFIG = ModelConfig(
@@ -32,6 +39,12 @@ TINY = Recipe(
     steps=6,
     warmup_steps=2,
 )
+
+
+def segmentation_of(volume: Volume, mask: NDArray[np.uint8], case: str = "case", **fields: Any) -> Segmentation:  # noqa: ANN401
+    """A record of a mask that no model made."""
+    model = ModelInfo(name="tiny", version="1", sha256=fields.pop("sha256", {}), organs=ORGANS)
+    return Segmentation(case=case, volume=volume, mask=mask, model=model, **fields)
 
 
 def randomise(network: HrnetOcr, seed: int) -> HrnetOcr:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from tqdm import tqdm
 
+from app.engines.torch_images import windowed_slice
 from app.inference.grid import network_grid
 from app.inference.plan import neighbour_step
-from app.inference.preprocess import windowed_slice
 from app.organs import IGNORE, Organ
 from app.volumes import Volume, open_volume
 from evaluation.labels import LabelError, check_same_grid, read_labels

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.inference.predictor import Model
+from app.engines.torch_engine import Model, TorchEngine
 from app.organs import IGNORE, ORGANS, Organ
 from app.segmenter import Segmenter
 from app.volumes import open_volume
@@ -96,7 +96,7 @@ def compare(
                 count_flops(network, recipe.channels_in, device) / 1e9,
                 1000 * seconds_per_slice(network, recipe.channels_in, device),
                 run.progress.step,
-                mean_dice(Segmenter(model, {}), held_out),
+                mean_dice(Segmenter(TorchEngine(model, {})), held_out),
             )
         )
         print(table(rows[-1:]), flush=True)
@@ -135,7 +135,7 @@ def mean_dice(segmenter: Segmenter, held_out: Sequence[Pair]) -> dict[Organ, flo
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
-    organs = [organ.name.lower() for organ in ORGANS]
+    organs = [organ.key for organ in ORGANS]
     lines = [
         "| network | parameters (M) | GFLOP per slice | ms per slice | steps | "
         f"{' | '.join(f'DSC {organ}' for organ in organs)} |",

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from app.engines.torch_engine import best_dtype
 from app.gpu_memory import MIB
 from app.host import peak_rss_mib
-from app.inference.predictor import best_dtype
 from app.volumes.read_ahead import ReadAhead
 from training.augment import augment
 from training.cache import CachedCase
@@ -165,7 +165,7 @@ class Run(RunState):
                     images_s=round(self.recipe.batch * len(losses) / spent, 2),
                     wait=round(waited / spent, 3),
                     peak_mib=round(self._peak_mib()),
-                    **{organ.name.lower(): round(score, 4) for organ, score in scores.items()},
+                    **{organ.key: round(score, 4) for organ, score in scores.items()},
                 )
                 losses, since, waited = [], self.progress.seconds, 0.0
                 if validates:

@@ -11,17 +11,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from app.inference.grid import to_scan
+from app.engines.torch_images import network_input, to_scan
 from app.inference.plan import neighbour_rows
-from app.inference.preprocess import network_input
-from app.network import INPUT_STRIDE
 from app.organs import IGNORE, ORGANS, Organ
+from app.strides import INPUT_STRIDE
 from app.whole_file import whole_file
 from evaluation.overlap import dice
 from training.cache import CachedCase
 from training.recipes import Recipe
 
-ORGAN_NAMES = [organ.name.lower() for organ in ORGANS]
+ORGAN_NAMES = [organ.key for organ in ORGANS]
 
 
 @torch.no_grad()

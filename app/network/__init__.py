@@ -5,7 +5,6 @@ ocr.py        features -> coarse logits (FCN head) -> object-contextual logits (
 hrnet_ocr.py  the whole, and the folding of batch norm for inference
 """
 
-from .hrnet import INPUT_STRIDE, LOGITS_STRIDE
 from .hrnet_ocr import HrnetOcr, HrnetOcrLogits, fold_batch_norm
 
-__all__ = ["INPUT_STRIDE", "LOGITS_STRIDE", "HrnetOcr", "HrnetOcrLogits", "fold_batch_norm"]
+__all__ = ["HrnetOcr", "HrnetOcrLogits", "fold_batch_norm"]

@@ -17,8 +17,6 @@ STAGE1_WIDTH = 256  # four bottlenecks of 64, expansion 4
 STAGE1_BLOCKS = 4
 MODULES_PER_STAGE = (1, 4, 3)  # stages 2, 3 and 4
 BLOCKS_PER_BRANCH = 4
-LOGITS_STRIDE = 4  # of features and logits: the stem halves the resolution twice
-INPUT_STRIDE = 32  # of the coarsest branch: inputs are multiples of it, so that every branch fits the others
 
 
 def resize(features: Tensor, size: Sequence[int]) -> Tensor:

@@ -1,12 +1,11 @@
 """What is written of a case: one class per output, one table from the name of an output to its class.
 
-result.py             Segmented, what outputs are made from; Result, what each of them offers
+result.py             Result, what each output offers
 nifti_mask.py         the mask on the scan's own grid; named_mask.py: with the names of its labels
 dicom_result.py       what all DICOM outputs share
 dicom_seg.py          the mask as a DICOM segmentation
 rtstruct.py           outlines as a DICOM structure set
 structured_report.py  volumes as a DICOM structured report
-gathering.py          what outputs need of a scan besides its mask
 statistics.py         numbers of every organ
 viewer.py             a page that shows scan and organs without a network; page/ has what it is made from
 preview.py            a picture; planes.py chooses what it shows, outlines.py draws around organs
@@ -21,9 +20,9 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import InputError
-from .result import Result, Segmented
+from .result import Result
 
-__all__ = ["DEFAULT_RESULTS", "RESULTS", "Result", "Segmented", "make_results"]
+__all__ = ["DEFAULT_RESULTS", "RESULTS", "Result", "make_results"]
 
 # Name of an output -> its module and class; modules are imported when they are asked for, as are their libraries.
 RESULTS: dict[str, tuple[str, str]] = {

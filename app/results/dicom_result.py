@@ -11,11 +11,12 @@ import numpy as np
 import pydicom
 
 from ..errors import ResultError
-from ..organs import ORGANS, Organ
+from ..organs import Organ
+from ..segmentation import Segmentation
 from ..version import __version__
 from ..volumes.dicom import DicomVolume
 from ..whole_file import whole_file
-from .result import PROGRAM, Result, Segmented, beside
+from .result import PROGRAM, Result, beside
 
 # Of patient and study, required but allowed to be empty (type 2); anonymised series lack them.
 MAY_BE_EMPTY = (
@@ -38,9 +39,9 @@ class DicomResult(Result):
     series_number: int
     kind: str
 
-    def path(self, mask_path: pathlib.Path) -> pathlib.Path:
+    def path(self, base: pathlib.Path, mask_extension: str | None) -> pathlib.Path:
         """Beside the mask."""
-        return beside(mask_path, self.extension)
+        return beside(base, self.extension)
 
     def wrote(self, path: pathlib.Path) -> bool:
         """Whether this program wrote a file; see `Result.wrote`."""
@@ -50,13 +51,13 @@ class DicomResult(Result):
             return False
         return str(header.get("ManufacturerModelName")) == PROGRAM
 
-    def write(self, segmented: Segmented, path: pathlib.Path) -> None:
+    def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
         """Write the object; see `Result.write`."""
-        if not isinstance(segmented.volume, DicomVolume):
+        if not isinstance(segmentation.volume, DicomVolume):
             raise ResultError(f"{path}: {self.kind} needs a DICOM scan; save nifti instead")
         try:
             with warnings.catch_warnings(action="ignore"):  # about values in the source that do not matter here
-                dataset = self.dataset(segmented, segmented.volume)
+                dataset = self.dataset(segmentation, segmentation.volume)
             with whole_file(path) as stream:
                 dataset.save_as(stream, enforce_file_format=True)
         except OSError as error:
@@ -66,7 +67,7 @@ class DicomResult(Result):
             raise ResultError(f"{path}: the series cannot carry {self.kind} ({line}); save nifti instead") from error
 
     @abstractmethod
-    def dataset(self, segmented: Segmented, volume: DicomVolume) -> pydicom.Dataset:
+    def dataset(self, segmentation: Segmentation, volume: DicomVolume) -> pydicom.Dataset:
         """The object.
 
         Raises:
@@ -89,26 +90,26 @@ def source_headers(volume: DicomVolume) -> list[pydicom.Dataset]:
     return sources
 
 
-def found_organs(segmented: Segmented) -> list[Organ]:
+def found_organs(segmentation: Segmentation) -> list[Organ]:
     """The organs in the mask, in the order of their labels: segment and region 1, 2 ...
 
     Raises:
         ValueError: there is none.
     """
-    found = [organ for organ in ORGANS if segmented.voxels[organ]]
+    found = [organ for organ, count in segmentation.voxels.items() if count]
     if not found:
         raise ValueError("no organ was found, and an empty object is not allowed")
     return found
 
 
-def derived_uid(segmented: Segmented, source: pydicom.Dataset, *what: str) -> str:
+def derived_uid(segmentation: Segmentation, source: pydicom.Dataset, *what: str) -> str:
     """A UID that only the source series, the weights, the program's version and `what` decide."""
-    weights = ",".join(segmented.weights_sha256.values())
+    weights = ",".join(segmentation.model.sha256.values())
     entropy = [str(source.SeriesInstanceUID), weights, __version__, *what]
     uid: Any = pydicom.uid.generate_uid(entropy_srcs=entropy)
     return str(uid)
 
 
-def algorithm_name(segmented: Segmented) -> str:
+def algorithm_name(segmentation: Segmentation) -> str:
     """The program and its model, as DICOM objects name them."""
-    return f"{PROGRAM} {segmented.model} {segmented.model_version}"
+    return f"{PROGRAM} {segmentation.model.name} {segmentation.model.version}"

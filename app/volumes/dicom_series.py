@@ -4,7 +4,7 @@
     groups        `_groups`: one series, patient, study, frame of reference, image type, size, spacing and orientation
     volumes       `_arrange`: a group is divided into volumes where it has to be (dicom_phases.py)
     what is left  `_torn`, `_one_place`: slices of one place are not a CT to segment, unless they are a scan torn apart
-    unreadable    `_blame`: a file that cannot be read fails the series that it may belong to (dicom_unreadable.py)
+    unreadable    `_blame`: a file that cannot be read fails the series that it may belong to (dicom_names.py)
 
 No public reader survives everything that scanners and archives produce, so nothing here relies on instance numbers or
 the number of files, and on file names only to say to which series an unreadable file belongs. Slices are sorted by
@@ -26,10 +26,10 @@ from multiprocessing import get_context
 import numpy as np
 
 from ..host import usable_cpus
+from .dicom_names import is_meant, is_named_like
 from .dicom_phases import divide
-from .dicom_slice import NotCt, Slice, SliceError, read_slices
+from .dicom_slice import OtherObject, Slice, Unreadable, read_slices
 from .dicom_stack import Pixels, Stack
-from .dicom_unreadable import Unreadable, is_meant, may_belong
 from .volume import DEFAULT_OPTIONS, FindOptions
 
 MANY_FILES = 2048  # from here on, several processes read headers faster than one
@@ -78,9 +78,9 @@ def find_series(paths: Sequence[pathlib.Path], options: FindOptions = DEFAULT_OP
     unreadable: list[Unreadable] = []
     for done, read in enumerate(_read_all(paths), 1):
         options.on_header(done, len(paths))
-        if isinstance(read, NotCt):
+        if isinstance(read, OtherObject):
             name = _name(read.number, read.series)
-            series = Series(name, read.series, paths[done - 1].parent, not_ct=read.reason)
+            series = Series(name, read.series, read.path.parent, not_ct=read.reason)
             others.setdefault(f"{read.series}{read.reason}", series)
         elif isinstance(read, Unreadable):
             unreadable.append(read)
@@ -97,7 +97,7 @@ def find_series(paths: Sequence[pathlib.Path], options: FindOptions = DEFAULT_OP
     return _distinct_names([*found, *others.values()])
 
 
-def _read_all(paths: Sequence[pathlib.Path]) -> Iterator[list[Slice] | NotCt | Unreadable]:
+def _read_all(paths: Sequence[pathlib.Path]) -> Iterator[list[Slice] | OtherObject | Unreadable]:
     """What each file is; many files are read by several processes, and by this one if one of those was killed."""
     done = 0
     if len(paths) >= MANY_FILES:
@@ -105,19 +105,12 @@ def _read_all(paths: Sequence[pathlib.Path]) -> Iterator[list[Slice] | NotCt | U
         try:
             # Not forked: the child of a process with threads may wait for a lock that none of its own will free.
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-                for read in pool.map(_read, paths, chunksize=MANY_FILES // 8):
+                for read in pool.map(read_slices, paths, chunksize=MANY_FILES // 8):
                     yield read
                     done += 1
         except BrokenProcessPool:  # most likely for want of memory, of which one process needs least
             pass
-    yield from map(_read, paths[done:])
-
-
-def _read(path: pathlib.Path) -> list[Slice] | NotCt | Unreadable:
-    try:
-        return read_slices(path)
-    except SliceError as error:
-        return Unreadable(path, str(error), error.is_dicom, error.series)
+    yield from map(read_slices, paths[done:])
 
 
 def _groups(slices: Iterable[Slice]) -> list[list[Slice]]:
@@ -288,32 +281,37 @@ def _one_place(left: Sequence[Stack], options: FindOptions) -> list[Series]:
 def _blame(found: Sequence[Series], unreadable: Sequence[Unreadable]) -> list[Series]:
     """The same, but what may lack an unreadable file is refused; files that no series may lack are cases by themselves.
 
-    A file belongs to the series that it names; one that names none, to every series that has slices in its folder under
+    A file belongs to the series that it names; one that names none, to every series that has files in its folder under
     names of the same kind: at the end of a stack nothing else shows that it is missing.
     """
+    if not unreadable:
+        return list(found)
+    # Frames of a multi-frame file lack no other file.
+    files = [{one.path for one in series.slices if one.frame is None} for series in found]
     lacks: dict[int, list[Unreadable]] = defaultdict(list)
     alone: dict[pathlib.Path, list[Unreadable]] = defaultdict(list)
     for one in unreadable:
         owners = [i for i, series in enumerate(found) if series.uid == one.series]
-        owners = owners or [i for i, series in enumerate(found) if may_belong(one, series.slices)]
+        owners = owners or [i for i, paths in enumerate(files) if is_named_like(one.path, paths)]
         for i in owners:
             lacks[i].append(one)
         if not owners:
             alone[one.path.parent].append(one)
-    blamed = []
-    for i, series in enumerate(found):
-        line = f"{_unread(lacks[i])}; export it again" if lacks[i] else None
-        blamed.append(replace(series, problem=line, not_ct=None) if line else series)
-    for folder, files in alone.items():
-        meant = [one for one in files if is_meant(one, files)]
+    blamed = [
+        replace(series, problem=_unread(lacks[i]), not_ct=None) if i in lacks else series
+        for i, series in enumerate(found)
+    ]
+    for folder, several in alone.items():
+        paths = [one.path for one in several]
+        meant = [one for one in several if one.is_dicom or is_meant(one.path, paths)]
         if meant:
             name = hashlib.sha256("/".join(one.path.name for one in meant).encode()).hexdigest()[:8]
             path = folder if len(meant) > 1 else meant[0].path
-            blamed.append(Series(f"unreadable_{name}", str(folder), path, problem=f"{_unread(meant)}; export it again"))
+            blamed.append(Series(f"unreadable_{name}", str(folder), path, problem=_unread(meant)))
     return blamed
 
 
 def _unread(files: Sequence[Unreadable]) -> str:
     """How many files cannot be read, and why the first of them cannot."""
     what = "a file" if len(files) == 1 else f"{len(files)} files"
-    return f"{what} cannot be read as a CT slice ({files[0].path.name}: {files[0].reason})"
+    return f"{what} cannot be read as a CT slice ({files[0].path.name}: {files[0].reason}); export it again"

@@ -15,7 +15,8 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from .dicom import HEAD_BYTES, is_dicom
+from .dicom import is_dicom
+from .walk import HEAD_BYTES
 
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 # Whose and which: slices that differ here never share a volume.
@@ -59,16 +60,11 @@ CT_CLASSES = {
 
 
 class SliceError(Exception):
-    """A file cannot be read as what it should be; the message says why.
+    """A header lacks what a slice of a volume needs; `read_slices` makes an `Unreadable` of it."""
 
-    Attributes:
-        is_dicom: whether the file's first bytes are DICOM's.
-        series: the UID of the series that it names; None where it names none.
-    """
 
-    def __init__(self, message: str, is_dicom: bool = True, series: str | None = None) -> None:
-        super().__init__(message)
-        self.is_dicom, self.series = is_dicom, series
+class NotDicomError(SliceError):
+    """A file does not begin as DICOM does."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +119,42 @@ class BoundedFile(io.BufferedReader):
         return super().read(left if size is None or size < 0 else min(size, left))
 
 
-def read_slices(path: pathlib.Path) -> list[Slice] | NotCt:
-    """The slices of a file: one, or one per frame of a multi-frame file; or why nobody would segment it.
+@dataclass(frozen=True)
+class OtherObject:
+    """What a DICOM file is if nobody would segment it.
 
-    Raises:
-        SliceError: it cannot be read as either.
+    Attributes:
+        path: the file.
+        series: its series UID, or the folder where that is empty.
+        number: of the series.
+        reason: what it is.
     """
+
+    path: pathlib.Path
+    series: str
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that cannot be read as a CT slice.
+
+    Attributes:
+        path: the file.
+        reason: a few words.
+        is_dicom: whether its first bytes are DICOM's.
+        series: the UID of the series that it names; None where it names none.
+    """
+
+    path: pathlib.Path
+    reason: str
+    is_dicom: bool
+    series: str | None
+
+
+def read_slices(path: pathlib.Path) -> list[Slice] | OtherObject | Unreadable:
+    """The slices of a file: one, or one per frame of a multi-frame file; or why it has none."""
     header = pydicom.Dataset()
     try:
         with warnings.catch_warnings(action="ignore"):  # about values of no interest
@@ -136,26 +162,11 @@ def read_slices(path: pathlib.Path) -> list[Slice] | NotCt:
             series = str(header.get("SeriesInstanceUID") or path.parent)
             number = int(header.get("SeriesNumber") or 0)
             if reason := _why_not_ct(header):
-                return NotCt(series, number, reason)
+                return OtherObject(path, series, number, reason)
             return _slices(header, path, series, number)
     except Exception as error:  # pydicom raises whatever a damaged header makes of it
-        is_dicom = not isinstance(error, OSError) and (not isinstance(error, SliceError) or error.is_dicom)
-        raise SliceError(_why_unreadable(error), is_dicom, header.get("SeriesInstanceUID")) from error
-
-
-@dataclass(frozen=True)
-class NotCt:
-    """What a DICOM file is if nobody would segment it.
-
-    Attributes:
-        series: its series UID, or the folder where that is empty.
-        number: of the series.
-        reason: what it is.
-    """
-
-    series: str
-    number: int
-    reason: str
+        is_dicom = not isinstance(error, OSError | NotDicomError)
+        return Unreadable(path, _why_unreadable(error), is_dicom, header.get("SeriesInstanceUID"))
 
 
 def _why_unreadable(error: Exception) -> str:
@@ -171,11 +182,11 @@ def _why_unreadable(error: Exception) -> str:
 def _read_header(path: pathlib.Path) -> pydicom.Dataset:
     """The elements of a file that tell what it is and where it lies; its pixels are not read."""
     if path.exists() and not path.is_file():
-        raise SliceError("not a regular file", is_dicom=False)
+        raise NotDicomError("not a regular file")
     with BoundedFile(path) as file:
         head = file.peek(HEAD_BYTES)[:HEAD_BYTES]
         if not is_dicom(head):
-            raise SliceError("0 bytes" if not head else "zeros" if not any(head) else "not DICOM", is_dicom=False)
+            raise NotDicomError("0 bytes" if not head else "zeros" if not any(head) else "not DICOM")
         return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS, force=True)
 
 

@@ -7,7 +7,7 @@ looks as on a radiologist's screen. Most CT is stored that way, so that its voxe
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -16,6 +16,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from ..errors import VolumeError
+from ..hounsfield import AIR
 from .read_ahead import ReadAhead
 
 Slices = ReadAhead[tuple[int, NDArray[np.int16]]]  # (z, slice), slice (Y, X) int16 HU
@@ -23,7 +24,6 @@ Slices = ReadAhead[tuple[int, NDArray[np.int16]]]  # (z, slice), slice (Y, X) in
 NameBy = Literal["number", "uid", "accession", "folder"]
 
 READ_AHEAD_BYTES = 64 << 20  # decoded ahead of the network
-AIR_HU = -1024  # stands for NaN and for padding
 LARGEST_FIELD_MM = 2000.0  # scanners reach 700 mm; the network's grid stays within 1344 x 1344 pixels of 1.5 mm
 LARGEST_LENGTH_MM = 4000.0  # a tall patient's whole body, twice
 SMALLEST_FIELD_MM = 80.0  # a newborn's abdomen
@@ -60,7 +60,7 @@ class Geometry:
 
     @property
     def voxel_ml(self) -> float:
-        """The volume of a voxel: the determinant, since a sheared one is smaller than its edges multiplied."""
+        """The volume of a voxel, ml: the determinant, since a sheared one is smaller than its edges multiplied."""
         return float(abs(np.linalg.det(self.affine[:3, :3]))) * self.unit_mm**3 / 1000
 
     @property
@@ -139,7 +139,7 @@ def implausible(path: pathlib.Path, geometry: Geometry) -> list[str]:
 def to_int16(hounsfield: NDArray[Any]) -> NDArray[np.int16]:
     """HU of any number type, rounded and clipped to int16; NaN becomes air."""
     if hounsfield.dtype.kind == "f":
-        hounsfield = np.rint(np.nan_to_num(hounsfield, nan=AIR_HU, posinf=np.inf, neginf=-np.inf))
+        hounsfield = np.rint(np.nan_to_num(hounsfield, nan=AIR, posinf=np.inf, neginf=-np.inf))
     limits = np.iinfo(np.int16)
     clipped: NDArray[np.int16] = np.clip(hounsfield, limits.min, limits.max).astype(np.int16)
     return clipped
@@ -201,6 +201,28 @@ DEFAULT_OPTIONS = FindOptions()
 
 
 @dataclass(frozen=True)
+class Ready:
+    """A scan's state: nothing speaks against trying it."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A scan's state: it cannot be segmented, which is known beforehand; a failed case. `reason` is its line."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class NotCt:
+    """A scan's state: nobody would segment it; listed, and no failure. `reason` is its line."""
+
+    reason: str
+
+
+State = Ready | Refused | NotCt
+
+
+@dataclass(frozen=True)
 class Scan:
     """Something in INPUT that is a scan, or that a user may take for one; not opened yet.
 
@@ -208,9 +230,8 @@ class Scan:
         name: of the case.
         path: the file or folder that messages name.
         open: reads its geometry; raises VolumeError.
-        mask_extension: of its mask's name.
-        problem: a line that says why it cannot be segmented, if that is known beforehand: a failed case.
-        not_ct: a line that says why nobody would segment it: listed, and no failure.
+        state: whether it can be segmented.
+        mask_extension: of its NIfTI mask's name, where the scan's own name decides; None: the output decides.
         series_uid: of a DICOM series.
         size_bytes: about, of what has to be read; 0 if that is not known.
     """
@@ -218,8 +239,69 @@ class Scan:
     name: str
     path: pathlib.Path
     open: Callable[[], Volume]
-    mask_extension: str
-    problem: str | None = None
-    not_ct: str | None = None
+    state: State = Ready()
+    mask_extension: str | None = None
     series_uid: str | None = None
     size_bytes: int = 0
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot be segmented, if that is known beforehand."""
+        return self.state.reason if isinstance(self.state, Refused) else None
+
+    @property
+    def not_ct(self) -> str | None:
+        """Why nobody would segment it."""
+        return self.state.reason if isinstance(self.state, NotCt) else None
+
+
+class Format(Protocol):
+    """How scans are stored. `FORMATS` lists all; a path belongs to the first that claims it."""
+
+    @property
+    def accepts(self) -> str:
+        """What it reads, for a line that says what was expected: `DICOM`."""
+        ...
+
+    def claims(self, path: pathlib.Path, head: bytes) -> bool:
+        """Whether a file is one of this format, as its name and its first `HEAD_BYTES` tell.
+
+        Args:
+            path: the file.
+            head: its first bytes; none where it cannot be read, or is not a regular file.
+        """
+        ...
+
+    def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:
+        """The scans in the files that it claimed, in order of name; what may be taken for a scan too.
+
+        Args:
+            files: at least one.
+            folder: INPUT, or the folder that INPUT lies in.
+            options: how scans are looked for.
+
+        Raises:
+            InputError: a library is missing.
+        """
+        ...
+
+    def open(self, path: pathlib.Path) -> Volume:
+        """The volume in a file that it claims.
+
+        Raises:
+            VolumeError: it is not a CT that can be segmented.
+        """
+        ...
+
+
+def the_only(scans: Sequence[Scan], path: pathlib.Path) -> Scan:
+    """The one CT among the scans of a file or folder.
+
+    Raises:
+        VolumeError: there is none, or more than one.
+    """
+    found = [scan for scan in scans if not isinstance(scan.state, NotCt)]
+    if len(found) != 1:
+        names = ", ".join(scan.name for scan in found[:5]) or "none"
+        raise VolumeError(f"{path}: expected one CT, found {len(found)} ({names}); give the file or folder of one")
+    return found[0]

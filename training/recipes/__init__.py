@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from app.hounsfield import WINDOW
+
 HRNET_OCR = "hrnet-ocr"
 
 
@@ -49,7 +51,7 @@ class Recipe:
     spacing_mm: float | None
     neighbour_mm: float | None
     channels_in: int = 3
-    window_hu: tuple[float, float] = (-125.0, 275.0)
+    window_hu: tuple[float, float] = WINDOW
     augmentation: Literal["strong", "paper"] = "strong"
     crop: tuple[int, int] = (192, 192)
     scale: tuple[float, float] = (0.7, 1.4)

@@ -1,14 +1,14 @@
-"""The network on its device: its precision, its inputs, and its logits in batches that fit into memory."""
+"""PyTorch: the network on a GPU in fp16, or on a CPU, in batches that fit into memory."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import pathlib
+import platform
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, ModelConfig
 from ..errors import DeviceError, NoMemoryError
+from ..gpu_memory import MIB
 from ..host import allowed_cpus, available_memory
-from ..network import LOGITS_STRIDE, fold_batch_norm
-from .preprocess import network_input, windowed_slice
+from ..network import fold_batch_norm
+from ..strides import LOGITS_STRIDE
+from .engine import Array, Box, EngineInfo, no_memory
+from .torch_images import network_input, to_scan, windowed_slice
 
 MAX_BATCH = {"cuda": 8, "cpu": 4}  # larger ones cost memory and gain little
 # What a batch may take of a GPU. 8 slices of `paper` instead of 2 took 1.7 GiB more on an H100 and were worth half a
@@ -33,32 +36,6 @@ LEAST_OF_ESTIMATE = 0.2  # of the estimated memory that a slice takes at least, 
 FREE_SHARE = 0.5  # of the free memory that a batch may be planned to take
 
 
-class Predictor(Protocol):
-    """The boundary between a scan's slices and the network: what stands behind it can be swapped.
-
-    Attributes:
-        config: what the network was trained to see.
-        grid: height and width on which it sees a slice.
-        batch_size: slices that go through it at a time, at most.
-    """
-
-    config: ModelConfig
-    grid: tuple[int, int]
-    batch_size: int
-
-    def prepare(self, hounsfield: NDArray[np.int16]) -> Tensor:
-        """A slice (Y, X) of HU -> (h, w), one channel of the network's input, 0..1, on the device."""
-        ...
-
-    def logits(self, images: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Network inputs (C, h, w), all of one size -> the logits of each, (5, h / 4, w / 4) float32, in order.
-
-        Raises:
-            NoMemoryError: not even one image fits into memory.
-        """
-        ...
-
-
 @dataclass(frozen=True)
 class Model:
     """A folded network on its device, in the precision it runs with."""
@@ -67,21 +44,6 @@ class Model:
     network: nn.Module
     device: torch.device
     dtype: torch.dtype
-
-
-def choose_device(wanted: str) -> torch.device:
-    """`auto`, `cuda` or `cpu` -> a device that works; `auto` is the CPU where there is no usable GPU.
-
-    Raises:
-        DeviceError: `cuda` was asked for and there is none.
-    """
-    usable = wanted != "cpu" and torch.cuda.is_available()
-    if wanted == "cuda" and not usable:
-        raise DeviceError(
-            "device cuda: no usable NVIDIA GPU; start the container with access to one (docker run --gpus all), "
-            "or choose device cpu"
-        )
-    return torch.device("cuda" if usable else "cpu")
 
 
 def best_dtype(device: torch.device, width: int) -> torch.dtype:
@@ -141,12 +103,12 @@ def free_memory(device: torch.device) -> int:
 
 
 def limit_threads() -> None:
-    """Give this process no more threads than it has CPU time for; more of them wait for each other, spinning."""
+    """Give this process no more threads than it has CPU time for; more of them wait for each other."""
     torch.set_num_threads(min(torch.get_num_threads(), allowed_cpus() or torch.get_num_threads()))
 
 
-class NetworkPredictor:
-    """A model's network for the slices of one scan; see `Predictor`.
+class TorchSession:
+    """A model's network for the slices of one scan; see `Session`.
 
     Args:
         model: the network.
@@ -158,25 +120,25 @@ class NetworkPredictor:
     """
 
     def __init__(self, model: Model, grid: tuple[int, int], batch_size: int | None = None) -> None:
-        self.model, self.config, self.grid = model, model.config, grid
+        self.model, self.grid = model, grid
         free_bytes = free_memory(model.device)
         if LEAST_OF_ESTIMATE * activation_bytes(model.config, grid, model.dtype) > free_bytes:
-            raise no_memory(model.device, grid)  # a CPU would not refuse: the system would end the process
+            raise no_memory(str(model.device), grid)  # a CPU would not refuse: the system would end the process
         self.batch_size = batch_size or choose_batch_size(model, grid, free_bytes)
 
-    def prepare(self, hounsfield: NDArray[np.int16]) -> Tensor:
-        """See `Predictor.prepare`."""
+    def prepare(self, hounsfield: NDArray[np.int16]) -> Array:
+        """See `Session.prepare`."""
         plane = torch.from_numpy(hounsfield).to(self.model.device, non_blocking=True)
-        return network_input(windowed_slice(plane, self.config.window_hu, self.grid)).to(self.model.dtype)
+        return network_input(windowed_slice(plane, self.model.config.window_hu, self.grid)).to(self.model.dtype)
 
-    def logits(self, images: Sequence[Tensor]) -> Iterator[Tensor]:
-        """See `Predictor.logits`."""
+    def logits(self, images: Sequence[Sequence[Array]], box: Box) -> Iterator[Array]:
+        """See `Session.logits`."""
         left = list(images)
         while left:
             # Even batches, since a small rest would cost more per slice.
             batch = left[: -(-len(left) // -(-len(left) // self.batch_size))]
             try:
-                logits = refined_logits(self.model, batch)
+                logits = refined_logits(self.model, batch, box)
             except NoMemoryError:
                 if len(batch) == 1:
                     raise
@@ -185,15 +147,82 @@ class NetworkPredictor:
             del left[: len(batch)]
             yield from logits
 
+    def zeros(self, shape: Sequence[int]) -> Array:
+        """See `Session.zeros`."""
+        return torch.zeros(tuple(shape), device=self.model.device)
 
-def refined_logits(model: Model, images: Sequence[Tensor]) -> Tensor:
-    """Network inputs (C, H, W), all of one size -> logits (N, 5, H / 4, W / 4), float32.
+    def labels(self, logits: Array, shape_yx: Sequence[int]) -> NDArray[np.uint8]:
+        """See `Session.labels`."""
+        # The largest value's index, for argmax is many times slower on a CPU along this axis.
+        labels: NDArray[np.uint8] = to_scan(logits[None], shape_yx).max(1)[1].byte()[0].cpu().numpy()
+        return labels
+
+    def to_numpy(self, array: Array) -> NDArray[np.float32]:
+        """See `Session.to_numpy`."""
+        copy: NDArray[np.float32] = array.float().cpu().numpy()  # NumPy knows no bfloat16
+        return copy
+
+
+class TorchEngine:
+    """A model in torch; see `Engine`."""
+
+    def __init__(self, model: Model, sha256: Mapping[str, str]) -> None:
+        self.model, self.config, self.sha256 = model, model.config, sha256
+        self.is_gpu = model.device.type == "cuda"
+
+    @classmethod
+    def find_device(cls, wanted: str) -> str:
+        """See `Engine.find_device`."""
+        usable = wanted != "cpu" and torch.cuda.is_available()
+        if wanted == "cuda" and not usable:
+            raise DeviceError(
+                "device cuda: no usable NVIDIA GPU; start the container with access to one (docker run --gpus all), "
+                "or choose device cpu"
+            )
+        return "cuda" if usable else "cpu"
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: str) -> TorchEngine:
+        """See `Engine.load`. On a CPU it takes no more threads than a container's limit allows."""
+        limit_threads()
+        return cls(load_onto(checkpoint, torch.device(device)), checkpoint.sha256)
+
+    def about(self) -> EngineInfo:
+        """See `Engine.about`."""
+        device = self.model.device
+        return EngineInfo(
+            device=device.type,
+            device_name=torch.cuda.get_device_name(device) if self.is_gpu else f"CPU ({platform.machine()})",
+            precision=str(self.model.dtype).removeprefix("torch."),
+            versions={"torch": torch.__version__, "cuda": torch.version.cuda if self.is_gpu else None},
+            gpu_uuid=str(torch.cuda.get_device_properties(device).uuid) if self.is_gpu else None,
+        )
+
+    @contextlib.contextmanager
+    def session(self, grid: tuple[int, int], batch_size: int | None = None) -> Iterator[TorchSession]:
+        """See `Engine.session`."""
+        with torch.inference_mode(), memory_errors(self.model.device, grid):
+            yield TorchSession(self.model, grid, batch_size)
+
+    def peak_mib(self, reset: bool = False) -> int | None:
+        """See `Engine.peak_mib`; what torch's allocator had reserved."""
+        if not self.is_gpu:
+            return None
+        peak = round(torch.cuda.max_memory_reserved(self.model.device) / MIB)
+        if reset:
+            torch.cuda.reset_peak_memory_stats(self.model.device)
+        return peak
+
+
+def refined_logits(model: Model, images: Sequence[Sequence[Tensor]], box: Box) -> Tensor:
+    """The channels (h, w) of each network input, cut to a box -> logits (N, K, height / 4, width / 4), float32.
 
     Raises:
         NoMemoryError: the batch does not fit into memory.
     """
-    with memory_errors(model.device, images[0].shape[1:]):
-        batch = torch.stack(list(images)).contiguous(memory_format=torch.channels_last)
+    with memory_errors(model.device, [part.stop - part.start for part in box]):
+        batch = torch.stack([torch.stack([channel[box] for channel in image]) for image in images])
+        batch = batch.contiguous(memory_format=torch.channels_last)
         # float32: between two pixels logits differ by less than 16 bits can tell.
         logits: Tensor = model.network(batch).refined.float()
     return logits
@@ -210,15 +239,7 @@ def memory_errors(device: torch.device, grid: Sequence[int]) -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)  # their variables hold the tensors
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        raise no_memory(device, grid) from error
-
-
-def no_memory(device: torch.device, grid: Sequence[int]) -> NoMemoryError:
-    """The error for a slice of this height and width."""
-    return NoMemoryError(
-        f"{device}: not enough memory for a slice of {grid[0]} x {grid[1]}; "
-        "free memory, or choose model fast or device cpu"
-    )
+        raise no_memory(str(device), grid) from error
 
 
 def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
