@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import pathlib
+import sys
 
 CGROUP = pathlib.Path("/sys/fs/cgroup")  # in a container its own, as Docker and Kubernetes mount it
 PROC = pathlib.Path("/proc")
@@ -26,6 +27,11 @@ def allowed_cpus(cgroup: pathlib.Path = CGROUP) -> int | None:
         if quota > 0:
             return math.ceil(quota / period)
     return None
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: of those that it may run on, or of its container's limit if that is less."""
+    return min(len(os.sched_getaffinity(0)), allowed_cpus() or sys.maxsize)
 
 
 def allowed_memory(cgroup: pathlib.Path = CGROUP) -> int | None:

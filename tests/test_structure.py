@@ -36,6 +36,7 @@ ARROWS = {
     "work": {"cases", "failures", "run_log", "volumes"},
     "case_queue": {"cases", "run_log", "volumes", "work"},
     "segmenter": {"checkpoint", "engines", "inference", "segmentation", "volumes"},
+    "volumes": {"host"},  # as many processes as CPUs
     "cases": {"results", "run_log", "volumes", "whole_file"},
     "results": {"inference", "run_log", "segmentation", "volumes", "whole_file"},
     "segmentation": {"inference", "results", "volumes"},  # results: late, for `Segmentation.save`

@@ -84,7 +84,9 @@ def source_headers(volume: DicomVolume) -> list[pydicom.Dataset]:
             if keyword not in source:
                 setattr(source, keyword, "")
         if not source.get("SliceThickness"):
-            source.SliceThickness = round(float(np.linalg.norm(volume.geometry.affine[:3, 2])), 4)
+            edges = volume.geometry.affine[:3, :3]
+            area = np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]))
+            source.SliceThickness = round(float(abs(np.linalg.det(edges)) / area), 4)  # along the normal
     return sources
 
 
