@@ -64,7 +64,9 @@ class DicomResult(Result):
             raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
         except (AttributeError, ValueError, TypeError, KeyError) as error:  # the source lacks what DICOM asks for
             line = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ResultError(f"{path}: the series cannot carry {self.kind} ({line}); save nifti instead") from error
+            raise ResultError(
+                f"{path}: the series cannot carry {self.kind} ({line}); repair its headers, or leave this output out"
+            ) from error
 
     @abstractmethod
     def dataset(self, segmentation: Segmentation, volume: DicomVolume) -> pydicom.Dataset:
