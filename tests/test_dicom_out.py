@@ -22,7 +22,7 @@ from app.errors import InputError
 from app.organs import ORGANS, Organ
 from app.results import make_results
 from app.results.outlines import outlines
-from app.volumes import Volume, open_volume
+from app.volumes import FindOptions, Volume, find_scans, open_volume
 from phantom import make_phantom
 from phantom.dicom import AXIAL, store, write_enhanced, write_series
 from tests.tiny import segmentation_of
@@ -174,6 +174,52 @@ def test_a_label_map_holds_the_mask_in_less_space(
     np.testing.assert_array_equal(array.array[tuple(index.T)], labels[tuple(grid.T)])
     assert (array.array != 0).sum() == len(grid)
     assert pydicom.dcmread(name).SOPInstanceUID != pydicom.dcmread(plain).SOPInstanceUID
+
+
+@pytest.mark.parametrize("kind", ["uneven", "tilted", "oblique", "multi-frame", "gaps filled"])
+def test_outlines_lie_in_the_plane_of_the_image_that_they_name(tmp_path: pathlib.Path, kind: str) -> None:
+    """And between its pixels: at halves of columns and rows, counted by that image's own header."""
+    spacing = (6.0, 5.0, 4.0)
+    hounsfield, mask = make_phantom((40, 44, 40), spacing)
+    if kind == "multi-frame":
+        write_enhanced(tmp_path / "in" / "file", hounsfield, spacing)
+    else:
+        orientation = OBLIQUE if kind == "oblique" else AXIAL
+        tilt_mm = {"tilted": 1.5}.get(kind, 0.0)
+        skip = (17,) if kind == "gaps filled" else ()
+        jitter = np.random.default_rng(3).uniform(
+            -0.09, 0.09, (40, 3)
+        )  # to the next slice less than a twentieth of 4 mm
+        for path in write_series(tmp_path / "in", hounsfield, spacing, orientation, tilt_mm, skip=skip):
+            one = pydicom.dcmread(path)
+            place = np.array(one.ImagePositionPatient, float) + jitter[int(one.InstanceNumber) - 1]
+            one.ImagePositionPatient = [f"{value:.4f}" for value in place]
+            one.save_as(path)
+    (scan,) = find_scans(tmp_path / "in", FindOptions(resample_gaps=kind == "gaps filled"))
+    volume = scan.open()
+    labels = np.zeros(volume.geometry.shape, np.uint8, order="F")
+    labels[..., : mask.shape[2]] = mask[..., : labels.shape[2]]
+    written = pydicom.dcmread(write_all(tmp_path / "out", volume, labels).with_suffix(".rtstruct.dcm"))
+    images = {one.SOPInstanceUID: one for one in map(pydicom.dcmread, (tmp_path / "in").iterdir())}
+    contours = [contour for region in written.ROIContourSequence for contour in region.ContourSequence]
+    assert len(contours) > 60
+    for contour in contours:
+        (reference,) = contour.ContourImageSequence
+        image = images[reference.ReferencedSOPInstanceUID]
+        origin, rows, columns = plane_of(image, reference.get("ReferencedFrameNumber"))
+        away = np.array(contour.ContourData, float).reshape(-1, 3) - origin
+        assert np.abs(away @ np.cross(rows, columns)).max() < 0.001
+        halves = 2 * np.c_[away @ rows / spacing[0], away @ columns / spacing[1]]
+        assert np.abs(halves - halves.round()).max() < 0.001
+
+
+def plane_of(image: pydicom.Dataset, frame: int | None) -> NDArray[np.float64]:
+    """Position, and directions of rows and columns, of an image or of its frame, which counts from 1."""
+    place = turn = image
+    if frame is not None:
+        place = image.PerFrameFunctionalGroupsSequence[frame - 1].PlanePositionSequence[0]
+        turn = image.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+    return np.array([*place.ImagePositionPatient, *turn.ImageOrientationPatient], float).reshape(3, 3)
 
 
 NAMES = {  # character set; name and description as stored (PS3.5, annexes H to K); the name as it is read, if it is
