@@ -30,8 +30,8 @@ ARROWS = {
     "failures": {"whole_file"},
     "run_log": {"segmentation", "whole_file"},
     "run": {
-        *("case_queue", "cases", "failures", "gpu_memory", "host", "inference", "run_log", "segmentation"),
-        *("segmenter", "work"),
+        *("case_queue", "cases", "failures", "gpu_memory", "host", "inference", "results", "run_log"),
+        *("segmentation", "segmenter", "work"),
     },
     "work": {"cases", "failures", "run_log", "volumes"},
     "case_queue": {"cases", "run_log", "volumes", "work"},
