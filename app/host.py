@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import pathlib
+import sys
 
 CGROUP = pathlib.Path("/sys/fs/cgroup")  # in a container its own, as Docker and Kubernetes mount it
 PROC = pathlib.Path("/proc")
@@ -30,15 +31,15 @@ def allowed_cpus(cgroup: pathlib.Path = CGROUP) -> int | None:
     return None
 
 
-def thread_count() -> int:
-    """Threads for arithmetic: as many as the process may use CPUs, by its affinity and its container's limit.
+def usable_cpus() -> int:
+    """CPUs that this process may use: of those that it may run on, or of its container's limit if that is less."""
+    return min(len(os.sched_getaffinity(0)), allowed_cpus() or sys.maxsize)
 
-    No more than OMP_NUM_THREADS, where that is a number.
-    """
-    counts = [len(os.sched_getaffinity(0)), allowed_cpus()]
+
+def thread_count() -> int:
+    """Threads for arithmetic: one per usable CPU, but no more than OMP_NUM_THREADS, where that is a number."""
     wanted = os.environ.get(THREADS, "").split(",")[0]
-    counts.append(int(wanted) if wanted.isdecimal() and int(wanted) else None)
-    return min(count for count in counts if count is not None)
+    return min(usable_cpus(), int(wanted) if wanted.isdecimal() and int(wanted) else sys.maxsize)
 
 
 def has_fast_bfloat16() -> bool:

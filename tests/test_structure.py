@@ -30,12 +30,13 @@ ARROWS = {
     "failures": {"whole_file"},
     "run_log": {"segmentation", "whole_file"},
     "run": {
-        *("case_queue", "cases", "failures", "gpu_memory", "host", "inference", "run_log", "segmentation"),
-        *("segmenter", "work"),
+        *("case_queue", "cases", "failures", "gpu_memory", "host", "inference", "results", "run_log"),
+        *("segmentation", "segmenter", "work"),
     },
     "work": {"cases", "failures", "run_log", "volumes"},
     "case_queue": {"cases", "run_log", "volumes", "work"},
     "segmenter": {"checkpoint", "engines", "inference", "segmentation", "volumes"},
+    "volumes": {"host"},  # as many processes as CPUs
     "cases": {"results", "run_log", "volumes", "whole_file"},
     "results": {"inference", "run_log", "segmentation", "volumes", "whole_file"},
     "segmentation": {"inference", "results", "volumes"},  # results: late, for `Segmentation.save`
