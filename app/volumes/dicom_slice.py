@@ -199,7 +199,7 @@ def _why_not_ct(header: pydicom.Dataset) -> str | None:
     modality = header.get("Modality")
     sop_class = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
     if not modality:
-        if not sop_class or sop_class in CT_CLASSES:
+        if sop_class in CT_CLASSES or sop_class not in pydicom.uid.UID_dictionary:  # it may end early
             raise SliceError("no Modality")
         return "no image"
     if modality != "CT":
