@@ -30,8 +30,8 @@ ARROWS = {
     "failures": {"whole_file"},
     "run_log": {"segmentation", "whole_file"},
     "run": {
-        *("case_queue", "cases", "failures", "gpu_memory", "host", "inference", "run_log", "segmentation"),
-        *("segmenter", "work"),
+        *("case_queue", "cases", "failures", "gpu_memory", "host", "inference", "results", "run_log"),
+        *("segmentation", "segmenter", "work"),
     },
     "work": {"cases", "failures", "run_log", "volumes"},
     "case_queue": {"cases", "run_log", "volumes", "work"},
@@ -41,8 +41,9 @@ ARROWS = {
     "results": {"inference", "run_log", "segmentation", "volumes", "whole_file"},
     "segmentation": {"inference", "results", "volumes"},  # results: late, for `Segmentation.save`
     "inference": {"checkpoint", "engines", "volumes"},
-    "engines": {"checkpoint", "gpu_memory", "host", "network"},
-    "checkpoint": {"network", "whole_file"},
+    "engines": {"architecture", "checkpoint", "gpu_memory", "host", "network"},
+    "network": {"architecture", "checkpoint"},
+    "checkpoint": {"architecture", "whole_file"},
 }
 FOR_ALL = {"errors", "hounsfield", "organs", "strides", "version"}
 # Which library lives where.
@@ -63,7 +64,7 @@ HOMES = {
 }
 WITH_TORCH = {
     *("engines.torch_engine", "engines.torch_images", "network", "network.hrnet", "network.hrnet_ocr", "network.ocr"),
-    "checkpoint",
+    "network.loading",
 }
 
 
