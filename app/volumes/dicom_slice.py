@@ -77,6 +77,7 @@ class Slice:
     Attributes:
         path: the file.
         frame: its number in a multi-frame file; None in a file of one slice.
+        frames: how many the file has.
         series: its series UID, or the folder where that is empty.
         number: of the series.
         identity: values of `IDENTITY`, comparable.
@@ -94,6 +95,7 @@ class Slice:
 
     path: pathlib.Path
     frame: int | None
+    frames: int
     series: str
     number: int
     identity: tuple[str, ...]
@@ -257,6 +259,7 @@ def _slice(
     return Slice(
         path=path,
         frame=frame,
+        frames=int(header.get("NumberOfFrames") or 1),
         series=series,
         number=number,
         identity=tuple(sys.intern(_comparable(name, header.get(name))) for name in IDENTITY),
