@@ -40,12 +40,14 @@ class Geometry:
         spacing_zyx_mm: distance of slices, rows and columns.
         orientation: (3, 2); row i holds the LPS axis (0 x, 1 y, 2 z) of stored axis i, and -1 where it runs the other
             way.
+        orientation_known: whether the file says where left, front and head are; if not, the affine is a guess.
     """
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
     spacing_zyx_mm: tuple[float, float, float]
     orientation: NDArray[np.int64]
+    orientation_known: bool = True
 
     @classmethod
     def of(cls, shape: tuple[int, int, int], affine: NDArray[np.float64], unit_mm: float = 1.0) -> Geometry:
