@@ -114,7 +114,7 @@ def steady_state(model: Model, grid: tuple[int, int], batches: Sequence[int], re
 
 def load(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Model:
     """A bundled model, or one of a weights file, in its usual precision or in another."""
-    return load_onto(load_checkpoint([pathlib.Path(name)] if is_file(name) else find_model(name)), device, dtype)
+    return load_onto(load_checkpoint(pathlib.Path(name) if is_file(name) else find_model(name)), device, dtype)
 
 
 def is_file(name: str) -> bool:

@@ -64,7 +64,7 @@ def start_up(scan: pathlib.Path, model: str, rounds: int) -> dict[str, Any]:
             rows.append(stages(model, "cpu"))
             run_fresh(["-m", "app", str(scan), str(folder), "--device", "cpu", "--model", model])
             ready.append(json.loads((folder / "run_log.jsonl").read_text().splitlines()[-1])["seconds"]["start_up"])
-        (floor,) = in_turn([["-c", FLOOR, *map(str, find_model(model))]], rounds)
+        (floor,) = in_turn([["-c", FLOOR, str(find_model(model))]], rounds)
     return {
         "stages_s": {stage: statistics.median(row[stage] for row in rows) for stage in rows[0]},
         "model_ready_s": statistics.median(ready),

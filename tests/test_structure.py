@@ -40,8 +40,9 @@ ARROWS = {
     "results": {"inference", "run_log", "segmentation", "volumes", "whole_file"},
     "segmentation": {"inference", "results", "volumes"},  # results: late, for `Segmentation.save`
     "inference": {"checkpoint", "engines", "volumes"},
-    "engines": {"checkpoint", "gpu_memory", "host", "network"},
-    "checkpoint": {"network", "whole_file"},
+    "engines": {"architecture", "checkpoint", "gpu_memory", "host", "network"},
+    "network": {"architecture", "checkpoint"},
+    "checkpoint": {"architecture", "whole_file"},
 }
 FOR_ALL = {"errors", "hounsfield", "organs", "strides", "version"}
 # Which library lives where.
@@ -62,7 +63,7 @@ HOMES = {
 }
 WITH_TORCH = {
     *("engines.torch_engine", "engines.torch_images", "network", "network.hrnet", "network.hrnet_ocr", "network.ocr"),
-    "checkpoint",
+    "network.loading",
 }
 
 
