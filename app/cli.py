@@ -18,7 +18,7 @@ from .cases import Case, check_output
 from .host import seconds_since_process_start
 from .options import ModelChoice, Request, options_of_input, options_of_model
 from .process import set_up
-from .results import RESULTS, Result, make_results
+from .results import RESULTS, Result, finish_all, make_results
 from .run_log import RUN_LOG
 from .shards import Shard, merge_logs
 from .version import __version__
@@ -131,8 +131,7 @@ def _segment(request: Request, choice: ModelChoice, cases: list[Case], results: 
             if sys.stderr.isatty():
                 run.progress = _progress_bar
             run.do(queue)
-        for result in results.values():
-            result.finish(request.output)
+        finish_all(results, request.output)
         return log.exit_status
 
 
@@ -145,8 +144,7 @@ def merge(output: pathlib.Path, save: tuple[str, ...]) -> None:
 
     def command() -> int:
         count = merge_logs(output)
-        for result in make_results(save).values() if save else ():
-            result.finish(output)
+        finish_all(make_results(save), output)
         click.echo(f"{output / RUN_LOG}: {count} cases")
         return DONE
 

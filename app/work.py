@@ -123,8 +123,8 @@ def report(record: CaseRecord, label: str) -> None:
         volumes = ", ".join(f"{organ} {ml:.0f} ml" for organ, ml in (record.volumes_ml or {}).items())
         stages = ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items())
         log.info("%s: %s; %.1f s (%s)", label, volumes, sum(seconds.values()), stages)
-        for warning in record.warnings:
-            log.warning("%s: %s", record.case, warning)
+    for warning in record.warnings:
+        log.warning("%s: %s", record.case, warning)
 
 
 def exit_status(command: Callable[[], int]) -> int:

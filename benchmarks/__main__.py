@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from app.checkpoint import find_model, load_checkpoint
-from app.engines.torch_engine import CPU_INFO, best_dtype
+from app.engines.torch_engine import best_dtype
+from app.host import CPU_INFO
 from benchmarks import tables
 from benchmarks.growth import one_scan, over_cases, over_slices, plot
 from benchmarks.levers import levers
@@ -84,7 +84,7 @@ def main() -> None:
     found: dict[str, Any] = {
         **provenance(["fast", "paper"]),
         "machine": processor(),
-        "precision": str(best_dtype(torch.device("cpu"), load_checkpoint(find_model("fast")).config.width)),
+        "precision": str(best_dtype(torch.device("cpu"))),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "start_up": start_up(middle_scan(args.scratch, 1), "fast", args.rounds),
