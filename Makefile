@@ -80,6 +80,15 @@ confidence: $(VENV)/.dev  ## does the network's confidence predict its DSC? On c
 	$(BIN)/python -m app cache/unseen/imagesTr reports/confidence/masks --model fast
 	$(BIN)/python -m evaluation confidence reports/confidence/masks cache/unseen/labelsTr --out reports/confidence
 
+.PHONY: figures release-check
+figures: $(VENV)/.dev  ## print the figures of `make evaluate` and of benchmarks/*.json into the documents
+	set -e; for scores in $(wildcard reports/*/*/scores.csv); do \
+	    report=$${scores%/scores.csv}; $(BIN)/python -m evaluation record $${report##*/} $$report; done
+	$(BIN)/python -m benchmarks.published
+
+release-check: $(VENV)/.dev  ## before a tag: version, changelog, image label, weights' checksums, figures
+	$(BIN)/python -m tests.release
+
 compare: $(VENV)/.dev  ## the paper's comparison on DATA: each network trained for MINUTES, scored on the held-out cases
 	$(BIN)/python $(DATA)/unpack.py cache/data
 	$(BIN)/python -m training compare runs/compare --data cache/data --fold 0 --minutes $(MINUTES)

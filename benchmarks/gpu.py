@@ -24,7 +24,9 @@ from app.gpu_memory import MIB, MemorySampler, nvml_reader, peak_flare2021
 from app.inference.grid import network_grid
 from app.organs import ORGANS
 from app.segmenter import MODEL_SUFFIX, Segmenter
+from benchmarks import tables
 from benchmarks.processes import SHAPE, SPACING_MM, phantom_scan, run_fresh
+from benchmarks.provenance import provenance
 from benchmarks.start_up import stages
 from evaluation.overlap import dice
 
@@ -176,34 +178,10 @@ def network(name: str, scan: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, Any]) -> str:
+def summary(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    lines = [
-        f"{found['device']}, torch {found['torch']}; fp16 matrix product {found['matrix_peak_tflops']:.0f} TFLOP/s; "
-        f"{found['gpu_idle_mib']} MiB in use before",
-        "",
-        "| model | batch | slices/s | as a CUDA graph | TFLOP/s | of the matrix peak | allocated MiB | reserved MiB |",
-        "|---" * 8 + "|",
-    ]
-    for name, model in found["models"].items():
-        for row in model["steady_state"]:
-            share = row["tflops"] / found["matrix_peak_tflops"]
-            lines.append(
-                f"| {name} {model['grid'][0]} x {model['grid'][1]} | {row['batch']} | {row['slices_per_second']:.0f} | "
-                f"{row['slices_per_second_graph']:.0f} | {row['tflops']:.1f} | {share:.0%} | "
-                f"{row['allocated_mib']:.0f} | {row['reserved_mib']:.0f} |"
-            )
-    lines += ["", "| model | variant | fresh process | its stages | GPU MiB (2021 rule) | GPU MiB (maximum) |"]
-    lines += ["|---" * 6 + "|"]
-    for name, model in found["models"].items():
-        for variant, runs in model["fresh_process"].items():
-            for run in runs:
-                stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in run["stages_s"].items())
-                memory = f"{run['gpu_flare2021_mib']} | {run['gpu_maximum_mib']}"
-                lines.append(f"| {name} | {variant} | {run['seconds']:.2f} s | {stages} | {memory} |")
-    for name, model in found["models"].items():
-        lines += ["", f"{name}, fp16 against float32: {json.dumps(model['precision'])}"]
-    return "\n".join(lines) + "\n"
+    parts = (tables.about, tables.gpu_processes, tables.gpu_network, tables.gpu_precision)
+    return "\n\n".join(part(found) for part in parts) + "\n"
 
 
 def main() -> None:
@@ -223,6 +201,7 @@ def main() -> None:
         idle_mib = read_used_mib() if read_used_mib else None
     alone = {name: processes(name, scan, uuid, args.rounds) for name in names}
     found: dict[str, Any] = {
+        **provenance(names),
         "device": card.name,
         "torch": torch.__version__,
         "gpu_idle_mib": idle_mib,
@@ -230,8 +209,8 @@ def main() -> None:
         "matrix_peak_tflops": matrix_peak_tflops(torch.device("cuda"), torch.float16),
     }
     (args.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
-    (args.out / "gpu.md").write_text(table(found))
-    print(table(found))
+    (args.out / "gpu.md").write_text(summary(found))
+    print(summary(found))
 
 
 if __name__ == "__main__":

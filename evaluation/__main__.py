@@ -9,7 +9,7 @@ import click
 
 from app.errors import AppError
 from evaluation import confidence as confidences
-from evaluation import figures, report
+from evaluation import figures, report, scores
 from evaluation.accuracy import EvaluationError, evaluate, markdown_table, write_csv, write_summary_csv
 from evaluation.efficiency import EfficiencyError, measure_folder
 from evaluation.labels import LabelError
@@ -90,6 +90,20 @@ def confidence(
     (out / "confidence.png").write_bytes(report.png_bytes(confidences.plot(found)))
     click.echo(confidences.table(found))
     sys.exit(1 if evaluation.errors else 0)
+
+
+@main.command()
+@click.argument("set_name", metavar="SET")
+@click.argument("report", type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False))
+@click.option("--masks", type=click.Path(path_type=pathlib.Path), help="Folder of the masks; default: REPORT/masks.")
+def record(set_name: str, report: pathlib.Path, masks: pathlib.Path | None) -> None:
+    """Take the scores of REPORT, which `accuracy` wrote, into evaluation/scores.json, as those of the scans SET."""
+    try:
+        model, result = scores.from_report(report, masks or report / "masks")
+    except scores.ReportError as error:
+        sys.exit(f"error: {error}")
+    scores.record(set_name, model, result)
+    click.echo(f"{scores.SCORES}: {set_name}, {model} {result['weights']}, {len(result['cases'])} cases")
 
 
 @main.command()
