@@ -12,7 +12,7 @@ import torch
 
 from app.organs import IGNORE
 from phantom import write_phantom
-from tests.tiny import TINY
+from tests.tiny import TINY, tiny
 from training.cache import CachedCase, DataError, load_cases
 from training.sampling import SliceSampler
 
@@ -32,11 +32,11 @@ def test_the_cache_holds_what_inference_would_see(cases: list[CachedCase]) -> No
 
 
 def test_the_cache_is_written_once_and_anew_when_the_data_changes(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    load_cases([data], tmp_path / "cache", TINY)
+    load_cases([data], tmp_path / "cache", TINY.model)
     entries = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    load_cases([data], tmp_path / "cache", TINY)
+    load_cases([data], tmp_path / "cache", TINY.model)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == entries
-    load_cases([data], tmp_path / "cache", replace(TINY, window_hu=(-200.0, 300.0)))
+    load_cases([data], tmp_path / "cache", tiny(window_hu=(-200.0, 300.0)).model)
     assert len(list((tmp_path / "cache").iterdir())) == 2 * len(entries)
 
 
@@ -67,7 +67,7 @@ def test_bad_data_is_named_before_training(tmp_path: pathlib.Path, change: str, 
         labels[0, 0, 0] = 9
         nib.save(nib.Nifti1Image(labels, reference.affine), label)
     with pytest.raises(DataError, match=line):
-        load_cases([tmp_path], tmp_path / "cache", TINY)
+        load_cases([tmp_path], tmp_path / "cache", TINY.model)
 
 
 def test_batches_draw_organs_more_often_than_chance(cases: list[CachedCase]) -> None:
@@ -89,7 +89,7 @@ def test_separate_slices_are_their_own_neighbours(cases: list[CachedCase]) -> No
     separate = replace(cases[0], spacing_z_mm=None)
     assert separate.neighbour_step(16.0) == 0
     assert cases[0].neighbour_step(16.0) == 1
-    images, _, _ = SliceSampler([separate], [1.0], replace(TINY, batch=8, neighbour_mm=16.0), seed=0).batch()
+    images, _, _ = SliceSampler([separate], [1.0], tiny(batch=8, neighbour_mm=16.0), seed=0).batch()
     assert (images == images[:, :1]).all()
-    images, _, _ = SliceSampler([cases[0]], [1.0], replace(TINY, batch=8, neighbour_mm=16.0), seed=0).batch()
+    images, _, _ = SliceSampler([cases[0]], [1.0], tiny(batch=8, neighbour_mm=16.0), seed=0).batch()
     assert not (images == images[:, :1]).all()

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from tqdm import tqdm
 
+from app.checkpoint import ModelConfig
 from app.inference.grid import network_grid
 from app.inference.plan import neighbour_step
 from app.inference.preprocess import windowed_slice
 from app.organs import IGNORE, Organ
 from app.volumes import Volume, open_volume
 from evaluation.labels import LabelError, check_same_grid, read_labels
-from training.recipes import Recipe
 
 CACHE_VERSION = 2  # raise when what is stored changes
 
@@ -71,7 +71,7 @@ def find_pairs(folder: pathlib.Path) -> list[Pair]:
     return pairs
 
 
-def load_cases(folders: Sequence[pathlib.Path], cache_dir: pathlib.Path, recipe: Recipe) -> list[CachedCase]:
+def load_cases(folders: Sequence[pathlib.Path], cache_dir: pathlib.Path, model: ModelConfig) -> list[CachedCase]:
     """Cache every case of the folders that is not cached yet, in parallel, and open them all, in order of name."""
     pairs = [pair for folder in folders for pair in find_pairs(folder)]
     names = [name for name, _, _ in pairs]
@@ -79,29 +79,29 @@ def load_cases(folders: Sequence[pathlib.Path], cache_dir: pathlib.Path, recipe:
         twice = sorted({name for name in names if names.count(name) > 1})
         raise DataError(f"case {twice[0]} is in more than one data folder; rename one")
     cache_dir.mkdir(parents=True, exist_ok=True)
-    entries = [_entry(pair, cache_dir, recipe) for pair in pairs]
+    entries = [_entry(pair, cache_dir, model) for pair in pairs]
     missing = [(pair, entry) for pair, entry in zip(pairs, entries, strict=True) if not entry.exists()]
     if missing:
         with ProcessPoolExecutor(min(len(missing), os.cpu_count() or 1), get_context("spawn")) as pool:
-            stored = pool.map(partial(_store, recipe=recipe), missing)
+            stored = pool.map(partial(_store, model=model), missing)
             list(tqdm(stored, "caching", len(missing), disable=None))
     return sorted((_open(entry) for entry in entries), key=lambda case: case.name)
 
 
-def _entry(pair: Pair, cache_dir: pathlib.Path, recipe: Recipe) -> pathlib.Path:
+def _entry(pair: Pair, cache_dir: pathlib.Path, model: ModelConfig) -> pathlib.Path:
     """The folder that holds a case; its name is a hash of all that its content depends on."""
     name, *files = pair
-    digest = hashlib.sha256(repr((CACHE_VERSION, recipe.spacing_mm, recipe.window_hu)).encode())
+    digest = hashlib.sha256(repr((CACHE_VERSION, model.spacing_mm, model.window_hu)).encode())
     for path in files:
         digest.update(path.read_bytes())
     return cache_dir / f"{name}-{digest.hexdigest()[:16]}"
 
 
-def _store(item: tuple[Pair, pathlib.Path], recipe: Recipe) -> None:
+def _store(item: tuple[Pair, pathlib.Path], model: ModelConfig) -> None:
     """Prepare a case and write its entry under a temporary name, then rename it."""
     (name, image, label), entry = item
     torch.set_num_threads(1)  # the cases run in parallel
-    images, labels, spacing_z_mm = prepare(image, label, recipe)
+    images, labels, spacing_z_mm = prepare(image, label, model)
     partial_entry = entry.parent / f".{entry.name}.{os.getpid()}"
     partial_entry.mkdir()
     np.save(partial_entry / "images.npy", images)
@@ -120,7 +120,7 @@ def _open(entry: pathlib.Path) -> CachedCase:
 
 
 def prepare(
-    image: pathlib.Path, label: pathlib.Path, recipe: Recipe
+    image: pathlib.Path, label: pathlib.Path, model: ModelConfig
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], float]:
     """Read a case and bring it to the network's grid, as inference does, then crop it to the body.
 
@@ -131,12 +131,12 @@ def prepare(
     depth, height, width = scan.geometry.shape_zyx
     spacing_z, *spacing_yx = scan.geometry.spacing_zyx_mm
     reference = labels_of(label, scan)
-    grid = network_grid((height, width), spacing_yx, recipe.spacing_mm)
+    grid = network_grid((height, width), spacing_yx, model.spacing_mm)
     images = np.empty((depth, *grid), np.uint8)
     labels = np.empty((depth, *grid), np.uint8)
     classes = torch.tensor([*Organ, IGNORE], dtype=torch.uint8)
     for z, hounsfield in scan.slices():
-        windowed = windowed_slice(torch.from_numpy(hounsfield), recipe.window_hu, grid)
+        windowed = windowed_slice(torch.from_numpy(hounsfield), model.window_hu, grid)
         images[z] = windowed.round_().clamp_(0, 255).byte().numpy()
         shares = (torch.from_numpy(reference[z])[None] == classes[:, None, None]).float()[None]
         # A grid pixel takes the label that covers most of it.

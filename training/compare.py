@@ -21,25 +21,34 @@ from app.segmenter import Segmenter
 from app.volumes import open_volume
 from evaluation.overlap import dice
 from training.cache import CachedCase, Pair, labels_of
-from training.engine import Run
+from training.engine import Run, Timing
 from training.other_networks import DECODERS, ENCODERS
-from training.recipes import Recipe
+from training.recipes import PAPER_MODEL, Recipe
 from training.recipes.fast import RECIPE as FAST
-from training.recipes.paper import RECIPE as PAPER
 from training.sampling import SliceSampler
-from training.state import model_config
+from training.state import RunState
 
 SIDE = 256  # pixels of the slice for flops and milliseconds
 REPEATS = 5
-BASE = replace(FAST, learning_rate=1e-3)
+BASE = replace(FAST, optimiser=replace(FAST.optimiser, learning_rate=1e-3))
 GRID: dict[str, Recipe] = {
     **{
-        f"{encoder}-{decoder}": replace(BASE, architecture=f"{encoder}-{decoder}", coarse_weight=0.0)
+        f"{encoder}-{decoder}": replace(
+            BASE, architecture=f"{encoder}-{decoder}", loss=replace(BASE.loss, coarse_weight=0.0)
+        )
         for encoder in ENCODERS
         for decoder in DECODERS
     },
     "hrnet18-ocr": BASE,
-    "hrnet48-ocr": replace(BASE, width=PAPER.width, ocr_channels=PAPER.ocr_channels, key_channels=PAPER.key_channels),
+    "hrnet48-ocr": replace(
+        BASE,
+        model=replace(
+            BASE.model,
+            width=PAPER_MODEL.width,
+            ocr_channels=PAPER_MODEL.ocr_channels,
+            key_channels=PAPER_MODEL.key_channels,
+        ),
+    ),
 }
 
 
@@ -68,7 +77,7 @@ def compare(
     folder: pathlib.Path,
     cases: Sequence[CachedCase],
     held_out: Sequence[Pair],
-    seconds: float,
+    minutes: float,
     device: torch.device,
 ) -> list[Row]:
     """Train every network of the grid for the same time and score it.
@@ -77,25 +86,24 @@ def compare(
         folder: gets a run's folder for each; runs that are there go on, or are only scored.
         cases: to train on; all are drawn alike.
         held_out: name, image and label of the volumes to score.
-        seconds: of training, each.
+        minutes: of training, each.
         device: to train and infer on.
     """
     rows = []
     for name, recipe in GRID.items():
-        run = Run(folder / name, recipe, device)
-        run.resume()
-        seed = recipe.seed + run.progress.step
-        sampler = SliceSampler(cases, [1.0] * len(cases), recipe, seed, run.device)
-        run.train(sampler, [], seconds, float("inf"))
-        network = run.average.module.eval()
-        model = Model(model_config(recipe, name, "0", ""), network, device, torch.float32)
+        state = RunState(folder / name, recipe, device)
+        state.resume()
+        sampler = SliceSampler(cases, [1.0] * len(cases), recipe, recipe.seed + state.progress.step, device)
+        Run(state, Timing(minutes)).train(sampler)
+        network = state.average.module.eval()
+        model = Model(replace(recipe.model, name=name), network, device, torch.float32)
         rows.append(
             Row(
                 name,
                 sum(p.numel() for p in network.parameters()),
-                count_flops(network, recipe.channels_in, device) / 1e9,
-                1000 * seconds_per_slice(network, recipe.channels_in, device),
-                run.progress.step,
+                count_flops(network, recipe.model.channels_in, device) / 1e9,
+                1000 * seconds_per_slice(network, recipe.model.channels_in, device),
+                state.progress.step,
                 mean_dice(Segmenter(model, {}), held_out),
             )
         )
