@@ -106,9 +106,9 @@ def _segment_and_write(
     record.spacing_zyx_mm = [round(mm, 4) for mm in geometry.spacing_zyx_mm]
     record.network_slices, record.batch_size = result.findings.network_slices, result.batch_size
     record.seconds = {stage: round(value, 3) for stage, value in seconds.items()}
-    record.volumes_ml = {organ.name.lower(): round(ml, 2) for organ, ml in result.volumes_ml.items()}
+    record.volumes_ml = {organ.key: round(ml, 2) for organ, ml in result.volumes_ml.items()}
     record.confidence = {
-        organ.name.lower(): None if value is None else round(value, 4) for organ, value in result.confidence.items()
+        organ.key: None if value is None else round(value, 4) for organ, value in result.confidence.items()
     }
     record.warnings = list(result.warnings)
 

@@ -30,8 +30,6 @@ log = logging.getLogger(__package__)
 # long.
 DEFAULT_MODEL = {"cuda": "paper", "cpu": "fast"}
 MODEL_SUFFIX = ".safetensors"
-# Larger organs than these are hardly ever seen: polycystic livers and kidneys, the spleens of leukaemia.
-LARGEST_ML = {Organ.LIVER: 8000, Organ.KIDNEYS: 4000, Organ.SPLEEN: 6000, Organ.PANCREAS: 500}
 
 # Below these the network's own confidence says that an organ should be looked at, by model. Chosen where
 # `make confidence` showed that scans below are worse; livers and spleens that a flag could find were not among them.
@@ -178,19 +176,19 @@ class Segmenter:
 
 def _low_confidence(check: Iterable[Organ], confidence: Mapping[Organ, float | None]) -> Iterator[str]:
     for organ in check:
-        yield f"check the {organ.name.lower()}: the network is unsure of it (confidence {confidence[organ]:.2f})"
+        yield f"check the {organ.key}: the network is unsure of it (confidence {confidence[organ]:.2f})"
 
 
 def _doubts(findings: Findings, volumes_ml: Mapping[Organ, float]) -> Iterator[str]:
     """What a user should know about a mask that is given all the same."""
     if doubt := findings.intensities.doubts():
         yield doubt
-    missing = [organ.name.lower() for organ, ml in volumes_ml.items() if ml == 0]
+    missing = [organ.key for organ, ml in volumes_ml.items() if ml == 0]
     if missing:
         yield f"no {', no '.join(missing)} found; check that this is an abdominal CT"
     for organ, ml in volumes_ml.items():
-        if ml > LARGEST_ML[organ]:
+        if ml > organ.largest_ml:
             yield (
-                f"{organ.name.lower()} of {ml:.0f} ml, larger than any known ({LARGEST_ML[organ]} ml); "
+                f"{organ.key} of {ml:.0f} ml, larger than any known ({organ.largest_ml} ml); "
                 "check the scan's spacing and intensities"
             )

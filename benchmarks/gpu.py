@@ -189,7 +189,7 @@ def precision(name: str, scan: pathlib.Path, device: torch.device, dtype: torch.
     for kind in (torch.float32, dtype):
         masks.append(Segmenter(load(name, device, kind), {}).segment(scan))
     single, half = masks
-    agreement = {organ.name.lower(): dice(single == organ, half == organ) for organ in ORGANS}
+    agreement = {organ.key: dice(single == organ, half == organ) for organ in ORGANS}
     return {"differing_share": float(np.mean(single != half)), **agreement}
 
 

@@ -78,14 +78,14 @@ def levers(scan: pathlib.Path, model: str, label: pathlib.Path | None = None) ->
         mask, findings = segment_without(missing, placed, scan)
         seconds = time.perf_counter() - begin
         reference = mask if reference is None else reference
-        agreement = {organ.name.lower(): dice(reference == organ, mask == organ) for organ in ORGANS}
+        agreement = {organ.key: dice(reference == organ, mask == organ) for organ in ORGANS}
         rows.append({"lever": name, "seconds": seconds, "network_slices": findings.network_slices, **agreement})
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    organs = [organ.name.lower() for organ in ORGANS]
+    organs = [organ.key for organ in ORGANS]
     lines = [f"| lever | seconds | network slices | {' | '.join(f'DSC {o}' for o in organs)} |", "|---" * 7 + "|"]
     for row in rows:
         cells = " | ".join(f"{row[organ]:.4f}" for organ in organs)

@@ -130,7 +130,7 @@ def summarise(results: Sequence[CaseScores]) -> list[dict[str, Any]]:
             low, high = bootstrap_interval(sample)
             rows.append(
                 {
-                    "organ": organ.name.lower(),
+                    "organ": organ.key,
                     "measure": "DSC" if measure == "dice" else "NSD",
                     "mean": float(sample.mean()),
                     "std": float(sample.std(ddof=1)) if len(sample) > 1 else 0.0,
@@ -182,7 +182,7 @@ def markdown_table(results: Sequence[CaseScores], protocol: Protocol) -> str:
             f"{100 * dice['low']:.2f} .. {100 * dice['high']:.2f}",
         ]
         lines.append("| " + " | ".join(columns) + " |")
-    lines += ["", "| case | " + " | ".join(f"{o.name.lower()} DSC / NSD" for o in ORGANS) + " |", "|---" * 5 + "|"]
+    lines += ["", "| case | " + " | ".join(f"{o.key} DSC / NSD" for o in ORGANS) + " |", "|---" * 5 + "|"]
     for case in results:
         cells = [f"{case.scores[organ].dice:.3f} / {case.scores[organ].surface_dice:.3f}" for organ in ORGANS]
         note = " (no prediction: scored 0)" if case.missing else ""

@@ -42,7 +42,7 @@ def points(predictions: pathlib.Path, scored: Sequence[CaseScores]) -> dict[Orga
     found: dict[Organ, list[Point]] = {organ: [] for organ in ORGANS}
     for case in scored:
         for organ in ORGANS:
-            expected = told.get(case.name, {}).get("confidence", {}).get(organ.name.lower())
+            expected = told.get(case.name, {}).get("confidence", {}).get(organ.key)
             if expected is not None and case.reference_ml[organ] > 0:
                 model = told[case.name]["model"]
                 found[organ].append(Point(case.name, model, expected, case.scores[organ].dice))
@@ -64,7 +64,7 @@ def table(found: Mapping[Organ, Sequence[Point]]) -> str:
         others = [p.dice for p in row if least is None or p.expected >= least]
         parts = [f"{len(part)}, {np.mean(part):.3f}" if part else "0" for part in (flagged, others)]
         limit = "no flag" if least is None else f"{least}"
-        lines.append(f"| {organ.name.lower()} | {len(row)} | {correlation:.2f} | {limit} | {parts[0]} | {parts[1]} |")
+        lines.append(f"| {organ.key} | {len(row)} | {correlation:.2f} | {limit} | {parts[0]} | {parts[1]} |")
     both = [p for row in found.values() for p in row]
     correlation = spearmanr([p.expected for p in both], [p.dice for p in both])[0]
     lines.append(f"| all | {len(both)} | {correlation:.2f} | | | |")
@@ -79,7 +79,7 @@ def plot(found: Mapping[Organ, Sequence[Point]]) -> Figure:
         least = CHECK_BELOW.get(row[0].model, {}).get(organ) if row else None
         if least is not None:
             axes.axvline(least, color="#444444", linestyle="--", linewidth=1)
-        axes.set_title(organ.name.lower())
+        axes.set_title(organ.key)
         axes.set_xlabel("expected DSC")
     figure.axes[0].set_ylabel("DSC")
     return figure

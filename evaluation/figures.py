@@ -13,15 +13,15 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from app.organs import COLOURS, IGNORE, ORGANS, Organ
+from app.hounsfield import WINDOW
+from app.organs import IGNORE, ORGANS, Organ
 from app.results.planes import around_organs, best_plane
 from app.volumes import open_volume
 from evaluation.accuracy import CaseScores, values
 from evaluation.labels import read_labels
 from evaluation.metrics import Protocol
 
-ORGAN_COLORS = {organ: "#{:02x}{:02x}{:02x}".format(*rgb) for organ, rgb in COLOURS.items()}
-DISPLAY_WINDOW_HU = (-125, 275)
+ORGAN_COLORS = {organ: "#{:02x}{:02x}{:02x}".format(*organ.rgb) for organ in ORGANS}
 FACE = "white"
 mpl.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
 
@@ -41,7 +41,7 @@ def violins(results: Sequence[CaseScores], protocol: Protocol) -> Figure:
         for place, (organ, sample) in enumerate(zip(ORGANS, samples, strict=True), start=1):
             spread = np.linspace(-0.08, 0.08, len(sample)) if len(sample) > 1 else np.zeros(1)
             axes.scatter(place + spread, sample, s=14, color=ORGAN_COLORS[organ], edgecolor="white", linewidth=0.5)
-        axes.set_xticks(range(1, len(ORGANS) + 1), [organ.name.lower() for organ in ORGANS])
+        axes.set_xticks(range(1, len(ORGANS) + 1), [organ.key for organ in ORGANS])
         axes.set_ylim(min(0.5, min(s.min() for s in samples) - 0.05), 1.01)
         axes.grid(axis="y", color="#dddddd")
         axes.set_axisbelow(True)
@@ -61,7 +61,7 @@ def bland_altman(results: Sequence[CaseScores]) -> Figure:
         for level, style in ((difference.mean(), "-"), *((difference.mean() + s * spread, "--") for s in (-1, 1))):
             axes.axhline(level, color="#444444", linestyle=style, linewidth=1)
         axes.axhline(0, color="#bbbbbb", linewidth=0.8)
-        axes.set_title(f"{organ.name.lower()}: {difference.mean():+.0f} ± {spread:.0f} ml")
+        axes.set_title(f"{organ.key}: {difference.mean():+.0f} ± {spread:.0f} ml")
         axes.set_xlabel("mean of prediction and reference (ml)")
         axes.set_ylabel("prediction - reference (ml)")
     return figure
@@ -107,13 +107,13 @@ def panels(
         dice = ", ".join(f"{case.scores[organ].dice:.2f}" for organ in ORGANS)
         titles = (f"{word}: {case.name}, slice {z}", "reference", f"prediction, DSC {dice}")
         for axes, labels, title in zip(row, (None, reference, prediction), titles, strict=True):
-            axes.imshow(plane, "gray", vmin=DISPLAY_WINDOW_HU[0], vmax=DISPLAY_WINDOW_HU[1], aspect=aspect)
+            axes.imshow(plane, "gray", vmin=WINDOW[0], vmax=WINDOW[1], aspect=aspect)
             if labels is not None:
                 shown = np.where(labels == IGNORE, 0, labels)
                 axes.imshow(shown, colors, vmin=0, vmax=len(ORGANS), alpha=0.6, aspect=aspect, interpolation="nearest")
             axes.set_title(title, fontsize=9)
             axes.axis("off")
-    legend = [Patch(color=ORGAN_COLORS[organ], label=organ.name.lower()) for organ in ORGANS]
+    legend = [Patch(color=ORGAN_COLORS[organ], label=organ.key) for organ in ORGANS]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
     return figure
 
@@ -136,7 +136,7 @@ def three_planes(scan: pathlib.Path, mask: pathlib.Path) -> Figure:
     for axis, (axes, title) in enumerate(zip(axes_row, ("axial", "coronal", "sagittal"), strict=True)):
         rows, columns = (spacing[a] for a in range(3) if a != axis)
         origin = "upper" if axis == 0 else "lower"  # z grows towards the head
-        low, high = DISPLAY_WINDOW_HU
+        low, high = WINDOW
         image, shown = (np.take(array, cuts[axis], axis) for array in (hounsfield, labels))
         axes.imshow(image, "gray", vmin=low, vmax=high, aspect=rows / columns, origin=origin)
         for organ in ORGANS:
@@ -144,6 +144,6 @@ def three_planes(scan: pathlib.Path, mask: pathlib.Path) -> Figure:
                 axes.contour(shown == organ, [0.5], colors=ORGAN_COLORS[organ], linewidths=1.6)
         axes.set_title(title, color="white", pad=8)
         axes.axis("off")
-    legend = [Patch(color=ORGAN_COLORS[organ], label=organ.name.lower()) for organ in ORGANS]
+    legend = [Patch(color=ORGAN_COLORS[organ], label=organ.key) for organ in ORGANS]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False, labelcolor="white")
     return figure

@@ -56,12 +56,12 @@ def page(title: str, results: Sequence[CaseScores], protocol: Protocol, figures:
     for row in summarise(results):
         percent = [f"{100 * row[key]:.2f}" for key in ("mean", "std", "median")]
         summary.append([row["organ"], row["measure"], *percent, f"{100 * row['low']:.2f} .. {100 * row['high']:.2f}"])
-    cases = [["case", *(f"{organ.name.lower()} {measure}" for organ in ORGANS for measure in ("DSC", "NSD"))]]
+    cases = [["case", *(f"{organ.key} {measure}" for organ in ORGANS for measure in ("DSC", "NSD"))]]
     for case in results:
         scores = [case.scores[organ] for organ in ORGANS]
         name = case.name + (" (no prediction)" if case.missing else "")
         cases.append([name, *(f"{100 * v:.1f}" for s in scores for v in (s.dice, s.surface_dice))])
-    tolerances = ", ".join(f"{organ.name.lower()} {protocol.tolerance_mm[organ]:g} mm" for organ in ORGANS)
+    tolerances = ", ".join(f"{organ.key} {protocol.tolerance_mm[organ]:g} mm" for organ in ORGANS)
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="note">{len(results)} cases; percent; NSD tolerances: {tolerances} ({protocol.name}).</p>',

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from app.errors import InputError
-from app.organs import ORGANS, SNOMED_CT, Organ
+from app.organs import ORGANS, Organ
 from app.results import Segmented, make_results
 from app.results.outlines import outlines
 from app.volumes import Volume, open_volume
@@ -104,7 +104,7 @@ def test_plastimatch_fills_the_structure_set_to_the_very_mask(
     ct, filled = ("--referenced-ct", tmp_path / "in"), ("--output-prefix", tmp_path / "filled")
     run("plastimatch", "convert", "--input", structures, *ct, *filled, "--prefix-format", "nii.gz")
     for organ in ORGANS:
-        image = nib.load(tmp_path / "filled" / f"{SNOMED_CT[organ][1]}.nii.gz")
+        image = nib.load(tmp_path / "filled" / f"{organ.meaning}.nii.gz")
         same_place(image, nib.load(name.with_suffix(".nii.gz")), organ)
 
 
@@ -130,7 +130,7 @@ def test_dcmqi_reads_the_volumes_of_the_report(tmp_path: pathlib.Path, labels: N
     run(find_program("tid1500reader"), "--inputDICOM", name.with_suffix(".sr.dcm"), "--outputMetadata", told)
     segmentation = pydicom.dcmread(name.with_suffix(".seg.dcm"))
     measured = json.loads(told.read_text())["Measurements"]
-    assert [one["Finding"]["CodeValue"] for one in measured] == [SNOMED_CT[organ][0] for organ in ORGANS]
+    assert [one["Finding"]["CodeValue"] for one in measured] == [organ.snomed for organ in ORGANS]
     for organ, one in zip(ORGANS, measured, strict=True):
         (item,) = one["measurementItems"]
         assert item["quantity"]["CodeMeaning"] == "Volume"
@@ -138,7 +138,7 @@ def test_dcmqi_reads_the_volumes_of_the_report(tmp_path: pathlib.Path, labels: N
         assert float(item["value"]) == pytest.approx((labels == organ).sum() * np.prod(SPACING) / 1000, abs=1e-3)
         assert one["segmentationSOPInstanceUID"] == segmentation.SOPInstanceUID
         label = segmentation.SegmentSequence[one["ReferencedSegment"] - 1].SegmentLabel
-        assert label == SNOMED_CT[organ][1]
+        assert label == organ.meaning
 
 
 @needs("dciodvfy")

@@ -17,7 +17,7 @@ from pydicom.uid import JPEGLSLossless
 
 from app.cases import find_cases
 from app.errors import InputError, ResultError
-from app.organs import ORGANS, SNOMED_CT
+from app.organs import ORGANS
 from app.results import Segmented, make_results
 from app.results.dicom_seg import DicomSeg
 from app.run import predict_case
@@ -57,7 +57,7 @@ def in_patient_space(path: pathlib.Path, image: nib.Nifti1Image) -> NDArray[np.u
     found = highdicom.seg.segread(path)
     organ_of = {item.SegmentNumber: str(item.SegmentLabel) for item in found.SegmentSequence}
     volume = found.get_volume(combine_segments=True, skip_overlap_checks=True)
-    meaning = {SNOMED_CT[organ][1]: int(organ) for organ in ORGANS}
+    meaning = {organ.meaning: int(organ) for organ in ORGANS}
     labels = np.zeros_like(volume.array)
     for number, label in organ_of.items():
         labels[volume.array == number] = meaning[label]
@@ -113,7 +113,7 @@ def test_codes_source_and_algorithm(
         (str(item.SegmentedPropertyTypeCodeSequence[0].CodeValue), str(item.SegmentLabel))
         for item in found.SegmentSequence
     }
-    assert codes <= set(SNOMED_CT.values())
+    assert codes <= {(organ.snomed, organ.meaning) for organ in ORGANS}
     algorithm = found.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
     assert algorithm.AlgorithmName == "hrnet-ocr-abdomen tiny 1"
     assert next(iter(segmenter.sha256.values())) in str(algorithm.AlgorithmParameters)

@@ -42,7 +42,7 @@ def test_it_is_the_same_mask_with_names(tmp_path: pathlib.Path, tiny_weights: pa
     assert extension.get_code() == 30
     table = ElementTree.fromstring(extension.content.rstrip(b"\0"))
     names = {int(label.attrib["Key"]): label.text for label in table.iter("Label")}
-    assert names == {0: "background"} | {int(organ): organ.name.lower() for organ in ORGANS}
+    assert names == {0: "background"} | {int(organ): organ.key for organ in ORGANS}
     if kind != "NIfTI-2":  # SimpleITK reads NIfTI-1
         other = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(tmp_path / "nifti-named" / "x.nii.gz"))
         np.testing.assert_array_equal(other.T, np.asarray(plain.dataobj))

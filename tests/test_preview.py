@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from app.cli import main
-from app.organs import COLOURS, ORGANS, Organ
+from app.organs import ORGANS, Organ
 from app.results import Segmented
 from app.results.preview import Preview, preview
 from app.volumes import open_volume
@@ -31,7 +31,7 @@ def picture(folder: pathlib.Path, axes: str, organs: tuple[Organ, ...] = ORGANS)
 
 def places(pixels: np.ndarray, organ: Organ) -> np.ndarray:
     """Rows and columns with the colour of an organ, nearly."""
-    return np.argwhere(np.abs(pixels - COLOURS[organ]).sum(2) < 60)
+    return np.argwhere(np.abs(pixels - organ.rgb).sum(2) < 60)
 
 
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "SAR"])

@@ -58,7 +58,7 @@ def test_every_number_is_numpys(tmp_path: pathlib.Path, axes: str, order: int) -
     rows = found_by(volume, mask, order)["organs"]
     affine = volume.geometry.affine
     for organ in ORGANS:
-        row, inside = rows[organ.name.lower()], mask == organ
+        row, inside = rows[organ.key], mask == organ
         values = hounsfield[inside].astype(float)
         assert row["voxels"] == inside.sum()
         assert row["volume_ml"] == pytest.approx(inside.sum() * np.prod(SPACING) / 1000, abs=0.01)
@@ -155,7 +155,7 @@ def test_the_command_line_writes_a_file_per_case_and_one_table(
         mask = np.asarray(nib.load(tmp_path / "out" / f"p{seed}.nii.gz").dataobj)
         hounsfield = np.asarray(nib.load(tmp_path / "in" / f"p{seed}_0000.nii.gz").dataobj)
         for organ in ORGANS:
-            row, inside = found["organs"][organ.name.lower()], mask == organ
+            row, inside = found["organs"][organ.key], mask == organ
             assert row["voxels"] == inside.sum()
             if inside.any():
                 assert row["mean_hu"] == pytest.approx(hounsfield[inside].mean(), abs=0.06)
@@ -163,7 +163,7 @@ def test_the_command_line_writes_a_file_per_case_and_one_table(
     with (tmp_path / "out" / "statistics.csv").open() as table:
         rows = list(csv.DictReader(table))
     assert [row["organ"] for row in rows] == [
-        *(organ.name.lower() for organ in ORGANS),
+        *(organ.key for organ in ORGANS),
         "left kidney",
         "right kidney",
     ] * 2

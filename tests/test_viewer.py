@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from app import run_log
 from app.cli import main
 from app.errors import InputError, ResultError
-from app.organs import COLOURS, ORGANS, Organ
+from app.organs import ORGANS, Organ
 from app.results import Segmented, make_results, viewer
 from app.results.viewer import Viewer
 from app.run_log import CaseRecord
@@ -90,7 +90,7 @@ def canvas(page: Page) -> NDArray[np.int64]:
 
 def places(pixels: NDArray[np.int64], organ: Organ) -> NDArray[np.int64]:
     """Pixels whose hue is an organ's, which opacity does not change much; grey ones have none."""
-    colour, centred = np.array(COLOURS[organ], float), pixels - pixels.mean(2, keepdims=True)
+    colour, centred = np.array(organ.rgb, float), pixels - pixels.mean(2, keepdims=True)
     wanted = colour - colour.mean()
     norms = np.linalg.norm(centred, axis=2)
     cosine = (centred @ wanted) / (np.linalg.norm(wanted) * np.maximum(norms, 1e-9))

@@ -143,7 +143,7 @@ def mean_dice(segmenter: Segmenter, held_out: Sequence[Pair]) -> dict[Organ, flo
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
-    organs = [organ.name.lower() for organ in ORGANS]
+    organs = [organ.key for organ in ORGANS]
     lines = [
         "| network | parameters (M) | GFLOP per slice | ms per slice | steps | "
         f"{' | '.join(f'DSC {organ}' for organ in organs)} |",

@@ -16,7 +16,7 @@ from app.organs import ORGANS, Organ
 from app.whole_file import whole_file
 from training.state import Progress
 
-ORGAN_NAMES = [organ.name.lower() for organ in ORGANS]
+ORGAN_NAMES = [organ.key for organ in ORGANS]
 
 
 class TrainingLog:
@@ -59,7 +59,7 @@ class TrainingLog:
             "wait": round(self.waited / self.seconds, 3),
             "peak_mib": round(peak_mib(device)),
         }
-        dice = {organ.name.lower(): round(score, 4) for organ, score in scores.items()}
+        dice = {organ.key: round(score, 4) for organ, score in scores.items()}
         print(" ".join(f"{key}={value}" for key, value in (row | dice).items()), flush=True)
         is_new = not self.path.exists()
         with self.path.open("a", newline="") as stream:

@@ -8,9 +8,7 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from ..organs import Organ, voxels_by_plane
-
-COMPONENTS_KEPT = {Organ.LIVER: 1, Organ.KIDNEYS: 2, Organ.SPLEEN: 1, Organ.PANCREAS: 1}
+from ..organs import ORGANS, Organ, bounding_box, voxels_by_plane
 
 
 def keep_largest(mask: NDArray[np.uint8]) -> dict[Organ, int]:
@@ -26,14 +24,14 @@ def keep_largest(mask: NDArray[np.uint8]) -> dict[Organ, int]:
         How many components of each organ were removed.
     """
     counts, removed = voxels_by_plane(mask), {}
-    for organ, kept in COMPONENTS_KEPT.items():
+    for organ in ORGANS:
         edges = np.flatnonzero(np.diff(counts[:, organ] > 0, prepend=False, append=False))
         stretches = [mask[..., start:stop] for start, stop in edges.reshape(-1, 2)]
         sizes = [(size, i) for i, part in enumerate(stretches) for size in _component_sizes(part, organ)]
-        removed[organ] = max(0, len(sizes) - kept)
-        winners = Counter(i for _, i in sorted(sizes, reverse=True)[:kept])
+        removed[organ] = max(0, len(sizes) - organ.components)
+        winners = Counter(i for _, i in sorted(sizes, reverse=True)[: organ.components])
         for i, part in enumerate(stretches):
-            view = part[_box(part == organ)]
+            view = part[bounding_box(part == organ)]
             inside = view == organ
             if winners[i]:
                 inside &= cc3d.largest_k(inside, k=winners[i], connectivity=26, binary_image=True) == 0
@@ -43,12 +41,6 @@ def keep_largest(mask: NDArray[np.uint8]) -> dict[Organ, int]:
 
 def _component_sizes(part: NDArray[np.uint8], organ: Organ) -> list[int]:
     inside = part == organ
-    components = cc3d.connected_components(inside[_box(inside)], connectivity=26, binary_image=True)
+    components = cc3d.connected_components(inside[bounding_box(inside)], connectivity=26, binary_image=True)
     sizes: list[int] = cc3d.statistics(components)["voxel_counts"][1:].tolist()
     return sizes
-
-
-def _box(inside: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """The rows and columns of the first two axes between which there is something."""
-    lines = [np.flatnonzero(inside.any(axis)) for axis in ((1, 2), (0, 2))]
-    return tuple(slice(line[0], line[-1] + 1) for line in lines)

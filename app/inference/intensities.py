@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import hounsfield
+
 STRIDE = 4  # every fourth row and column is enough
-PADDING_HU = -1500  # values below are padding (-2000, -2048, -3024): air is -1000
-AIR_HU = -300  # values below are air and lung, values above are the body's
-FAT_HU = (-200, -10)
 LEAST_FAT = 0.005  # of the body's voxels; even thin patients have several times as much
-BRIGHTEST_HU = 100  # of the body's voxels, two in a thousand are brighter: bone, and organs with contrast
-BRIGHTEST_SHARE = 0.002
+BRIGHT_SHARE = 0.002  # of the body's voxels; at least as many are brighter than `hounsfield.BRIGHT`
 OFFSET_HU = 1024  # of scanners' stored values; soft tissue then lies in the following range
 OFFSET_TISSUE = (900, 1250)
 FEWEST = 1000  # voxels of a body that can be judged
@@ -41,14 +39,14 @@ class Intensities:
 
     def doubts(self) -> str | None:
         """A sentence for the user if these are no Hounsfield units; None if they may be."""
-        body = self._count(AIR_HU)
+        body = self._count(hounsfield.BODY)
         if body < FEWEST:
             return None
-        has_fat = self._count(*FAT_HU) >= LEAST_FAT * body
-        has_bright = self._count(BRIGHTEST_HU) >= BRIGHTEST_SHARE * body
+        has_fat = self._count(*hounsfield.FAT) >= LEAST_FAT * body
+        has_bright = self._count(hounsfield.BRIGHT) >= BRIGHT_SHARE * body
         if has_fat and has_bright:
             return None
-        low, middle, high = (self._percentile(PADDING_HU, percent) for percent in (1, 50, 99))
+        low, middle, high = (self._percentile(hounsfield.PADDING, percent) for percent in (1, 50, 99))
         tissue = self._percentile(OFFSET_HU // 2, 50)  # above what would be air and lung with the offset
         if self._count(*OFFSET_TISSUE) > 0.2 * body and OFFSET_TISSUE[0] <= tissue <= OFFSET_TISSUE[1]:
             remedy = f"soft tissue lies near {tissue}: subtract {OFFSET_HU}, the offset that was not applied"

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .. import hounsfield
 from ..network import INPUT_STRIDE, LOGITS_STRIDE
 from .grid import to_grid
 
 Box = tuple[slice, slice]  # rows, columns
 
-WALL_HU = -30.0  # between fat (-100) and muscle (50): the muscles of the abdominal wall enclose the organs
 SMOOTH_MM = 17.0  # wide enough that noise, the thin shell of a table and its rods average out
 MARGIN_MM = 12.0
 
@@ -58,7 +58,7 @@ def body_box(inputs: Tensor, spacing_yx_mm: Sequence[float], window_hu: Sequence
     low, high = window_hu
     kernel = [max(1, round(SMOOTH_MM / mm)) | 1 for mm in spacing_yx_mm]
     smooth = functional.avg_pool2d(inputs[:, None], kernel, LOGITS_STRIDE, [side // 2 for side in kernel])
-    body = smooth.amax((0, 1)) > (WALL_HU - low) / (high - low)
+    body = smooth.amax((0, 1)) > (hounsfield.WALL - low) / (high - low)
     rows, columns = (
         _span(body.any(axis), MARGIN_MM / mm, side)
         for axis, mm, side in zip((1, 0), spacing_yx_mm, inputs.shape[1:], strict=True)

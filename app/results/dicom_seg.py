@@ -10,7 +10,7 @@ import pydicom
 from highdicom.sr import CodedConcept
 from numpy.typing import NDArray
 
-from ..organs import ANATOMICAL_STRUCTURE, COLOURS, SNOMED_CT
+from ..organs import ANATOMICAL_STRUCTURE
 from ..version import __version__
 from ..volumes.dicom import DicomVolume
 from .dicom_result import DicomResult, algorithm_name, derived_uid, found_organs, source_headers
@@ -89,12 +89,12 @@ def _segments(segmented: Segmented) -> list[Any]:
     return [
         highdicom.seg.SegmentDescription(
             segment_number=number,
-            segment_label=SNOMED_CT[organ][1],
+            segment_label=organ.meaning,
             segmented_property_category=category,
-            segmented_property_type=CodedConcept(SNOMED_CT[organ][0], "SCT", SNOMED_CT[organ][1]),
+            segmented_property_type=CodedConcept(organ.snomed, "SCT", organ.meaning),
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
-            display_color=highdicom.color.CIELabColor.from_rgb(*COLOURS[organ]),
+            display_color=highdicom.color.CIELabColor.from_rgb(*organ.rgb),
         )
         for number, organ in enumerate(found_organs(segmented), 1)
     ]

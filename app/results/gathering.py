@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import hounsfield
 from ..organs import Organ
 from ..volumes import Geometry
 
 REDUCED_MM = 1.5  # pixels of the small copy are about as large
 NEAR_MM = 60.0  # slices of the small copy lie at most so far from a slice with an organ
-BODY_HU = -300  # values above are the body's, below are air and lung
-AIR_HU = -1024
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Gathering:
         index = np.flatnonzero(labels).astype(np.int32)
         if len(index):
             self._index[z], self._values[z] = index, plane.ravel()[index]
-            columns = np.flatnonzero((plane[:: self._steps[1]] > BODY_HU).sum(0))
+            columns = np.flatnonzero((plane[:: self._steps[1]] > hounsfield.BODY).sum(0))
             if len(columns):
                 self._middles.append(float(columns[0] + columns[-1]) / 2)
         self._keep_small(z, plane, has_organ=bool(len(index)))
@@ -118,7 +117,7 @@ class Gathering:
         first, last = min(self._small), max(self._small)
         z_step, *yx_steps = self._steps
         shape = next(iter(self._small.values())).shape
-        planes = [self._small.get(z, np.full(shape, AIR_HU, np.int16)) for z in range(first, last + 1, z_step)]
+        planes = [self._small.get(z, np.full(shape, hounsfield.AIR, np.int16)) for z in range(first, last + 1, z_step)]
         starts = (first, *(step // 2 for step in yx_steps))
         rows, columns = (slice(starts[i], starts[i] + self._steps[i] * shape[i - 1], self._steps[i]) for i in (1, 2))
         labels = labels_zyx[first : last + 1 : z_step, rows, columns]

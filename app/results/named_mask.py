@@ -7,14 +7,13 @@ import pathlib
 from typing import Literal
 from xml.etree import ElementTree
 
-from ..organs import COLOURS, ORGANS, SNOMED_CT, Organ
+from ..organs import ORGANS, Organ
 from ..volumes.nifti_header import Header
 from .nifti_mask import NiftiMask
 from .result import PROGRAM, write_whole
 
 LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL, nifti1.h
 CARET = 30  # NIFTI_ECODE_CARET, nifti1.h: an XML label table, as Connectome Workbench and MITK read it
-NAMES = {Organ.BACKGROUND: "background", **{organ: organ.name.lower() for organ in ORGANS}}
 
 
 class NamedMask(NiftiMask):
@@ -49,12 +48,11 @@ def caret_table() -> bytes:
     root = ElementTree.Element("CaretExtension")
     information = ElementTree.SubElement(root, "VolumeInformation", Index="0")
     table = ElementTree.SubElement(information, "LabelTable")
-    for organ, name in NAMES.items():
-        colour = COLOURS.get(organ, (0, 0, 0))
-        red, green, blue = (f"{value / 255:.4f}" for value in colour)
+    for organ in Organ:
+        red, green, blue = (f"{value / 255:.4f}" for value in organ.rgb)
         attributes = {"Key": str(int(organ)), "Red": red, "Green": green, "Blue": blue, "Alpha": "1" if organ else "0"}
         label = ElementTree.SubElement(table, "Label", attributes)
-        label.text = name
+        label.text = organ.key
     for tag, text in (("StudyMetaDataLinkSet", ""), ("VolumeType", "Label")):
         ElementTree.SubElement(information, tag).text = text
     content: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
@@ -64,8 +62,7 @@ def caret_table() -> bytes:
 def json_table() -> dict[str, object]:
     """Value, name, colour and SNOMED CT code of every label."""
     labels = [
-        {"value": int(organ), "name": NAMES[organ], "rgb": list(COLOURS[organ]), "snomed_ct": SNOMED_CT[organ][0]}
-        for organ in ORGANS
+        {"value": int(organ), "name": organ.key, "rgb": list(organ.rgb), "snomed_ct": organ.snomed} for organ in ORGANS
     ]
     return {"program": PROGRAM, "labels": labels}
 
@@ -74,13 +71,13 @@ def itk_snap_table() -> str:
     """Index, red, green, blue, alpha, visible, mesh visible, name."""
     rows = [f"# {PROGRAM}", '    0     0    0    0        0  0  0    "Clear Label"']
     for organ in ORGANS:
-        red, green, blue = COLOURS[organ]
-        rows.append(f'{int(organ):5} {red:5} {green:4} {blue:4}        1  1  1    "{NAMES[organ]}"')
+        red, green, blue = organ.rgb
+        rows.append(f'{int(organ):5} {red:5} {green:4} {blue:4}        1  1  1    "{organ.key}"')
     return "\n".join(rows) + "\n"
 
 
 def slicer_table() -> str:
     """Value, name, red, green, blue, alpha."""
     rows = [f"# Color table file, {PROGRAM}", "0 background 0 0 0 0"]
-    rows += [f"{int(organ)} {NAMES[organ]} {' '.join(map(str, COLOURS[organ]))} 255" for organ in ORGANS]
+    rows += [f"{int(organ)} {organ.key} {' '.join(map(str, organ.rgb))} 255" for organ in ORGANS]
     return "\n".join(rows) + "\n"

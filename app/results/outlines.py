@@ -10,6 +10,8 @@ import contourpy
 import numpy as np
 from numpy.typing import NDArray
 
+from ..organs import bounding_box
+
 Points = NDArray[np.float64]  # (n, 2), column and row, in pixels
 
 
@@ -36,13 +38,12 @@ def outlines(inside: NDArray[np.bool_]) -> list[Points]:
     Args:
         inside: (columns, rows).
     """
-    lines = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    if not len(lines[0]):
+    box = bounding_box(inside)
+    if box is None:
         return []
-    left, top = lines[0][0], lines[1][0]
-    box = inside[left : lines[0][-1] + 1, top : lines[1][-1] + 1].astype(np.float64)
-    areas = [[_corners(ring[:-1]) for ring in area] for area in rings(box)]
-    return [_with_keyholes(area[0], area[1:]) + np.array([left, top]) for area in areas]
+    areas = [[_corners(ring[:-1]) for ring in area] for area in rings(inside[box].astype(np.float64))]
+    corner = np.array([part.start for part in box])
+    return [_with_keyholes(area[0], area[1:]) + corner for area in areas]
 
 
 def _corners(ring: Points) -> Points:

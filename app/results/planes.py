@@ -7,21 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..organs import ORGANS
+from ..organs import ORGANS, bounding_box
 
 MARGIN_MM = 35  # around the organs
 
 
 def around_organs(labels: NDArray[np.uint8], spacing_mm: Sequence[float]) -> tuple[slice, ...]:
     """The box of all organs and a margin on each side; the whole scan where there is none."""
-    if not labels.any():
+    box = bounding_box(labels > 0)
+    if box is None:
         return (slice(None),) * labels.ndim
-    box = []
-    for axis, mm in enumerate(spacing_mm):
-        rows = np.flatnonzero(labels.any(tuple(a for a in range(labels.ndim) if a != axis)))
-        margin = round(MARGIN_MM / mm)
-        box.append(slice(max(0, int(rows[0]) - margin), int(rows[-1]) + margin + 1))
-    return tuple(box)
+    margins = [round(MARGIN_MM / mm) for mm in spacing_mm]
+    return tuple(
+        slice(max(0, part.start - margin), part.stop + margin) for part, margin in zip(box, margins, strict=True)
+    )
 
 
 def best_plane(labels: NDArray[np.uint8], axis: int) -> int:

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from ..errors import ResultError
-from ..organs import COLOURS, ORGANS
+from ..hounsfield import WINDOW
+from ..organs import ORGANS
 from .gathering import Reduced
 from .outlines import rings
 from .planes import around_organs, best_plane
@@ -22,7 +23,6 @@ EXTENSION = ".preview.png"
 WIDTH = 1000  # pixels
 GAP, LINE, FONT = 8, 26, 17  # pixels: between panels, height of a line of text, of a letter
 SLICES = 6  # in the lower row
-WINDOW_HU = (-125.0, 275.0)
 INK, PAPER = (235, 235, 235), (0, 0, 0)
 FINER = 2  # outlines are drawn so many times larger, and made smaller, which smooths them
 
@@ -87,8 +87,8 @@ def preview(segmented: Segmented) -> Image.Image:
     x = float(GAP)
     for organ in ORGANS:
         found = f"{segmented.millilitres(organ):.0f} ml" if segmented.voxels[organ] else "not found"
-        text = f"{organ.name.lower()} {found}" + (", check" if organ in segmented.check else "")
-        draw.rectangle((x, y + 4, x + 14, y + 18), COLOURS[organ])
+        text = f"{organ.key} {found}" + (", check" if organ in segmented.check else "")
+        draw.rectangle((x, y + 4, x + 14, y + 18), organ.rgb)
         draw.text((x + 22, y), text, INK, font)
         x += 22 + draw.textlength(text, font) + 30
     return page
@@ -126,7 +126,7 @@ def _row(planes: list[Plane]) -> Image.Image:
 
 def _panel(plane: Plane, size: tuple[int, int]) -> Image.Image:
     """A plane in grey with the outlines of its organs, and the patient's directions."""
-    low, high = WINDOW_HU
+    low, high = WINDOW
     grey = np.clip((plane.hounsfield.astype(np.float32) - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
     finer = (size[0] * FINER, size[1] * FINER)
     image = Image.fromarray(grey).resize(finer, Image.Resampling.BICUBIC).convert("RGB")
@@ -139,7 +139,7 @@ def _panel(plane: Plane, size: tuple[int, int]) -> Image.Image:
         level = Image.fromarray(inside.astype(np.float32)).resize(finer, Image.Resampling.BILINEAR)
         for area in rings(np.asarray(level).T.astype(np.float64)):
             for ring in area:
-                draw.line([(float(x), float(y)) for x, y in ring], COLOURS[organ], 2 * FINER, joint="curve")
+                draw.line([(float(x), float(y)) for x, y in ring], organ.rgb, 2 * FINER, joint="curve")
     panel = image.resize(size, Image.Resampling.LANCZOS)
     draw, font = ImageDraw.Draw(panel), ImageFont.load_default(FONT)
     left, up = plane.letters

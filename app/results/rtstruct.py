@@ -11,7 +11,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 
-from ..organs import COLOURS, SNOMED_CT, Organ
+from ..organs import Organ
 from ..version import __version__
 from ..volumes.dicom import DicomVolume
 from .dicom_result import MAY_BE_EMPTY, DicomResult, algorithm_name, derived_uid, found_organs, source_headers
@@ -83,7 +83,7 @@ def _frame_of_reference(source: Dataset, images: Iterable[Dataset]) -> Dataset:
 
 def _region(number: int, organ: Organ, segmented: Segmented, source: Dataset) -> Dataset:
     item = Dataset()
-    item.ROINumber, item.ROIName = number, SNOMED_CT[organ][1]
+    item.ROINumber, item.ROIName = number, organ.meaning
     item.ReferencedFrameOfReferenceUID = source.FrameOfReferenceUID
     item.ROIGenerationAlgorithm, item.ROIGenerationDescription = "AUTOMATIC", algorithm_name(segmented)
     return item
@@ -91,7 +91,7 @@ def _region(number: int, organ: Organ, segmented: Segmented, source: Dataset) ->
 
 def _observation(number: int, organ: Organ) -> Dataset:
     code = Dataset()
-    code.CodeValue, code.CodeMeaning = SNOMED_CT[organ]
+    code.CodeValue, code.CodeMeaning = organ.snomed, organ.meaning
     code.CodingSchemeDesignator = "SCT"
     item = Dataset()
     item.ObservationNumber = item.ReferencedROINumber = number
@@ -119,6 +119,6 @@ def _outlines(
             item.ContourData = [f"{value:.4f}" for value in millimetres.ravel()]  # a decimal string has 16 characters
             contours.append(item)
     region = Dataset()
-    region.ROIDisplayColor, region.ReferencedROINumber = list(COLOURS[organ]), number
+    region.ROIDisplayColor, region.ReferencedROINumber = list(organ.rgb), number
     region.ContourSequence = contours
     return region

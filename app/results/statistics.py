@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ResultError
-from ..organs import ORGANS, Organ
+from ..organs import ORGANS, Organ, bounding_box
 from ..version import __version__
 from .gathering import Gathering
 from .result import PROGRAM, Result, Segmented, beside, write_whole
@@ -83,11 +83,11 @@ def statistics(segmented: Segmented) -> Row:
     organs: dict[str, Row] = {}
     boxes = organ_boxes(labels)
     for organ, box in boxes.items():
-        organs[organ.name.lower()] = _region(labels, organ, box, gathering) | {
+        organs[organ.key] = _region(labels, organ, box, gathering) | {
             "components_removed": segmented.components_removed.get(organ, 0),
             "confidence": _rounded(segmented.confidence.get(organ), 4),
         }
-    means = [organs[organ.name.lower()]["mean_hu"] for organ in (Organ.LIVER, Organ.SPLEEN)]
+    means = [organs[organ.key]["mean_hu"] for organ in (Organ.LIVER, Organ.SPLEEN)]
     return {
         "program": PROGRAM,
         "version": __version__,
@@ -97,7 +97,7 @@ def statistics(segmented: Segmented) -> Row:
         "organs": organs,
         "kidneys": _either_kidney(labels, boxes[Organ.KIDNEYS], gathering),
         "liver_minus_spleen_hu": None if None in means else round(means[0] - means[1], 1),
-        "check": [organ.name.lower() for organ in segmented.check],
+        "check": [organ.key for organ in segmented.check],
         "warnings": list(segmented.warnings),
     }
 
@@ -153,8 +153,7 @@ def _region(
 
 def _tightened(labels: Labels, organ: Organ, box: Box) -> Box | None:
     """The part of a box between whose slices, rows and columns an organ lies."""
-    inside = labels[box] == organ
-    span = _span(*(inside.any(tuple(a for a in range(3) if a != axis)) for axis in range(3)))
+    span = bounding_box(labels[box] == organ)
     if span is None:
         return None
     z, y, x = (slice(a.start + b.start, a.start + b.stop) for a, b in zip(box, span, strict=True))

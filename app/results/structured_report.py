@@ -8,7 +8,7 @@ import highdicom.sr as sr
 import pydicom
 from pydicom.sr.codedict import codes
 
-from ..organs import SNOMED_CT, Organ
+from ..organs import Organ
 from ..version import __version__
 from ..volumes.dicom import DicomVolume
 from .dicom_result import DicomResult, algorithm_name, derived_uid, found_organs, source_headers
@@ -70,16 +70,17 @@ class StructuredReport(DicomResult):
 def _measurement(
     segmented: Segmented, number: int, organ: Organ, segments: pydicom.Dataset, source_series: str
 ) -> sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
-    code, meaning = SNOMED_CT[organ]
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(derived_uid(segmented, segments, "tracking", meaning), meaning),
+        tracking_identifier=sr.TrackingIdentifier(
+            derived_uid(segmented, segments, "tracking", organ.meaning), organ.meaning
+        ),
         referenced_segment=sr.ReferencedSegment(
             segments.SOPClassUID,
             segments.SOPInstanceUID,
             number,
             source_series=sr.SourceSeriesForSegmentation(source_series),
         ),
-        finding_type=sr.CodedConcept(code, "SCT", meaning),
+        finding_type=sr.CodedConcept(organ.snomed, "SCT", organ.meaning),
         measurements=[
             sr.Measurement(name=codes.SCT.Volume, value=round(segmented.millilitres(organ), 3), unit=MILLILITRE)
         ],

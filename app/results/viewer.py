@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, ResultError
-from ..organs import COLOURS, ORGANS
+from ..organs import ORGANS
 from ..run_log import read_records
 from ..version import __version__
 from ..volumes.nifti import small_nifti
@@ -107,9 +107,9 @@ def page(segmented: Segmented) -> str:
 def _organ_rows(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What the page's table shows of every organ."""
     for organ in ORGANS:
-        name = organ.name.lower()
+        name = organ.key
         row = found["organs"][name]
-        yield {"name": name, "label": int(organ), "colour": COLOURS[organ], "check": name in found["check"]} | {
+        yield {"name": name, "label": int(organ), "colour": organ.rgb, "check": name in found["check"]} | {
             key: row[key] for key in ("volume_ml", "mean_hu", "confidence")
         }
 
@@ -151,7 +151,7 @@ def index_page(output: pathlib.Path) -> str:
     for record in read_records(output):
         if not (record.get("status") == "skipped" and record.get("case") in latest):
             latest[str(record.get("case"))] = record
-    names = [organ.name.lower() for organ in ORGANS]
+    names = [organ.key for organ in ORGANS]
     head = ["case", "state", *(f"{name}, ml" for name in names), "remarks"]
     rows = [_index_row(output, case, record, names) for case, record in sorted(latest.items())]
     failed = sum(record.get("status") == "failed" for record in latest.values())

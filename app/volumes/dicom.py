@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, VolumeError
+from ..hounsfield import AIR
 from .read_ahead import ReadAhead
 from .volume import (
-    AIR_HU,
     DEFAULT_OPTIONS,
     FindOptions,
     Geometry,
@@ -166,7 +166,7 @@ class DicomVolume:
             )
         hounsfield = to_int16(_rescaled(stored, one.slope, one.intercept or 0.0))
         if one.padding is not None:
-            hounsfield[(stored >= one.padding[0]) & (stored <= one.padding[1])] = AIR_HU
+            hounsfield[(stored >= one.padding[0]) & (stored <= one.padding[1])] = AIR
         return hounsfield.T
 
 

@@ -17,6 +17,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from ..errors import VolumeError
+from ..hounsfield import AIR
 from .read_ahead import ReadAhead
 
 Slices = ReadAhead[tuple[int, NDArray[np.int16]]]  # (z, slice), slice (Y, X) int16 HU
@@ -24,7 +25,6 @@ Slices = ReadAhead[tuple[int, NDArray[np.int16]]]  # (z, slice), slice (Y, X) in
 NameBy = Literal["number", "uid", "accession", "folder"]
 
 READ_AHEAD_BYTES = 64 << 20  # decoded ahead of the network
-AIR_HU = -1024  # stands for NaN and for padding
 LARGEST_FIELD_MM = 2000.0  # scanners reach 700 mm; the network's grid stays within 1344 x 1344 pixels of 1.5 mm
 LARGEST_LENGTH_MM = 4000.0  # a tall patient's whole body, twice
 SMALLEST_FIELD_MM = 80.0  # a newborn's abdomen
@@ -133,7 +133,7 @@ def implausible(path: pathlib.Path, geometry: Geometry) -> list[str]:
 def to_int16(hounsfield: NDArray[Any]) -> NDArray[np.int16]:
     """HU of any number type, rounded and clipped to int16; NaN becomes air."""
     if hounsfield.dtype.kind == "f":
-        hounsfield = np.rint(np.nan_to_num(hounsfield, nan=AIR_HU, posinf=np.inf, neginf=-np.inf))
+        hounsfield = np.rint(np.nan_to_num(hounsfield, nan=AIR, posinf=np.inf, neginf=-np.inf))
     limits = np.iinfo(np.int16)
     clipped: NDArray[np.int16] = np.clip(hounsfield, limits.min, limits.max).astype(np.int16)
     return clipped

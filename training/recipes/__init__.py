@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from app.checkpoint import ModelConfig
+from app.hounsfield import WINDOW
 from app.organs import Organ
 
 HRNET_OCR = "hrnet-ocr"
@@ -19,7 +20,7 @@ PAPER_MODEL = ModelConfig(
     channels_in=3,
     ocr_channels=512,
     key_channels=256,
-    window_hu=(-125.0, 275.0),
+    window_hu=WINDOW,
     spacing_mm=None,
     neighbour_mm=None,
     training_data="",
