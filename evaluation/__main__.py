@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import click
+from matplotlib.figure import Figure
 
 from app.errors import AppError
 from evaluation import confidence as confidences
-from evaluation import figures, report
-from evaluation.accuracy import EvaluationError, evaluate, markdown_table, write_csv, write_summary_csv
+from evaluation import figures, report, summary
+from evaluation.accuracy import CaseScores, EvaluationError, evaluate, listed
 from evaluation.efficiency import EfficiencyError, measure_folder
 from evaluation.labels import LabelError
 from evaluation.metrics import PROTOCOLS
+from evaluation.names import NameClashError, scans_by_case
 
 
 @click.group()
@@ -27,7 +30,11 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=pathlib.Path), required=True, help="Folder for CSV and table.")
 @click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="flare21", show_default=True)
 @click.option("--case", "cases", multiple=True, help="Score this case only; may be given several times.")
-@click.option("--images", type=click.Path(path_type=pathlib.Path), help="Folder of the scans, for pictures of cases.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False),
+    help="Folder of the scans, for pictures of cases.",
+)
 def accuracy(
     predictions: pathlib.Path,
     references: pathlib.Path,
@@ -50,22 +57,36 @@ def accuracy(
     if not results:
         sys.exit("error: no case could be scored")
     out.mkdir(parents=True, exist_ok=True)
-    write_csv(results, rules, out / "scores.csv")
-    write_summary_csv(results, out / "summary.csv")
-    table = markdown_table(results, rules)
+    summary.write_csv(results, rules, out / "scores.csv")
+    summary.write_summary_csv(results, out / "summary.csv")
+    table = summary.markdown(results, rules)
     (out / "table.md").write_text(table)
     drawn = {"Scores": figures.violins(results, rules), "Organ volumes": figures.bland_altman(results)}
-    if images is not None:
-        drawn["Worst, median and best case"] = figures.panels(results, images, references, predictions)
+    if images is not None and (panels := draw_panels(results, images)):
+        drawn["Worst, median and best case"] = panels
     pictures = {caption: report.png_bytes(figure) for caption, figure in drawn.items()}
     for name, png in zip(("scores", "volumes", "cases"), pictures.values(), strict=False):
         (out / f"{name}.png").write_bytes(png)
     (out / "report.html").write_text(report.page(f"Accuracy of {predictions.name}", results, rules, pictures))
     click.echo(table)
     for case in results:
-        if case.missing:
+        if case.prediction is None:
             click.echo(f"warning: no prediction for {case.name}, scored 0", err=True)
     sys.exit(1 if evaluation.errors else 0)
+
+
+def draw_panels(results: Sequence[CaseScores], folder: pathlib.Path) -> Figure | None:
+    """Pictures of the cases that have a scan in the folder; a warning instead where that cannot be."""
+    try:
+        images = scans_by_case(folder)
+        pictured = [case for case in results if case.name in images]
+        if len(pictured) < len(results):
+            missing = listed(case.name for case in results if case.name not in images)
+            click.echo(f"warning: {folder}: no scan of {missing}; they are in no picture", err=True)
+        return figures.panels(pictured, images) if pictured else None
+    except (AppError, LabelError, NameClashError) as error:
+        click.echo(f"warning: no pictures of cases: {error}", err=True)
+        return None
 
 
 @main.command()
@@ -80,15 +101,16 @@ def confidence(
     """Hold the network's own confidence, in the run log of PREDICTIONS, against the DSC with REFERENCES."""
     try:
         evaluation = evaluate(predictions, references, PROTOCOLS[protocol], cases)
-        found = confidences.points(predictions, evaluation.scored)
+        by_organ = confidences.points(predictions, evaluation.scored)
     except EvaluationError as error:
         sys.exit(f"error: {error}")
     for line in evaluation.errors:
         click.echo(f"error: {line}", err=True)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "confidence.md").write_text(confidences.table(found))
-    (out / "confidence.png").write_bytes(report.png_bytes(confidences.plot(found)))
-    click.echo(confidences.table(found))
+    table = confidences.markdown(by_organ)
+    (out / "confidence.md").write_text(table)
+    (out / "confidence.png").write_bytes(report.png_bytes(confidences.plot(by_organ)))
+    click.echo(table)
     sys.exit(1 if evaluation.errors else 0)
 
 

@@ -15,8 +15,12 @@ class NameClashError(Exception):
 
 
 def case_name(text: str) -> str:
-    """A case's name in the form in which names are compared: macOS decomposes letters with accents, others do not."""
-    return unicodedata.normalize("NFC", text)
+    """A case's name in the form in which names are compared and printed.
+
+    macOS decomposes letters with accents, others do not. Bytes that are not UTF-8 become a backslash and their number.
+    """
+    printable = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return unicodedata.normalize("NFC", printable)
 
 
 def masks_by_case(folder: pathlib.Path) -> dict[str, pathlib.Path]:

@@ -17,7 +17,7 @@ from tests.tiny import TINY, tiny
 from training import compare
 from training.__main__ import main
 from training.cache import find_pairs
-from training.compare import GRID, Row, count_flops, mean_dice, table
+from training.compare import GRID, Row, count_flops, markdown, mean_dice
 from training.export import export
 from training.folds import FOLDS
 from training.other_networks import DECODERS, ENCODERS, other_network
@@ -96,7 +96,7 @@ def test_scores_leave_out_what_nobody_annotated(data: pathlib.Path) -> None:
 
 def test_the_table() -> None:
     row = Row("net", 12_070_000, 105.6, 40.4, 300, dict.fromkeys(Organ, 0.5))
-    assert table([row]).splitlines()[2] == "| net | 12.07 | 105.6 | 40 | 300 | 0.500 | 0.500 | 0.500 | 0.500 |"
+    assert markdown([row]).splitlines()[2] == "| net | 12.07 | 105.6 | 40 | 300 | 0.500 | 0.500 | 0.500 | 0.500 |"
 
 
 def test_the_folds_hold_out_every_btcv_case_once(data: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -82,11 +82,11 @@ def test_training_learns_resumes_and_exports(cases: list[CachedCase], tmp_path: 
     model = load_onto(load_checkpoint(find_model("mine", tmp_path / "weights")), torch.device("cpu"), torch.float32)
     # A phantom as it learnt them: in noise, the rounding to fp16 decides more voxels on one processor than on another.
     volume = make_phantom((128, 128, 16), (4.0, 4.0, 16.0), seed=0)[0].transpose(2, 1, 0)
-    found, plain = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.uint8)
-    for placed, labels in ((model, found), (replace(model, network=run.average.module.eval()), plain)):
+    folded, plain = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.uint8)
+    for placed, labels in ((model, folded), (replace(model, network=run.average.module.eval()), plain)):
         predictor = NetworkPredictor(placed, network_grid((128, 128), (4.0, 4.0), TINY.model.spacing_mm))
         label_slices(predictor, enumerate(volume), (16.0, 4.0, 4.0), labels)
-    assert np.mean(found == plain) > 0.999
+    assert np.mean(folded == plain) > 0.999
 
 
 def test_a_run_starts_from_another_with_its_weights_and_norms(cases: list[CachedCase], tmp_path: pathlib.Path) -> None:

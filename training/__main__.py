@@ -273,7 +273,7 @@ def compare(out: pathlib.Path, data: DataOptions, minutes: float, device: str) -
     with errors_in_one_line():
         training = data.load(comparison.BASE.model).training
         rows = comparison.compare(out, training, data.held_out_pairs(), minutes, torch.device(device))
-    table = comparison.table(rows)
+    table = comparison.markdown(rows)
     (out / "compare.md").write_text(table + "\n")
     click.echo(table)
 

@@ -129,7 +129,7 @@ def _store(item: tuple[Pair, pathlib.Path], model: ModelConfig) -> None:
             stream.write(json.dumps({"name": name, "spacing_z_mm": spacing_z_mm}).encode())
     except OSError as error:
         raise DataError(
-            f"{entry}: cannot be written ({error.strerror or error}); free disk space, or choose another folder for --cache"
+            f"{entry}: cannot be written ({error.strerror or error}); free disk space, or choose another --cache"
         ) from error
 
 

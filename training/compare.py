@@ -20,6 +20,7 @@ from app.organs import IGNORE, ORGANS, Organ
 from app.segmenter import Segmenter
 from app.volumes import open_volume
 from evaluation.overlap import dice
+from evaluation.tables import table
 from training.cache import CachedCase, Pair, labels_of
 from training.engine import Run, Timing
 from training.other_networks import DECODERS, ENCODERS
@@ -107,7 +108,7 @@ def compare(
                 mean_dice(Segmenter(model, {}), held_out),
             )
         )
-        print(table(rows[-1:]), flush=True)
+        print(markdown(rows[-1:]), flush=True)
     return rows
 
 
@@ -141,16 +142,20 @@ def mean_dice(segmenter: Segmenter, held_out: Sequence[Pair]) -> dict[Organ, flo
     return {organ: float(np.mean(values)) for organ, values in scores.items()}
 
 
-def table(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
-    organs = [organ.key for organ in ORGANS]
-    lines = [
-        "| network | parameters (M) | GFLOP per slice | ms per slice | steps | "
-        f"{' | '.join(f'DSC {organ}' for organ in organs)} |",
-        "|---" * (5 + len(organs)) + "|",
-    ]
-    for row in rows:
-        cells = [f"{row.parameters / 1e6:.2f}", f"{row.gflops:.1f}", f"{row.milliseconds:.0f}", str(row.steps)]
-        cells += [f"{row.dice[organ]:.3f}" for organ in ORGANS]
-        lines.append(f"| {row.name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    header = ["network", "parameters (M)", "GFLOP per slice", "ms per slice", "steps"]
+    return table(
+        [*header, *(f"DSC {organ.key}" for organ in ORGANS)],
+        [
+            [
+                row.name,
+                f"{row.parameters / 1e6:.2f}",
+                f"{row.gflops:.1f}",
+                f"{row.milliseconds:.0f}",
+                row.steps,
+                *(f"{row.dice[organ]:.3f}" for organ in ORGANS),
+            ]
+            for row in rows
+        ],
+    )

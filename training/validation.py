@@ -33,15 +33,15 @@ def grid_dice(
         step = case.neighbour_step(model.neighbour_mm)
         stride = 1 if case.spacing_z_mm is None else every
         last = len(case.images) - 1
-        found = []
+        predictions = []
         for z in range(0, last + 1, stride):
             rows = neighbour_rows(z, step, model.channels_in, last + 1)
             image = network_input(torch.from_numpy(np.array(case.images[rows]))[None].float().to(device))
             pad = [-side % INPUT_STRIDE for side in image.shape[2:]]
             padded = nn.functional.pad(image, (0, pad[1], 0, pad[0]))
             logits = to_scan(network(padded).refined.float(), padded.shape[2:])
-            found.append(logits.argmax(1)[0, : image.shape[2], : image.shape[3]].byte().cpu().numpy())
-        reference, prediction = np.array(case.labels[::stride]), np.stack(found)
+            predictions.append(logits.argmax(1)[0, : image.shape[2], : image.shape[3]].byte().cpu().numpy())
+        reference, prediction = np.array(case.labels[::stride]), np.stack(predictions)
         prediction[reference == IGNORE] = IGNORE
         for organ, values in scores.items():
             if (reference == organ).any():
