@@ -9,6 +9,7 @@ import argparse
 import json
 import pathlib
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from benchmarks.growth import one_scan, over_cases, over_slices, plot
 from benchmarks.levers import levers
 from benchmarks.levers import table as levers_table
 from benchmarks.processes import SHAPE, in_turn, long_scan, middle_scan, phantom_scan, turned_scan
-from benchmarks.reading import reading
-from benchmarks.reading import table as reading_table
+from benchmarks.reading import COLUMNS, reading
+from benchmarks.reading import rows as reading_rows
 from benchmarks.start_up import start_up
+from evaluation.tables import table
 
 DEPTHS = (100, 300, 1000, 3000)
 TURNED_DEPTH = 300
@@ -67,41 +69,69 @@ def inference(scan: pathlib.Path, folder: pathlib.Path, rounds: int) -> dict[str
 
 def summary(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    start, files, run = found["start_up"], found["reading"], found["inference"]
+    start, run = found["start_up"], found["inference"]
     lines = [
         f"{found['machine']}, {found['threads']} threads, torch {found['torch']}, model `fast` in {found['precision']}",
-        "",
-        "| what | ours | compared with | ratio |",
-        "|---|---|---|---|",
-        f"| start until the model is ready | {start['model_ready_s']:.2f} s | `import torch` and reading the weights: "
-        f"{start['floor_s']:.2f} s | {start['ratio']:.2f} |",
-    ]
-    lines += reading_table(files)
-    lines += [
-        f"| whole process, 512 x 512 x 100 | {run['fast_seconds']:.1f} s, {run['fast_peak_mib']:.0f} MiB | plain: "
-        f"{run['plain_fast_seconds']:.1f} s, {run['plain_fast_peak_mib']:.0f} MiB | "
-        f"{run['speed_up_over_plain_fast']:.1f} |",
-        f"| | | the paper's network, plain, extrapolated from {PAPER_SLICES + 1} slices: "
-        f"{run['plain_paper_seconds_extrapolated']:.0f} s | {run['speed_up_over_plain_paper']:.1f} |",
-        f"| the paper's network, per slice (none skipped) | {run['paper_seconds_per_slice']:.2f} s | "
-        f"plain: {run['plain_paper_seconds_per_slice']:.2f} s | {run['paper_speed_up_per_slice']:.1f} |",
-        "",
+        table(
+            COLUMNS,
+            [
+                [
+                    "start until the model is ready",
+                    f"{start['model_ready_s']:.2f} s",
+                    f"`import torch` and reading the weights: {start['floor_s']:.2f} s",
+                    f"{start['ratio']:.2f}",
+                ],
+                *reading_rows(found["reading"]),
+                *inference_rows(run),
+            ],
+        ),
         "Start-up by stage: " + ", ".join(f"{stage} {s:.2f} s" for stage, s in start["stages_s"].items()) + ".",
-        "",
         levers_table(found["levers"]),
-        "",
-        "| slices of 1 mm | seconds | peak MiB | network slices | network's share of the time |",
-        "|---|---|---|---|---|",
     ]
-    for row, note in [(row, "") for row in found["over_slices"]] + [(found["turned"], ", stored as the fastest axis")]:
-        lines.append(
-            f"| {row['slices']}{note} | {row['seconds']:.1f} | {row['peak_mib']:.0f} | {row['network_slices']} | "
-            f"{row['network_share']:.2f} |"
-        )
-    lines += ["", "| cases | seconds | peak MiB | network's share of the time |", "|---|---|---|---|"]
-    for row in found["over_cases"]:
-        lines.append(f"| {row['cases']} | {row['seconds']:.1f} | {row['peak_mib']:.0f} | {row['network_share']:.2f} |")
-    return "\n".join(lines) + "\n"
+    notes = [(row, "") for row in found["over_slices"]] + [(found["turned"], ", stored as the fastest axis")]
+    slices = [
+        [
+            f"{row['slices']}{note}",
+            f"{row['seconds']:.1f}",
+            f"{row['peak_mib']:.0f}",
+            row["network_slices"],
+            f"{row['network_share']:.2f}",
+        ]
+        for row, note in notes
+    ]
+    header = ["slices of 1 mm", "seconds", "peak MiB", "network slices", "network's share of the time"]
+    lines.append(table(header, slices))
+    cases = [
+        [row["cases"], f"{row['seconds']:.1f}", f"{row['peak_mib']:.0f}", f"{row['network_share']:.2f}"]
+        for row in found["over_cases"]
+    ]
+    lines.append(table(["cases", "seconds", "peak MiB", "network's share of the time"], cases))
+    return "\n\n".join(lines) + "\n"
+
+
+def inference_rows(run: Mapping[str, float]) -> list[list[str]]:
+    """The rows of whole processes and of the paper's network."""
+    return [
+        [
+            "whole process, 512 x 512 x 100",
+            f"{run['fast_seconds']:.1f} s, {run['fast_peak_mib']:.0f} MiB",
+            f"plain: {run['plain_fast_seconds']:.1f} s, {run['plain_fast_peak_mib']:.0f} MiB",
+            f"{run['speed_up_over_plain_fast']:.1f}",
+        ],
+        [
+            "",
+            "",
+            f"the paper's network, plain, extrapolated from {PAPER_SLICES + 1} slices: "
+            f"{run['plain_paper_seconds_extrapolated']:.0f} s",
+            f"{run['speed_up_over_plain_paper']:.1f}",
+        ],
+        [
+            "the paper's network, per slice (none skipped)",
+            f"{run['paper_seconds_per_slice']:.2f} s",
+            f"plain: {run['plain_paper_seconds_per_slice']:.2f} s",
+            f"{run['paper_speed_up_per_slice']:.1f}",
+        ],
+    ]
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from app.inference.predictor import Model, load_onto
 from app.organs import ORGANS
 from app.segmenter import MODEL_SUFFIX, Segmenter
 from benchmarks.processes import SHAPE, SPACING_MM, phantom_scan, run_fresh
+from evaluation import tables
 from evaluation.overlap import dice
 
 BATCHES = (1, 2, 4, 8, 16)
@@ -221,25 +222,25 @@ def table(found: dict[str, Any]) -> str:
         f"{found['device']}, torch {found['torch']}; fp16 matrix product {found['matrix_peak_tflops']:.0f} TFLOP/s; "
         f"{found['gpu_idle_mib']} MiB in use before",
         "",
-        "| model | batch | slices/s | as a CUDA graph | TFLOP/s | of the matrix peak | allocated MiB | reserved MiB |",
-        "|---" * 8 + "|",
     ]
+    rows: list[list[object]] = []
     for name, model in found["models"].items():
         for row in model["steady_state"]:
-            share = row["tflops"] / found["matrix_peak_tflops"]
-            lines.append(
-                f"| {name} {model['grid'][0]} x {model['grid'][1]} | {row['batch']} | {row['slices_per_second']:.0f} | "
-                f"{row['slices_per_second_graph']:.0f} | {row['tflops']:.1f} | {share:.0%} | "
-                f"{row['allocated_mib']:.0f} | {row['reserved_mib']:.0f} |"
-            )
-    lines += ["", "| model | variant | fresh process | its stages | GPU MiB (2021 rule) | GPU MiB (maximum) |"]
-    lines += ["|---" * 6 + "|"]
+            speed = [f"{row['slices_per_second']:.0f}", f"{row['slices_per_second_graph']:.0f}", f"{row['tflops']:.1f}"]
+            share = f"{row['tflops'] / found['matrix_peak_tflops']:.0%}"
+            memory = [f"{row['allocated_mib']:.0f}", f"{row['reserved_mib']:.0f}"]
+            rows.append([f"{name} {model['grid'][0]} x {model['grid'][1]}", row["batch"], *speed, share, *memory])
+    header = ["model", "batch", "slices/s", "as a CUDA graph", "TFLOP/s", "of the matrix peak"]
+    lines += [tables.table([*header, "allocated MiB", "reserved MiB"], rows), ""]
+    rows = []
     for name, model in found["models"].items():
         for variant, runs in model["fresh_process"].items():
             for run in runs:
                 stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in run["stages_s"].items())
-                memory = f"{run['gpu_flare2021_mib']} | {run['gpu_maximum_mib']}"
-                lines.append(f"| {name} | {variant} | {run['seconds']:.2f} s | {stages} | {memory} |")
+                memory = [run["gpu_flare2021_mib"], run["gpu_maximum_mib"]]
+                rows.append([name, variant, f"{run['seconds']:.2f} s", stages, *memory])
+    header = ["model", "variant", "fresh process", "its stages", "GPU MiB (2021 rule)", "GPU MiB (maximum)"]
+    lines.append(tables.table(header, rows))
     for name, model in found["models"].items():
         lines += ["", f"{name}, fp16 against float32: {json.dumps(model['precision'])}"]
     return "\n".join(lines) + "\n"

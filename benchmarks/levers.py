@@ -28,6 +28,7 @@ from app.inference.predictor import Model, NetworkPredictor, load_onto
 from app.inference.preprocess import Box, body_box
 from app.organs import ORGANS
 from app.volumes import open_volume
+from evaluation import tables
 from evaluation.overlap import dice
 
 
@@ -86,11 +87,13 @@ def levers(scan: pathlib.Path, model: str, label: pathlib.Path | None = None) ->
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     organs = [organ.key for organ in ORGANS]
-    lines = [f"| lever | seconds | network slices | {' | '.join(f'DSC {o}' for o in organs)} |", "|---" * 7 + "|"]
-    for row in rows:
-        cells = " | ".join(f"{row[organ]:.4f}" for organ in organs)
-        lines.append(f"| {row['lever']} | {row['seconds']:.1f} | {row['network_slices']} | {cells} |")
-    return "\n".join(lines)
+    return tables.table(
+        ["lever", "seconds", "network slices", *(f"DSC {organ}" for organ in organs)],
+        [
+            [row["lever"], f"{row['seconds']:.1f}", row["network_slices"], *(f"{row[organ]:.4f}" for organ in organs)]
+            for row in rows
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from benchmarks.processes import in_turn, long_scan
+from evaluation.tables import table
 from phantom.dicom import write_series
 
 PLAIN = {"read": "nibabel", "write": "nibabel", "read DICOM": "dcm2niix, then nibabel (which has this peak)"}
@@ -59,6 +60,7 @@ DICOM_PARTS = (
     f"for _ in range({REPEATS}):\n    for z, plane in open_volume(folder).slices(): pass",
     CONVERTED.format(repeats=REPEATS),
 )
+COLUMNS = ("what", "ours", "compared with", "ratio")
 
 
 def reading(scan: pathlib.Path, folder: pathlib.Path, rounds: int) -> dict[str, Any]:
@@ -92,15 +94,19 @@ def _compared(codes: tuple[str, str, str], arguments: Sequence[str], rounds: int
     }
 
 
-def table(found: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """A row of Markdown per part: ours, the other's, and the ratio."""
+def rows(found: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """A row of a table per part: its name, ours, the other's, and the ratio."""
     return [
-        f"| {part}, 512 x 512 x 300 | {row['seconds']:.2f} s, {row['peak_mib']:.0f} MiB | {PLAIN[part]}: "
-        f"{row['plain_seconds']:.2f} s, {row['plain_peak_mib']:.0f} MiB | {row['speed_up']:.1f} |"
+        [
+            f"{part}, 512 x 512 x 300",
+            f"{row['seconds']:.2f} s, {row['peak_mib']:.0f} MiB",
+            f"{PLAIN[part]}: {row['plain_seconds']:.2f} s, {row['plain_peak_mib']:.0f} MiB",
+            f"{row['speed_up']:.1f}",
+        ]
         for part, row in found.items()
     ]
 
 
 if __name__ == "__main__":
     SCRATCH = pathlib.Path("cache/bench")
-    print("\n".join(table(reading(long_scan(SCRATCH, 300), SCRATCH, rounds=1))))
+    print(table(COLUMNS, rows(reading(long_scan(SCRATCH, 300), SCRATCH, rounds=1))))
