@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import platform
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from app.checkpoint import find_model, load_checkpoint
-from app.inference.predictor import CPU_INFO, best_dtype
+from app.inference.predictor import best_dtype
 from benchmarks.growth import one_scan, over_cases, over_slices, plot
 from benchmarks.levers import levers
 from benchmarks.levers import table as levers_table
@@ -23,18 +22,12 @@ from benchmarks.processes import SHAPE, in_turn, long_scan, middle_scan, phantom
 from benchmarks.reading import COLUMNS, reading
 from benchmarks.reading import rows as reading_rows
 from benchmarks.start_up import start_up
+from evaluation.machine import processor
 from evaluation.tables import table
 
 DEPTHS = (100, 300, 1000, 3000)
 TURNED_DEPTH = 300
 PAPER_SLICES = 4  # of the paper's plain network, which takes seconds for each
-
-
-def processor() -> str:
-    """The CPU's name, as far as it tells."""
-    lines = CPU_INFO.read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else 'CPU'} ({platform.machine()})"
 
 
 def inference(scan: pathlib.Path, folder: pathlib.Path, rounds: int) -> dict[str, Any]:

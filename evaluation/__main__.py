@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import click
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
+from app.checkpoint import bundled_models
 from app.errors import AppError
+from app.segmenter import Segmenter
 from evaluation import confidence as confidences
-from evaluation import figures, report, summary
+from evaluation import figures, hard, report, summary
+from evaluation import slices as separate
 from evaluation.accuracy import CaseScores, EvaluationError, evaluate, listed
 from evaluation.efficiency import EfficiencyError, measure_folder
 from evaluation.labels import LabelError
 from evaluation.metrics import PROTOCOLS
-from evaluation.names import NameClashError, scans_by_case
+from evaluation.names import NamesError, labelled_scans, scans_by_case
+
+
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """What cannot be scored ends the process with a line on standard error."""
+    try:
+        yield
+    except (AppError, LabelError, NamesError, EvaluationError, EfficiencyError) as error:
+        sys.exit(f"error: {error}")
+
+
+def quietly() -> None:
+    """Leave out what the program warns of in scan after scan; scores say more."""
+    logging.getLogger("app").setLevel(logging.ERROR)
 
 
 @click.group()
@@ -45,10 +65,8 @@ def accuracy(
 ) -> None:
     """Score the masks in PREDICTIONS against REFERENCES: DSC and NSD per organ and case; tables, figures, a page."""
     rules = PROTOCOLS[protocol]
-    try:
+    with errors_in_one_line():
         evaluation = evaluate(predictions, references, rules, cases)
-    except EvaluationError as error:
-        sys.exit(f"error: {error}")
     for line in evaluation.errors:
         click.echo(f"error: {line}", err=True)
     if evaluation.skipped:
@@ -84,7 +102,7 @@ def draw_panels(results: Sequence[CaseScores], folder: pathlib.Path) -> Figure |
             missing = listed(case.name for case in results if case.name not in images)
             click.echo(f"warning: {folder}: no scan of {missing}; they are in no picture", err=True)
         return figures.panels(pictured, images) if pictured else None
-    except (AppError, LabelError, NameClashError) as error:
+    except (AppError, LabelError, NamesError) as error:
         click.echo(f"warning: no pictures of cases: {error}", err=True)
         return None
 
@@ -99,11 +117,9 @@ def confidence(
     predictions: pathlib.Path, references: pathlib.Path, out: pathlib.Path, protocol: str, cases: tuple[str, ...]
 ) -> None:
     """Hold the network's own confidence, in the run log of PREDICTIONS, against the DSC with REFERENCES."""
-    try:
+    with errors_in_one_line():
         evaluation = evaluate(predictions, references, PROTOCOLS[protocol], cases)
         by_organ = confidences.points(predictions, evaluation.scored)
-    except EvaluationError as error:
-        sys.exit(f"error: {error}")
     for line in evaluation.errors:
         click.echo(f"error: {line}", err=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -115,15 +131,59 @@ def confidence(
 
 
 @main.command()
+@click.argument("data", type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False))
+@click.option("--model", default="fast", show_default=True, help="A bundled model, or a weights file.")
+@click.option("--out", type=click.Path(path_type=pathlib.Path), required=True, help="Folder for CSV and table.")
+def slices(data: pathlib.Path, model: str, out: pathlib.Path) -> None:
+    """Score a model on separate slices: stacks in DATA's imagesTr and labelsTr whose slices are not neighbours.
+
+    DSC per organ over all slices of a patient together, without removing small components; then the mean over patients.
+    """
+    quietly()
+    with errors_in_one_line():
+        segmenter = Segmenter.load(model, postprocess=False)
+        stacks = tqdm(labelled_scans(data), "segmenting", disable=None)
+        scores = {labelled[0]: separate.pooled_dice(labelled, segmenter.segment) for labelled in stacks}
+    out.mkdir(parents=True, exist_ok=True)
+    separate.write_csv(scores, out / "scores.csv")
+    (out / "table.md").write_text(separate.markdown(scores))
+    click.echo(separate.markdown(scores))
+
+
+@main.command("hard")
+@click.argument("data", type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False))
+@click.option("--model", "models", multiple=True, help="A bundled model; may be given several times. Default: all.")
+@click.option("--variants", type=click.Path(path_type=pathlib.Path), default=pathlib.Path("cache/hard"))
+@click.option("--out", type=click.Path(path_type=pathlib.Path), required=True, help="Folder for JSON and table.")
+@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="flare21", show_default=True)
+def evaluate_hard(
+    data: pathlib.Path, models: tuple[str, ...], variants: pathlib.Path, out: pathlib.Path, protocol: str
+) -> None:
+    """Score models on the scans in DATA's imagesTr and labelsTr and on four variants of them that are harder.
+
+    The variants stay in the folder --variants, each in DATA's layout, for other programs to be scored on too.
+    """
+    quietly()
+    rules, out_files = PROTOCOLS[protocol], (out / "hard.json", out / "hard.md")
+    with errors_in_one_line():
+        segmenters = {name: Segmenter.load(name) for name in models or bundled_models()}
+        scans = hard.make_variants(labelled_scans(data), variants)
+        scores = {name: hard.score(one, scans, rules) for name, one in tqdm(segmenters.items(), disable=None)}
+    facts = hard.about(segmenters, rules)
+    out.mkdir(parents=True, exist_ok=True)
+    for path, text in zip(out_files, (hard.as_json(facts, scores), hard.markdown(facts, scores)), strict=True):
+        path.write_text(text)
+    click.echo(hard.markdown(facts, scores))
+
+
+@main.command()
 @click.argument("scan", type=click.Path(path_type=pathlib.Path, exists=True, dir_okay=False))
 @click.argument("mask", type=click.Path(path_type=pathlib.Path, exists=True, dir_okay=False))
 @click.argument("out", type=click.Path(path_type=pathlib.Path))
 def picture(scan: pathlib.Path, mask: pathlib.Path, out: pathlib.Path) -> None:
     """Draw SCAN in three planes with the outlines of MASK, as the PNG file OUT."""
-    try:
+    with errors_in_one_line():
         out.write_bytes(report.png_bytes(figures.three_planes(scan, mask), dpi=80))
-    except (AppError, LabelError) as error:
-        sys.exit(f"error: {error}")
 
 
 @main.command()
@@ -133,10 +193,8 @@ def picture(scan: pathlib.Path, mask: pathlib.Path, out: pathlib.Path) -> None:
 @click.option("--gpu", type=int, default=0, show_default=True, help="The card to use and to watch.")
 def efficiency(inputs: pathlib.Path, outputs: pathlib.Path, image: str | None, gpu: int) -> None:
     """Run every scan of INPUTS alone, as the organisers do; masks, samples and their CSV columns go to OUTPUTS."""
-    try:
+    with errors_in_one_line():
         rows = measure_folder(inputs, outputs, image, gpu)
-    except EfficiencyError as error:
-        sys.exit(f"error: {error}")
     for row in rows:
         click.echo("  ".join(f"{key} {'null' if value is None else value}" for key, value in row.items()))
 

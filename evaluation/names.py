@@ -10,8 +10,11 @@ from app.volumes.nifti import extension_of
 CHANNEL = "_0000"  # the number of the first channel, which nnU-Net and FLARE add to a scan's name
 
 
-class NameClashError(Exception):
-    """Two files of one folder have the name of one case."""
+class NamesError(Exception):
+    """Files cannot be matched by their names; the message says which and what to do."""
+
+
+Labelled = tuple[str, pathlib.Path, pathlib.Path]  # case, scan, label
 
 
 def case_name(text: str) -> str:
@@ -27,7 +30,7 @@ def masks_by_case(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """The NIfTI files of a folder under their names without extension, in order of name.
 
     Raises:
-        NameClashError: two of them differ in nothing but the extension or the form of a letter.
+        NamesError: two of them differ in nothing but the extension or the form of a letter.
         OSError: the folder cannot be read.
     """
     return _by_case(folder, channel="")
@@ -37,10 +40,27 @@ def scans_by_case(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """The same for scans, whose names may end with `_0000`; where any does, the other files of the folder are no scans.
 
     Raises:
-        NameClashError: as above.
+        NamesError: as above.
         OSError: as above.
     """
     return _by_case(folder, CHANNEL) or _by_case(folder, channel="")
+
+
+def labelled_scans(folder: pathlib.Path) -> list[Labelled]:
+    """Every (case, scan, label) of a folder with imagesTr/X_0000.nii.gz and labelsTr/X.nii.gz, or .nii.
+
+    Raises:
+        NamesError: there are no scans, one has no label, or two are one case.
+        OSError: a folder cannot be read.
+    """
+    images, labels = folder / "imagesTr", folder / "labelsTr"
+    scans = scans_by_case(images) if images.is_dir() else {}
+    masks = masks_by_case(labels) if labels.is_dir() else {}
+    if not scans:
+        raise NamesError(f"{folder}: no imagesTr/*_0000.nii.gz; expected the FLARE / nnU-Net layout")
+    if missing := [name for name in scans if name not in masks]:
+        raise NamesError(f"{labels / missing[0]}.nii.gz: no label for case {missing[0]}; add it or remove the image")
+    return [(name, image, masks[name]) for name, image in scans.items()]
 
 
 def _by_case(folder: pathlib.Path, channel: str) -> dict[str, pathlib.Path]:
@@ -52,6 +72,6 @@ def _by_case(folder: pathlib.Path, channel: str) -> dict[str, pathlib.Path]:
             continue
         name = stem.removesuffix(channel)
         if name in cases:
-            raise NameClashError(f"{folder}: {cases[name].name} and {path.name} are one case; remove or rename one")
+            raise NamesError(f"{folder}: {cases[name].name} and {path.name} are one case; remove or rename one")
         cases[name] = path
     return dict(sorted(cases.items()))

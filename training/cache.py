@@ -23,7 +23,7 @@ from app.organs import IGNORE, Organ, bounding_box
 from app.volumes import Volume, open_volume
 from app.whole_file import clear_stale, whole_file
 from evaluation.labels import LabelError, check_same_grid, read_labels
-from evaluation.names import NameClashError, masks_by_case, scans_by_case
+from evaluation.names import Labelled, NamesError, labelled_scans
 from evaluation.processes import ProcessError, in_processes
 
 CACHE_VERSION = 2  # raise when what is stored changes
@@ -56,26 +56,16 @@ class CachedCase:
         return 0 if self.spacing_z_mm is None else neighbour_step(self.spacing_z_mm, neighbour_mm)
 
 
-Pair = tuple[str, pathlib.Path, pathlib.Path]  # case, image, label
-
-
-def find_pairs(folder: pathlib.Path) -> list[Pair]:
-    """Every (case, image, label) of a folder with imagesTr/X_0000.nii.gz and labelsTr/X.nii.gz, or .nii.
+def find_pairs(folder: pathlib.Path) -> list[Labelled]:
+    """Every (case, image, label) of a folder in the FLARE / nnU-Net layout.
 
     Raises:
-        DataError: there are no images, or one has no label.
+        DataError: there are no images, one has no label, or the folder cannot be read.
     """
-    images, labels = folder / "imagesTr", folder / "labelsTr"
     try:
-        scans = scans_by_case(images) if images.is_dir() else {}
-        masks = masks_by_case(labels) if labels.is_dir() else {}
-    except NameClashError as error:
+        return labelled_scans(folder)
+    except (NamesError, OSError) as error:
         raise DataError(str(error)) from error
-    if not scans:
-        raise DataError(f"{folder}: no imagesTr/*_0000.nii.gz; expected the FLARE / nnU-Net layout")
-    if missing := [name for name in scans if name not in masks]:
-        raise DataError(f"{labels / missing[0]}.nii.gz: no label for case {missing[0]}; add it or remove the image")
-    return [(name, image, masks[name]) for name, image in scans.items()]
 
 
 def load_cases(folders: Sequence[pathlib.Path], cache_dir: pathlib.Path, model: ModelConfig) -> list[CachedCase]:
@@ -99,7 +89,7 @@ def load_cases(folders: Sequence[pathlib.Path], cache_dir: pathlib.Path, model: 
     return sorted((case for case in cases if case), key=lambda case: case.name)
 
 
-def _entry(pair: Pair, cache_dir: pathlib.Path, model: ModelConfig) -> pathlib.Path:
+def _entry(pair: Labelled, cache_dir: pathlib.Path, model: ModelConfig) -> pathlib.Path:
     """The folder that holds a case; its name is a hash of all that its content depends on."""
     name, *files = pair
     digest = hashlib.sha256(repr((CACHE_VERSION, model.spacing_mm, model.window_hu)).encode())
@@ -111,7 +101,7 @@ def _entry(pair: Pair, cache_dir: pathlib.Path, model: ModelConfig) -> pathlib.P
     return cache_dir / f"{name}-{digest.hexdigest()[:16]}"
 
 
-def _store(item: tuple[Pair, pathlib.Path], model: ModelConfig) -> None:
+def _store(item: tuple[Labelled, pathlib.Path], model: ModelConfig) -> None:
     """Prepare a case and write its entry, file by file, each whole or not at all; the one written last makes it valid.
 
     So whatever a killed process leaves behind is written over, and two at once write the same.

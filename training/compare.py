@@ -19,9 +19,10 @@ from app.inference.predictor import Model
 from app.organs import IGNORE, ORGANS, Organ
 from app.segmenter import Segmenter
 from app.volumes import open_volume
+from evaluation.names import Labelled
 from evaluation.overlap import dice
 from evaluation.tables import table
-from training.cache import CachedCase, Pair, labels_of
+from training.cache import CachedCase, labels_of
 from training.engine import Run, Timing
 from training.other_networks import DECODERS, ENCODERS
 from training.recipes import PAPER_MODEL, Recipe
@@ -77,7 +78,7 @@ class Row:
 def compare(
     folder: pathlib.Path,
     cases: Sequence[CachedCase],
-    held_out: Sequence[Pair],
+    held_out: Sequence[Labelled],
     minutes: float,
     device: torch.device,
 ) -> list[Row]:
@@ -131,7 +132,7 @@ def seconds_per_slice(network: nn.Module, channels_in: int, device: torch.device
     return min(taken[1:])
 
 
-def mean_dice(segmenter: Segmenter, held_out: Sequence[Pair]) -> dict[Organ, float]:
+def mean_dice(segmenter: Segmenter, held_out: Sequence[Labelled]) -> dict[Organ, float]:
     """Mean DSC per organ over whole volumes; voxels that nobody annotated are left out."""
     scores: dict[Organ, list[float]] = {organ: [] for organ in ORGANS}
     for _, image, label in held_out:

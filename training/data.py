@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from app.checkpoint import ModelConfig
-from training.cache import CachedCase, DataError, Pair, find_pairs, load_cases
+from evaluation.names import Labelled
+from training.cache import CachedCase, DataError, find_pairs, load_cases
 from training.folds import FOLDS
 
 
@@ -64,7 +65,7 @@ class DataOptions:
         weights = [self._weight(case.name) for case in training]
         return Cases(training, weights, [case for case in cases if case.name in names])
 
-    def held_out_pairs(self) -> list[Pair]:
+    def held_out_pairs(self) -> list[Labelled]:
         """Name, image and label of every held-out case."""
         return [pair for folder in self.folders for pair in find_pairs(folder) if pair[0] in self._held_out()]
 
