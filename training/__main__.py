@@ -246,19 +246,37 @@ def grow(model: str, recipe_name: str, run_dir: pathlib.Path) -> None:
 
 
 @main.command()
-@click.argument("run_dir", type=FOLDER)
-@click.option("--name", required=True, help="Of the model: NAME.safetensors.")
-@click.option("--version", required=True, help="Of the weights.")
-@click.option("--trained-on", required=True, help="The training data, in words; travels with the weights.")
+@click.argument("source", metavar="RUN_DIR|MODEL")
+@click.option("--name", help="Of the model: NAME.safetensors.")
+@click.option("--version", help="Of the weights.")
+@click.option("--trained-on", help="The training data, in words; travels with the weights.")
 @click.option("--average-with", multiple=True, metavar="RUN_DIR|MODEL", help="Also take the mean with these weights.")
 @click.option("--to", "folder", type=FOLDER, default=WEIGHTS_DIR, show_default="weights/")
+@click.option("--onnx", type=FOLDER, metavar="FILE", help="Write the network as ONNX instead; needs no other option.")
 def export(
-    run_dir: pathlib.Path, name: str, version: str, trained_on: str, average_with: tuple[str, ...], folder: pathlib.Path
+    source: str,
+    name: str | None,
+    version: str | None,
+    trained_on: str | None,
+    average_with: tuple[str, ...],
+    folder: pathlib.Path,
+    onnx: pathlib.Path | None,
 ) -> None:
-    """Turn the run in RUN_DIR into weights that the container uses."""
-    with errors_in_one_line():
-        for path in write_model(run_dir, name, version, trained_on, folder, average_with):
-            click.echo(path)
+    """Turn the run in RUN_DIR into weights that the container uses; with --onnx, a run or a bundled MODEL into ONNX."""
+    if onnx:
+        if name or version or trained_on or average_with:
+            raise click.UsageError("--onnx takes the run or model as it is; export the model first, then that as ONNX")
+        from training.onnx_export import export_onnx  # what it needs is not needed to train
+
+        with errors_in_one_line():
+            difference = export_onnx(source, onnx)
+            click.echo(f"{onnx}: ONNX Runtime's logits differ from torch's by {difference:.0e} at most")
+    elif name and version and trained_on:
+        with errors_in_one_line():
+            for path in write_model(pathlib.Path(source), name, version, trained_on, folder, average_with):
+                click.echo(path)
+    else:
+        raise click.UsageError("expected --name, --version and --trained-on, which travel with the weights; or --onnx")
 
 
 @main.command()

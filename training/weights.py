@@ -107,13 +107,37 @@ def trained_weights(source: str, channels_in: int) -> dict[str, Tensor]:
         TrainingError: there is neither.
         CheckpointError: the bundled model is damaged.
     """
-    path = pathlib.Path(source)
-    if is_run(source):
-        weights = averaged_weights(load_run(path))
-    elif source in bundled_models():
-        weights = bundled_weights(source)[1]
-    else:
-        raise TrainingError(f"{path / LAST}: no checkpoint there; train there first, or name a bundled model")
+    weights = averaged_weights(load_run(pathlib.Path(source))) if is_run(source) else known_weights(source)[1]
     if STEM in weights:  # the networks of `compare` have another
         weights[STEM] = fit_input_channels(weights[STEM], channels_in)
     return weights
+
+
+def trained_network(source: str) -> tuple[ModelConfig, nn.Module]:
+    """The network of a run, with its averaged weights, or of a bundled model: float32, on the CPU, in evaluation mode.
+
+    Raises:
+        TrainingError: there is neither, or the run's network is not HRNet-OCR.
+        CheckpointError: the bundled model is damaged.
+    """
+    if is_run(source):
+        folder = pathlib.Path(source)
+        state = load_run(folder)
+        config, weights = run_config(folder, state), averaged_weights(state)
+    else:
+        config, weights = known_weights(source)
+    network = config.build(initialise=False)
+    network.load_state_dict(weights)
+    return config, network.eval().requires_grad_(False)
+
+
+def known_weights(source: str) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """As `bundled_weights`, for a source that is no run.
+
+    Raises:
+        TrainingError: it is no bundled model either.
+    """
+    if source not in bundled_models():
+        path = pathlib.Path(source) / LAST
+        raise TrainingError(f"{path}: no checkpoint there; train there first, or name a bundled model")
+    return bundled_weights(source)
