@@ -1,4 +1,4 @@
-"""What there is to do: the scans of a folder, where their masks go, and the next scan opened ahead of its turn.
+"""What there is to do: the scans of a folder, and where their outputs go.
 
 Imports no torch: that import takes most of a short run, and the first scan is decoded meanwhile.
 """
@@ -8,34 +8,29 @@ from __future__ import annotations
 import pathlib
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from .errors import InputError, VolumeError
-from .failures import read_failure
+from .errors import InputError
 from .results import Result, make_results
-from .run_log import CaseRecord, done_cases
-from .volumes import DEFAULT_OPTIONS, FindOptions, Scan, Slices, Volume, find_scans
-from .volumes.nifti import CHANNEL, extension_of
+from .run_log import done_cases
+from .volumes import DEFAULT_OPTIONS, FORMATS, FindOptions, NotCt, Ready, Refused, Scan, find_scans, format_of
 from .whole_file import clear_stale
 
 
 @dataclass(frozen=True)
 class Case:
-    """One scan and where its mask goes.
+    """One scan and where its outputs go.
 
     Attributes:
-        scan: not opened yet.
-        mask_path: of its NIfTI mask, and the pattern of its other outputs' paths.
+        scan: not opened yet; its state is the case's.
+        base: OUTPUT and the case's name; each output adds an extension of its own.
         results: the outputs that are wanted, by name.
-        problem: a line that says why it cannot be done, if that is known beforehand.
     """
 
     scan: Scan
-    mask_path: pathlib.Path
+    base: pathlib.Path
     results: Mapping[str, Result] = field(default_factory=make_results)
-    problem: str | None = None
 
     @property
     def name(self) -> str:
@@ -47,14 +42,14 @@ class Case:
         """Of the scan, about."""
         return self.scan.size_bytes
 
-    def ignored(self) -> CaseRecord:
-        """What the log says of it if it is nothing to segment."""
-        return CaseRecord(self.name, "ignored", self.scan.not_ct, series_uid=self.scan.series_uid)
-
     @property
     def outputs(self) -> dict[str, pathlib.Path]:
         """Where each output goes."""
-        return {name: result.path(self.mask_path) for name, result in self.results.items()}
+        return {name: result.path(self.base, self.scan.mask_extension) for name, result in self.results.items()}
+
+    def refused(self, reason: str) -> Case:
+        """The same case with a reason why it cannot be done."""
+        return replace(self, scan=replace(self.scan, state=Refused(reason)))
 
 
 def find_cases(
@@ -85,32 +80,41 @@ def find_cases(
 def _find_cases(
     sources: Sequence[pathlib.Path], output: pathlib.Path, results: Mapping[str, Result], options: FindOptions
 ) -> list[Case]:
-    if output.is_file() or extension_of(output):
-        raise InputError(f"{output}: OUTPUT is a folder; the mask gets its scan's name without {CHANNEL}")
-    scans, inside = [], output.resolve()
+    if output.is_file() or format_of(output):
+        raise InputError(f"{output}: OUTPUT is a folder; the masks in it get their scans' names")
+    cases, inside = [], output.resolve()
     for source in sources:
         if not source.exists():
             raise InputError(f"{source}: no such file or folder; give a scan or a folder of scans")
         if source.is_dir() and output.is_dir() and source.samefile(output):
             raise InputError(f"{output}: OUTPUT is the input folder; choose another, or masks would be taken for scans")
-        found = find_scans(source, options)
+        scans = find_scans(source, options)
         if source.resolve() in inside.parents:  # OUTPUT lies in the tree of INPUT
-            found = [scan for scan in found if inside not in scan.path.resolve().parents]
-        if not found:
-            raise InputError(f"{source}: no .nii.gz or .nii file and no DICOM; give a scan or a folder of scans")
-        scans += found
-    cases = [Case(scan, output / (scan.name + scan.mask_extension), results) for scan in scans]
+            scans = [scan for scan in scans if inside not in scan.path.resolve().parents]
+        if not scans:
+            nothing = " and ".join(f"no {reader.accepts}" for reader in FORMATS.values())
+            raise InputError(f"{source}: {nothing}; give a scan or a folder of scans")
+        cases += [Case(scan, output / scan.name, results) for scan in scans]
     for case in cases:
         if case.scan.series_uid is None and (needy := [name for name, result in results.items() if result.needs_dicom]):
             raise InputError(f"{case.scan.path}: is no DICOM, which --save {', '.join(needy)} needs; leave that out")
-    names = Counter(case.mask_path for case in cases)
-    inputs = {_identity(case.scan.path) for case in cases}
-    ours = done_cases(output)
-    return [replace(case, problem=_problem(case, names[case.mask_path], inputs, ours)) for case in cases]
+    return _checked(cases, output)
+
+
+def require_ct(cases: Sequence[Case], source: pathlib.Path) -> None:
+    """See that there is at least one scan that may be segmented.
+
+    Raises:
+        InputError: there is none; the line says what there is instead.
+    """
+    reasons = [case.scan.state.reason for case in cases if isinstance(case.scan.state, NotCt)]
+    if len(reasons) == len(cases):
+        shown = "; ".join(sorted(set(reasons))[:3])
+        raise InputError(f"{source}: no CT to segment ({shown}); --list-series shows what there is")
 
 
 def read_list(file: pathlib.Path) -> list[pathlib.Path]:
-    """The paths in a text file, one per line; empty lines and those that begin with # are none.
+    """The paths in a text file, one per line; blank lines and lines that start with # are ignored.
 
     Raises:
         InputError: it cannot be read, or holds none.
@@ -134,15 +138,28 @@ def _identity(path: pathlib.Path) -> tuple[int, int] | None:
     return about.st_dev, about.st_ino
 
 
+def _checked(cases: Sequence[Case], output: pathlib.Path) -> list[Case]:
+    """The cases, those refused whose outputs would meet another case's, a scan, or a file of others."""
+    paths = Counter(path for case in cases for path in case.outputs.values())
+    inputs = {_identity(case.scan.path) for case in cases}
+    ours = done_cases(output)
+    checked = []
+    for case in cases:
+        problem = _problem(case, paths, inputs, ours) if isinstance(case.scan.state, Ready) else None
+        checked.append(case.refused(problem) if problem else case)
+    return checked
+
+
 def _problem(
-    case: Case, same_name: int, inputs: Collection[tuple[int, int] | None], ours: Collection[str]
+    case: Case,
+    paths: Mapping[pathlib.Path, int],
+    inputs: Collection[tuple[int, int] | None],
+    ours: Collection[str],
 ) -> str | None:
-    """Why a case cannot be done, if that is known beforehand. No file that others wrote is overwritten."""
-    if case.scan.problem:
-        return case.scan.problem
-    if same_name > 1:
-        return f"{case.scan.path}: another scan would get the same mask name {case.mask_path.name}; rename one"
+    """Why a case's outputs cannot be written, if that is known beforehand. No file that others wrote is overwritten."""
     for name, path in case.outputs.items():
+        if paths[path] > 1:
+            return f"{case.scan.path}: another scan would get the same mask name {path.name}; rename one"
         there = _identity(path)
         if there in inputs and there is not None:
             return f"{case.scan.path}: its mask would overwrite the scan {path}; choose another OUTPUT folder"
@@ -167,102 +184,3 @@ def check_output(folder: pathlib.Path) -> None:
     except OSError as error:
         raise InputError(f"{folder}: not writable ({error.strerror}); check its owner, or docker run --user") from error
     clear_stale(folder)
-
-
-Opened = Future[tuple[Volume, Slices]]
-
-
-@dataclass(frozen=True)
-class Skip:
-    """Why a case is left out: an earlier run dealt with it.
-
-    Attributes:
-        reason: for a line.
-        failed_before: whether that run could not do it.
-    """
-
-    reason: str
-    failed_before: bool
-
-    def record(self, case: Case) -> CaseRecord:
-        """What the log says of the case."""
-        return CaseRecord(case.name, "skipped", self.reason if self.failed_before else None)
-
-
-def why_skipped(case: Case, retry_failed: bool = False) -> Skip | None:
-    """Why a case need not be done again; None if it has to be."""
-    if all(_identity(path) is not None for path in case.outputs.values()):
-        return Skip("its mask exists", failed_before=False)
-    failure = read_failure(case.mask_path)
-    if failure and not failure[2] and not retry_failed:
-        return Skip(f"it failed before ({failure[0]}); --retry-failed tries again", failed_before=True)
-    return None
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A case whose turn it is.
-
-    Attributes:
-        case: which one.
-        opened: its scan; None if there is nothing to do. Raises VolumeError if the scan cannot be opened.
-        skip: why it is left out; None if it is not.
-    """
-
-    case: Case
-    opened: Opened | None
-    skip: Skip | None = None
-
-
-class CaseQueue(Iterator[Turn]):
-    """Iterates over cases, each with its scan; opens a scan, and begins to decode it, one case ahead of its turn.
-
-    Args:
-        cases: in this order.
-        skip_existing: leave out cases whose outputs are there, and those that failed before.
-        retry_failed: but not the latter.
-    """
-
-    def __init__(self, cases: Sequence[Case], skip_existing: bool = False, retry_failed: bool = False) -> None:
-        self.total = len(cases)
-        self.is_resumed = skip_existing
-        self._left = list(cases)
-        self._retry_failed = retry_failed
-        self._pool = ThreadPoolExecutor(1, "open-ahead")
-        self._next = self._begin()
-
-    def _begin(self) -> Turn | None:
-        if not self._left:
-            return None
-        case = self._left.pop(0)
-        if case.scan.not_ct:
-            return Turn(case, None)
-        if self.is_resumed and (skip := why_skipped(case, self._retry_failed)):
-            return Turn(case, None, skip)
-        return Turn(case, self._pool.submit(open_case, case))
-
-    def __next__(self) -> Turn:
-        turn = self._next
-        if turn is None:
-            raise StopIteration
-        self._next = self._begin()
-        return turn
-
-    def close(self) -> None:
-        """End the decoding of a scan that nobody took."""
-        self._pool.shutdown()
-        opened = self._next.opened if self._next else None
-        if opened is not None and opened.exception() is None:
-            opened.result()[1].close()
-
-
-def open_case(case: Case) -> tuple[Volume, Slices]:
-    """Open a case's scan and begin to decode it.
-
-    Raises:
-        VolumeError: the scan cannot be read as a CT, or the case has a problem that is known beforehand.
-    """
-    if case.problem:
-        raise VolumeError(case.problem)
-    volume = case.scan.open()
-    return volume, volume.slices()

@@ -1,4 +1,4 @@
-"""The command line: options, exit codes, logging, signals."""
+"""The command line: options, and what each command does with them."""
 
 from __future__ import annotations
 
@@ -6,32 +6,73 @@ import contextlib
 import logging
 import os
 import pathlib
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
-from . import quick_imports  # before what imports nibabel
-from .cases import Case, CaseQueue, check_output
-from .errors import AppError, InputError
+from . import quick_imports
+from .case_queue import CaseQueue
+from .cases import Case, check_output
 from .host import seconds_since_process_start
 from .options import ModelChoice, Request, options_of_input, options_of_model
-from .results import RESULTS, Result, make_results
+from .process import set_up
+from .results import RESULTS, Result, finish_all, make_results
 from .run_log import RUN_LOG
 from .shards import Shard, merge_logs
 from .version import __version__
+from .volumes import Ready
+from .work import DONE, RunLog, exit_status
 
 _log = logging.getLogger(__package__)
 
-DONE, SOME_FAILED = 0, 1  # an error that ends the run has an exit status of its own, see errors.py
+
+class Program(click.Command):
+    """A command that needs no name, since INPUT OUTPUT is all that most users type, and commands beside it that do.
+
+    A click group would ask for a name first, and list commands in place of these options. A file or folder that has a
+    command's name is INPUT, as any other path is.
+
+    Attributes:
+        commands: by name.
+    """
+
+    commands: dict[str, click.Command]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (click's own)
+        super().__init__(*args, **kwargs)
+        self.commands = {}
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,  # noqa: ANN401
+    ) -> click.Context:
+        """Parse the arguments of the command that they name, or of this one."""
+        command = self.commands.get(args[0]) if args and not os.path.lexists(args[0]) else None
+        if command is None:
+            return super().make_context(info_name, args, parent, **extra)
+        return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
+        """Run the command whose arguments were parsed."""
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the other commands below the options."""
+        super().format_options(ctx, formatter)
+        with formatter.section("Commands"):
+            rows = [(f"{name} OUTPUT", command.get_short_help_str(200)) for name, command in self.commands.items()]
+            formatter.write_dl(rows)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @options_of_input
 @click.option("--shard", metavar="I/N", help="Do the I-th of N parts; default: what a SLURM array or Kubernetes says.")
-@click.option("--list-series", is_flag=True, help="Say what INPUT holds and what would be done, and do nothing.")
+@click.option("--list-series", is_flag=True, help="Dry run: list what INPUT holds and what would be done.")
 @options_of_model
 @click.version_option(__version__, prog_name="app")
 def main(shard: str | None, list_series: bool, verbose: bool, **options: Any) -> None:  # noqa: ANN401 (see Request, ModelChoice)
@@ -46,24 +87,22 @@ def main(shard: str | None, list_series: bool, verbose: bool, **options: Any) ->
     """
     set_up(verbose)
     request, choice = Request.taken_from(options), ModelChoice.taken_from(options)
-    try:
+
+    def command() -> int:
         part = Shard.parse(shard) if shard else Shard.from_environment()
-        with request.cases() as (cases, results):
-            if not list_series and all(case.scan.not_ct for case in cases):
-                reasons = "; ".join(sorted({str(case.scan.not_ct) for case in cases})[:3])
-                source = request.list_file or request.paths[0]
-                raise InputError(f"{source}: no CT to segment ({reasons}); --list-series shows what there is")
+        with request.cases(needs_ct=not list_series) as (cases, results):
             cases = _part_of(cases, part)
-            if list_series:
-                for case in cases:
-                    click.echo(
-                        f"{case.name}  {case.scan.path}  {case.problem or case.scan.not_ct or 'to be segmented'}"
-                    )
-                return
-            sys.exit(_segment(request, choice, cases, results, part))
-    except AppError as error:
-        _log.error("%s", error)
-        sys.exit(error.exit_code)
+            return _list(cases) if list_series else _segment(request, choice, cases, results, part)
+
+    sys.exit(exit_status(command))
+
+
+def _list(cases: list[Case]) -> int:
+    """Print what would become of every case."""
+    for case in cases:
+        state = case.scan.state
+        click.echo(f"{case.name}  {case.scan.path}  {'to be segmented' if isinstance(state, Ready) else state.reason}")
+    return DONE
 
 
 def _part_of(cases: list[Case], part: Shard) -> list[Case]:
@@ -81,92 +120,38 @@ def _segment(request: Request, choice: ModelChoice, cases: list[Case], results: 
     if not cases:
         return DONE  # more shards than cases
     # It decodes the first scan from now on, while torch is imported. Usage errors and --help came without torch.
-    with contextlib.closing(CaseQueue(cases, request.skip_existing, request.retry_failed)) as queue:
+    with contextlib.closing(CaseQueue(cases, request.resume)) as queue:
         with quick_imports.without_collection():
-            from .run import FolderRun
+            from .run import CaseRunner, Run
 
             segmenter = choice.load()
-        run = FolderRun(segmenter, request.output, part.log_name, seconds_since_process_start())
-        if sys.stderr.isatty():
-            run.progress = _progress_bar
-        failed = run.predict(queue)
-        for result in results.values():
-            result.finish(request.output)
-        return SOME_FAILED if failed else DONE
+        log = RunLog(request.output, part.log_name)
+        with contextlib.closing(CaseRunner(segmenter, seconds_since_process_start())) as runner:
+            run = Run(runner, log)
+            if sys.stderr.isatty():
+                run.progress = _progress_bar
+            run.do(queue)
+        finish_all(results, request.output)
+        return log.exit_status
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("output", metavar="OUTPUT", type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False))
-@click.option("--save", type=click.Choice(list(RESULTS)), multiple=True, help="Make this one's table or index anew.")
+@click.option("--save", type=click.Choice(list(RESULTS)), multiple=True, help="Rebuild this output's table or index.")
 def merge(output: pathlib.Path, save: tuple[str, ...]) -> None:
     """Make one run_log.jsonl of the logs of all shards in the folder OUTPUT."""
     set_up(verbose=False)
-    try:
+
+    def command() -> int:
         count = merge_logs(output)
-        for result in make_results(save).values() if save else ():
-            result.finish(output)
-    except AppError as error:
-        _log.error("%s", error)
-        sys.exit(error.exit_code)
-    click.echo(f"{output / RUN_LOG}: {count} cases")
+        finish_all(make_results(save), output)
+        click.echo(f"{output / RUN_LOG}: {count} cases")
+        return DONE
+
+    sys.exit(exit_status(command))
 
 
-def entry() -> None:
-    """What `hrnet-ocr-abdomen` and `python -m app` run."""
-    try:
-        if sys.argv[1:2] == ["merge-logs"]:
-            merge(sys.argv[2:], prog_name=f"{sys.argv[0]} merge-logs")
-        main()
-    except SystemExit as end:
-        _leave(end.code)
-        raise
-
-
-def _leave(status: object) -> None:
-    """End the process here, where all is written and closed, and spare it the dismantling of every imported library.
-
-    Returns where that might lose something: output that cannot be written, or a message in place of a status.
-    """
-    if status is not None and not isinstance(status, int):
-        return
-    try:
-        logging.shutdown()
-        for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the caller closed it
-            stream.flush()
-    except (OSError, ValueError):
-        return
-    os._exit(status or DONE)
-
-
-def set_up(verbose: bool) -> None:
-    """Streams, logging and signals of a process that segments."""
-    _open_standard_streams()
-    _set_up_logging(verbose)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _terminate)
-
-
-def _open_standard_streams() -> None:
-    """Open what the caller closed (`2>&-`) onto nothing: a mask must not become file descriptor 2."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 (for the process's life)
-
-
-def _set_up_logging(verbose: bool) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    _log.setLevel(logging.DEBUG if verbose else logging.INFO)
-
-
-def _terminate(number: int, _frame: object) -> None:
-    """Unwind the stack, so that no partial file stays behind; a container's first process ignores SIGTERM otherwise."""
-    sys.exit(128 + number)
+main.commands["merge-logs"] = merge
 
 
 @contextlib.contextmanager

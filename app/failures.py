@@ -1,10 +1,11 @@
-"""X.failed.json: a case that failed, why, and how often it was tried; so that poison is not tried for ever."""
+"""X.failed.json: why a case failed and how often it was tried, so that it is not retried forever."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import pathlib
+from dataclasses import dataclass
 
 from .version import __version__
 from .whole_file import beside, whole_file
@@ -14,41 +15,59 @@ MOST_ATTEMPTS = 3  # of a case that ended its process: a node's end looks the sa
 ENDED = "the process ended during this case (out of memory, killed, or a node went down)"
 
 
-def failure_path(mask_path: pathlib.Path) -> pathlib.Path:
-    """Beside the mask."""
-    return beside(mask_path, EXTENSION)
+@dataclass(frozen=True)
+class Failure:
+    """What the file of a failed case says.
+
+    Attributes:
+        error: why it failed.
+        attempts: how often it was tried.
+    """
+
+    error: str
+    attempts: int = 1
+
+    @property
+    def may_be_retried(self) -> bool:
+        """Whether the case may not be to blame: a process that ends says nothing about why."""
+        return self.error == ENDED and self.attempts < MOST_ATTEMPTS
 
 
-def read_failure(mask_path: pathlib.Path) -> tuple[str, int, bool] | None:
-    """Why a case failed, how often it was tried, and whether it may be tried again; None if it did not fail."""
+def failure_path(base: pathlib.Path) -> pathlib.Path:
+    """Beside a case's outputs; `base` is their path without an extension, see `Case`."""
+    return beside(base, EXTENSION)
+
+
+def read_failure(base: pathlib.Path) -> Failure | None:
+    """How a case failed before; None if it did not, or if the file is not one of ours."""
     try:
-        found = json.loads(failure_path(mask_path).read_text())
-        error, attempts = str(found["error"]), int(found["attempts"])
+        found = json.loads(failure_path(base).read_text())
+        return Failure(str(found["error"]), int(found["attempts"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return error, attempts, error == ENDED and attempts < MOST_ATTEMPTS
 
 
-def note_failure(mask_path: pathlib.Path, case: str, error: str, attempts: int = 1) -> None:
+def note_failure(base: pathlib.Path, case: str, failure: Failure) -> None:
     """Write the file; where that is not possible, or others wrote one, the log has the reason all the same."""
-    path = failure_path(mask_path)
-    if path.exists() and read_failure(mask_path) is None:
+    path = failure_path(base)
+    if path.exists() and read_failure(base) is None:
         return
-    content = {"case": case, "error": error, "attempts": attempts, "version": __version__}
+    content = {"case": case, "error": failure.error, "attempts": failure.attempts, "version": __version__}
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as stream:
             stream.write(json.dumps(content).encode() + b"\n")
 
 
-def note_attempt(mask_path: pathlib.Path, case: str) -> None:
+def note_attempt(base: pathlib.Path, case: str) -> None:
     """Note before a case that it is being tried, for a process that will not live to note its failure."""
-    before = read_failure(mask_path)
-    note_failure(mask_path, case, ENDED, 1 + (before[1] if before and before[0] == ENDED else 0))
+    before = read_failure(base)
+    attempts = before.attempts if before and before.error == ENDED else 0
+    note_failure(base, case, Failure(ENDED, attempts + 1))
 
 
-def clear_failure(mask_path: pathlib.Path) -> None:
+def clear_failure(base: pathlib.Path) -> None:
     """Forget a failure: the case was done."""
-    if read_failure(mask_path) is not None:
+    if read_failure(base) is not None:
         with contextlib.suppress(OSError):
-            failure_path(mask_path).unlink(missing_ok=True)
+            failure_path(base).unlink(missing_ok=True)

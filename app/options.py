@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from .cases import Case, find_cases, read_list
+from .cases import Case, find_cases, read_list, require_ct
+from .engines import ENGINES
+from .quick_imports import without
 from .results import DEFAULT_RESULTS, RESULTS, Result, make_results
 from .volumes import FindOptions, NameBy, unpacked
+from .work import Resume
 
 if TYPE_CHECKING:
     from .segmenter import Segmenter
@@ -51,8 +54,8 @@ def options_of_input(command: Callable[..., None]) -> Callable[..., None]:
                 help="What DICOM series are called by.",
             ),
             click.option("--resample-gaps", is_flag=True, help="Interpolate slices that a DICOM series lacks."),
-            click.option("--skip-existing", is_flag=True, help="Leave cases alone that are done, or failed before."),
-            click.option("--retry-failed", is_flag=True, help="With --skip-existing: try those again that failed."),
+            click.option("--skip-existing", is_flag=True, help="Skip cases that are done or failed before."),
+            click.option("--retry-failed", is_flag=True, help="With --skip-existing: retry failed cases."),
         )
     ):
         command = add(command)
@@ -66,6 +69,13 @@ def options_of_model(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--model", help="Bundled model: fast (default on a CPU) or paper (on a GPU)."),
             click.option(
                 "--weights", type=click.Path(path_type=pathlib.Path), help="A weights file of your own instead."
+            ),
+            click.option(
+                "--engine",
+                type=click.Choice(["auto", *ENGINES]),
+                default="auto",
+                show_default=True,
+                help="What computes; auto: torch on a GPU, on a CPU OpenVINO if installed, else torch.",
             ),
             click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True),
             click.option(
@@ -111,21 +121,31 @@ class Request:
         """OUTPUT."""
         return self.paths[-1]
 
+    @property
+    def resume(self) -> Resume:
+        """What becomes of cases that an earlier run dealt with."""
+        return Resume(self.skip_existing, self.retry_failed)
+
     @contextlib.contextmanager
-    def cases(self) -> Iterator[tuple[list[Case], dict[str, Result]]]:
+    def cases(self, needs_ct: bool = True) -> Iterator[tuple[list[Case], dict[str, Result]]]:
         """The cases, and the outputs that are wanted; an archive stays unpacked until the block ends.
 
+        Args:
+            needs_ct: at least one must be a CT.
+
         Raises:
-            InputError: see `read_list`, `unpacked`, `make_results` and `find_cases`.
+            InputError: see `read_list`, `unpacked`, `make_results`, `find_cases` and `require_ct`.
         """
         on_header = _show_headers if sys.stderr.isatty() else lambda *_: None
         options = FindOptions(self.recursive, self.name_by, self.resample_gaps, on_header)
         results = make_results(self.save, self.seg_type)
-        if self.list_file is not None:
-            yield find_cases(read_list(self.list_file), self.output, results, options), results
-            return
-        with unpacked(self.paths[0]) as source:
-            yield find_cases(source, self.output, results, options), results
+        named = self.list_file or self.paths[0]
+        with contextlib.ExitStack() as stack:
+            sources = read_list(named) if self.list_file else [stack.enter_context(unpacked(named))]
+            cases = find_cases(sources, self.output, results, options)
+            if needs_ct:
+                require_ct(cases, named)
+            yield cases, results
 
 
 @dataclass
@@ -134,6 +154,7 @@ class ModelChoice:
 
     model: str | None
     weights: pathlib.Path | None
+    engine: str
     device: str
     batch_size: int | None
     no_postprocess: bool
@@ -151,18 +172,21 @@ class ModelChoice:
         return choice
 
     def load(self) -> Segmenter:
-        """Load it, with no more threads than there is CPU time for; imports torch.
+        """Load it; imports the engine's library.
 
         Raises:
             AppError: see `Segmenter.load`.
         """
-        from .inference.predictor import limit_threads
         from .segmenter import Segmenter
 
-        limit_threads()
-        return Segmenter.load(
-            self.weights or self.model, self.device, self.batch_size, postprocess=not self.no_postprocess
-        )
+        with without("openvino.tools"):  # converters of other programs' models, and the telemetry that they send
+            return Segmenter.load(
+                self.weights or self.model,
+                self.device,
+                self.batch_size,
+                postprocess=not self.no_postprocess,
+                engine=self.engine,
+            )
 
 
 def _show_headers(done: int, total: int) -> None:

@@ -12,11 +12,25 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from .segmentation import Segmentation
 from .whole_file import whole_file
 
 RUN_LOG = "run_log.jsonl"
 SHARD_LOGS = "run_log-*-of-*.jsonl"
 RESULT_FIELDS = ("shape", "spacing_zyx_mm", "network_slices", "batch_size", "volumes_ml", "confidence")
+
+
+@dataclass(kw_only=True)
+class Environment:
+    """What a case was segmented with, and what it took of the machine; see `CaseRecord`."""
+
+    gpu_peak_mib: dict[str, int | None]
+    host_peak_rss_mib: float | None
+    device: str
+    precision: str
+    model: str
+    weights_sha256: dict[str, str]
+    versions: dict[str, str | None]
 
 
 @dataclass
@@ -25,7 +39,8 @@ class CaseRecord:
 
     Attributes:
         case: its name.
-        status: whether its mask was written, could not be, or was there already; or whether it is nothing to segment.
+        status: whether its outputs were written, could not be, or were there already; or whether it is nothing to
+            segment. A case of which one output could not be written is failed, and has its figures all the same.
         error: one line for a failed case, and for one that is nothing to segment.
         seconds: start_up (of the process, in its first case), read (time spent waiting for slices), network,
             postprocess, write, total.
@@ -42,7 +57,7 @@ class CaseRecord:
         precision: of the network.
         model: its name.
         weights_sha256: of each weights file.
-        versions: of this program, the weights, torch, CUDA and Python.
+        versions: of this program, the weights, torch, CUDA, OpenVINO and Python; null where one was not used.
         series_uid: of a DICOM series; other scans have no such field.
     """
 
@@ -66,13 +81,31 @@ class CaseRecord:
     versions: dict[str, str | None] | None = None
     series_uid: str | None = None
 
+    @classmethod
+    def of(cls, segmentation: Segmentation, environment: Environment) -> CaseRecord:
+        """The record of a case that was segmented."""
+        geometry = segmentation.volume.geometry
+        confidence = segmentation.confidence
+        return cls(
+            segmentation.case,
+            seconds={stage: round(value, 3) for stage, value in segmentation.seconds.items()},
+            warnings=list(segmentation.warnings),
+            shape=list(geometry.shape),
+            spacing_zyx_mm=[round(mm, 4) for mm in geometry.spacing_zyx_mm],
+            network_slices=segmentation.network_slices,
+            batch_size=segmentation.batch_size,
+            volumes_ml={organ.key: round(ml, 2) for organ, ml in segmentation.volumes_ml.items()},
+            confidence={o.key: None if value is None else round(value, 4) for o, value in confidence.items()},
+            **vars(environment),
+        )
+
     def as_dict(self) -> dict[str, object]:
-        """The fields that a case of this status has: a failed one lacks its results, others have little else."""
+        """The fields that a case of this status has: one that was not segmented lacks its results."""
         fields = {name: value for name, value in asdict(self).items() if name != "series_uid" or value is not None}
         if self.status in ("skipped", "ignored"):
             kept = ("case", "status", "series_uid", *(("error",) if self.error else ()))
             return {name: fields[name] for name in kept if name in fields}
-        left_out = RESULT_FIELDS if self.status == "failed" else ()
+        left_out = RESULT_FIELDS if self.status == "failed" and self.volumes_ml is None else ()
         return {name: value for name, value in fields.items() if name not in left_out}
 
 

@@ -10,19 +10,21 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .checkpoint import find_model, load_checkpoint
+from .engines import Engine, choose_engine
+from .inference.body import body_box
 from .inference.components import keep_largest
+from .inference.gathering import Gathering
 from .inference.grid import network_grid
-from .inference.labelling import Findings, OnSlice, Witness, label_slices
-from .inference.predictor import Model, NetworkPredictor, choose_device, load_onto, memory_errors
-from .organs import Organ, organ_voxels
-from .volumes import Slices, Volume, open_volume
+from .inference.labelling import FindBox, Labelling, OnSlice
+from .organs import Organ
+from .segmentation import ModelInfo, Segmentation
+from .volumes import Slices, Volume, open_image, open_volume
 
 log = logging.getLogger(__package__)
 
@@ -37,45 +39,19 @@ UNSURE = {Organ.KIDNEYS: 0.95, Organ.PANCREAS: 0.89}
 CHECK_BELOW = {"fast": UNSURE, "paper": UNSURE}
 
 
-@dataclass(frozen=True)
-class Segmentation:
-    """What a scan's segmentation gave.
+class Segmenter:
+    """A model, loaded once and ready for any number of scans.
 
-    Attributes:
-        volume: the scan.
-        mask: labels 0..4, uint8, in the scan's stored axis order and shape, Fortran-contiguous.
-        findings: what the loop over the slices saw.
-        batch_size: slices that went through the network at a time, at most.
-        seconds: by stage.
-        volumes_ml: of every organ, 0 where it is missing.
-        confidence: of the network in every organ, see `Confidence`; None for an organ that it did not see.
-        check: organs whose confidence is so low that they should be looked at.
-        components_removed: of every organ; none without postprocessing.
-        warnings: what a user should know about the scan or the mask, a sentence each.
+    Args:
+        engine: the model on its device.
+        batch_size: slices per batch; None chooses from the free memory.
+        postprocess: keep only the largest components of each organ.
     """
 
-    volume: Volume
-    mask: NDArray[np.uint8]
-    findings: Findings
-    batch_size: int
-    seconds: dict[str, float]
-    volumes_ml: dict[Organ, float]
-    confidence: dict[Organ, float | None]
-    check: tuple[Organ, ...]
-    components_removed: dict[Organ, int]
-    warnings: tuple[str, ...]
-
-
-class Segmenter:
-    """A model, loaded once and ready for any number of scans."""
-
-    def __init__(
-        self, model: Model, sha256: dict[str, str], batch_size: int | None = None, postprocess: bool = True
-    ) -> None:
-        self.model = model
-        self.sha256 = sha256
-        self.batch_size = batch_size
-        self.postprocess = postprocess
+    def __init__(self, engine: Engine, *, batch_size: int | None = None, postprocess: bool = True) -> None:
+        self.engine, self.batch_size, self.postprocess = engine, batch_size, postprocess
+        config = engine.config
+        self.model = ModelInfo(name=config.name, version=config.version, sha256=engine.sha256, organs=config.organs[1:])
 
     @classmethod
     def load(
@@ -84,6 +60,7 @@ class Segmenter:
         device: str = "auto",
         batch_size: int | None = None,
         postprocess: bool = True,
+        engine: str = "auto",
     ) -> Segmenter:
         """Load a bundled model by name, or a weights file by path (a Path, or a string ending with .safetensors).
 
@@ -92,103 +69,108 @@ class Segmenter:
             device: `auto`, `cuda` or `cpu`.
             batch_size: slices per batch; None chooses from the free memory.
             postprocess: keep only the largest components of each organ.
+            engine: a name of `engines.ENGINES`; `auto`: torch on a GPU, OpenVINO on a CPU where it is installed.
 
         Raises:
             CheckpointError: the weights are missing, altered or foreign.
-            DeviceError: the device is not there, or has no room for the weights.
+            DeviceError: the device or the engine is not there, or there is no room for the weights.
         """
-        chosen = choose_device(device)
-        if device == "auto" and chosen.type == "cpu":
+        kind, chosen = choose_engine(engine, device)
+        if device == "auto" and chosen == "cpu":
             log.warning("no usable NVIDIA GPU (start a container with --gpus all to use one): running on the CPU")
-        name = name or DEFAULT_MODEL[chosen.type]
+        name = name or DEFAULT_MODEL[chosen]
         is_file = isinstance(name, pathlib.Path) or name.endswith(MODEL_SUFFIX)
-        checkpoint = load_checkpoint([pathlib.Path(name)] if is_file else find_model(str(name)))
-        return cls(load_onto(checkpoint, chosen), checkpoint.sha256, batch_size, postprocess)
+        checkpoint = load_checkpoint(pathlib.Path(name) if is_file else find_model(str(name)))
+        return cls(kind.load(checkpoint, chosen), batch_size=batch_size, postprocess=postprocess)
 
     def segment(self, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-        """Segment one scan. What is odd about it or its mask is logged as a warning.
+        """Segment one scan and return its mask alone. What is odd about either is logged as a warning.
 
         Args:
-            path: a .nii or .nii.gz file.
+            path: a NIfTI file (.nii or .nii.gz), or a DICOM file or folder of one series.
 
         Returns:
-            Labels 0..4 (see `Organ`), uint8, in the file's own axis order and shape.
+            Values of `Organ`, uint8, in the file's own axis order and shape.
 
         Raises:
-            VolumeError: the file is not a readable CT.
+            InputError: a library that the format needs is not installed.
+            VolumeError: it is not a readable CT.
             InferenceError: there is not enough memory.
         """
-        volume = open_volume(pathlib.Path(path))
-        segmentation = self.segment_volume(volume, volume.slices())
+        segmentation = self.run(path, gather=False)
         for warning in segmentation.warnings:
-            log.warning("%s: %s", volume.path.name, warning)
+            log.warning("%s: %s", segmentation.volume.path.name, warning)
         return segmentation.mask
+
+    def run(self, source: Any, affine: Any = None, *, gather: bool = True) -> Segmentation:  # noqa: ANN401
+        """Segment one scan.
+
+        Args:
+            source: a path as for `segment`; or a 3-D nibabel image in Hounsfield units; or a 3-D array of them,
+                together with `affine`.
+            affine: (4, 4), voxel -> patient RAS, mm; for an array.
+            gather: keep of the scan what `statistics`, `preview` and `viewer` need, so that they can be saved.
+
+        Returns:
+            Mask, volumes, confidence and warnings; its `save` writes any output.
+
+        Raises:
+            InputError: a library that the format needs is not installed.
+            VolumeError: it is not a readable CT.
+            InferenceError: there is not enough memory.
+        """
+        is_path = isinstance(source, (str, os.PathLike))
+        volume = open_volume(pathlib.Path(source)) if is_path else open_image(source, affine)
+        return self.segment_volume(volume, volume.slices(), case=volume.path.name, gather=gather)
 
     def segment_volume(
         self,
         volume: Volume,
         slices: Slices,
+        *,
+        case: str,
+        gather: bool = False,
         on_slice: OnSlice = lambda count: None,
-        witness: Witness | None = None,
+        find_box: FindBox = body_box,
     ) -> Segmentation:
-        """Segment an opened scan, given its slices, which are closed at the end; all that is worth logging.
+        """Segment an opened scan, given its slices, which are closed at the end.
 
         Args:
             volume: the scan.
             slices: of it.
+            case: its name.
+            gather: see `run`.
             on_slice: called with the number of slices done since the last call.
-            witness: is shown every slice and its labels, before small components are removed.
+            find_box: what of some slices the network sees.
         """
-        geometry = volume.geometry
-        grid = network_grid(geometry.shape_zyx[1:], geometry.spacing_zyx_mm[1:], self.model.config.spacing_mm)
-        predictor = NetworkPredictor(self.model, grid, self.batch_size)
-        with contextlib.closing(slices), memory_errors(self.model.device, grid):
+        geometry, config = volume.geometry, self.engine.config
+        grid = network_grid(geometry.shape_zyx[1:], geometry.spacing_zyx_mm[1:], config.spacing_mm)
+        gathering = Gathering(geometry) if gather else None
+        with contextlib.closing(slices), self.engine.session(grid, self.batch_size) as session:
             mask = np.zeros(geometry.shape, np.uint8, order="F")
-            findings = label_slices(
-                predictor, slices, geometry.spacing_zyx_mm, geometry.orient(mask), on_slice, witness=witness
+            labels = geometry.orient(mask)
+            labelling = Labelling(
+                session, config, geometry.spacing_zyx_mm, labels, find_box=find_box, witness=gathering
             )
+            findings = labelling.run(slices, on_slice)
         begin = time.perf_counter()
-        removed = keep_largest(mask) if self.postprocess else {}
-        seconds = {
-            "read": findings.read_seconds,
-            "network": findings.network_seconds,
-            "postprocess": time.perf_counter() - begin,
-        }
-        voxel_ml = float(np.prod(geometry.spacing_zyx_mm)) / 1000
-        volumes_ml = {organ: count * voxel_ml for organ, count in organ_voxels(mask).items()}
-        confidence = findings.confidence.of_organs()
-        least = CHECK_BELOW.get(self.model.config.name, {})
-        check = tuple(organ for organ, value in confidence.items() if value is not None and value < least.get(organ, 0))
-        warnings = (*volume.warnings, *_doubts(findings, volumes_ml), *_low_confidence(check, confidence))
+        removed = keep_largest(mask, self.model.organs) if self.postprocess else {}
+        least = CHECK_BELOW.get(config.name, {})
         return Segmentation(
-            volume,
-            mask,
-            findings,
-            predictor.batch_size,
-            seconds,
-            volumes_ml,
-            confidence,
-            check,
-            removed,
-            warnings,
+            case=case,
+            volume=volume,
+            mask=mask,
+            model=self.model,
+            confidence=findings.confidence,
+            check=tuple(o for o, value in findings.confidence.items() if value is not None and value < least.get(o, 0)),
+            components_removed=removed,
+            intensity_doubt=findings.intensities.doubts(),
+            gathering=gathering,
+            network_slices=findings.network_slices,
+            batch_size=session.batch_size,
+            seconds={
+                "read": findings.read_seconds,
+                "network": findings.network_seconds,
+                "postprocess": time.perf_counter() - begin,
+            },
         )
-
-
-def _low_confidence(check: Iterable[Organ], confidence: Mapping[Organ, float | None]) -> Iterator[str]:
-    for organ in check:
-        yield f"check the {organ.key}: the network is unsure of it (confidence {confidence[organ]:.2f})"
-
-
-def _doubts(findings: Findings, volumes_ml: Mapping[Organ, float]) -> Iterator[str]:
-    """What a user should know about a mask that is given all the same."""
-    if doubt := findings.intensities.doubts():
-        yield doubt
-    missing = [organ.key for organ, ml in volumes_ml.items() if ml == 0]
-    if missing:
-        yield f"no {', no '.join(missing)} found; check that this is an abdominal CT"
-    for organ, ml in volumes_ml.items():
-        if ml > organ.largest_ml:
-            yield (
-                f"{organ.key} of {ml:.0f} ml, larger than any known ({organ.largest_ml} ml); "
-                "check the scan's spacing and intensities"
-            )

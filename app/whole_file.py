@@ -35,9 +35,9 @@ def whole_file(path: pathlib.Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
-def beside(mask_path: pathlib.Path, extension: str) -> pathlib.Path:
-    """The path of a file whose name differs from a mask's in its extension."""
-    return mask_path.with_name(mask_path.name.removesuffix(".gz").removesuffix(".nii") + extension)
+def beside(base: pathlib.Path, extension: str) -> pathlib.Path:
+    """The path of one of a case's files: all have the same name but for the extension, and `base` has none."""
+    return base.with_name(base.name + extension)
 
 
 def clear_stale(folder: pathlib.Path) -> None:

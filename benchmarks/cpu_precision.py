@@ -1,6 +1,6 @@
 """Seconds per slice of the folded network on this CPU, float32 against bfloat16: python -m benchmarks.cpu_precision.
 
-What `app.inference.predictor.best_dtype` rests on.
+What `app.engines.torch_engine.best_dtype` rests on.
 """
 
 from __future__ import annotations

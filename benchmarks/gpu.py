@@ -19,57 +19,26 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from app.checkpoint import find_model, load_checkpoint
+from app.engines.torch_engine import Model, TorchEngine, load_onto
 from app.gpu_memory import MIB, MemorySampler, nvml_reader, peak_flare2021
 from app.inference.grid import network_grid
-from app.inference.predictor import Model, load_onto
 from app.organs import ORGANS
 from app.segmenter import MODEL_SUFFIX, Segmenter
 from benchmarks.processes import SHAPE, SPACING_MM, phantom_scan, run_fresh
+from benchmarks.start_up import stages
 from evaluation import tables
 from evaluation.overlap import dice
 
 BATCHES = (1, 2, 4, 8, 16)
 REPEATS = 20
 MATRIX_SIDE = 8192
-STAGES = """
-import json, sys, time
-from app.host import seconds_since_process_start
-marks = {"python": seconds_since_process_start()}
-def mark(stage, begin=[time.perf_counter()]):
-    now = time.perf_counter()
-    marks[stage], begin[0] = now - begin[0], now
-import app.cli
-mark("imports before torch")
-from app.quick_imports import without_collection
-with without_collection():
-    import torch
-    mark("torch")
-    import app.run
-    mark("imports after torch")
-    torch.zeros(1, device="cuda")
-    mark("CUDA start")
-    from app.segmenter import Segmenter
-    Segmenter.load(sys.argv[1], "cuda")
-    torch.cuda.synchronize()
-    mark("weights, folded, on the GPU")
-open(sys.argv[2], "w").write(json.dumps(marks))
-"""
 # What a process costs otherwise: the words that start the program, and its options.
 PROGRAM = ["-m", "app"]
-WHOLE_SLICES = """
-from functools import partial
-import app.segmenter as segmenter
-def whole(inputs, *_):
-    return tuple(slice(0, side) for side in inputs.shape[1:])
-segmenter.label_slices = partial(segmenter.label_slices, find_box=whole)
-from app.cli import main
-main()
-"""
 VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "as shipped": (PROGRAM, []),
     "1 slice per batch": (PROGRAM, ["--batch-size", "1"]),
     "8 slices per batch": (PROGRAM, ["--batch-size", "8"]),
-    "whole slices, so that all batches have one shape": (["-c", WHOLE_SLICES], []),
+    "whole slices, so that all batches have one shape": (["-m", "benchmarks.whole_slices"], []),
 }
 
 
@@ -146,7 +115,7 @@ def steady_state(model: Model, grid: tuple[int, int], batches: Sequence[int], re
 
 def load(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Model:
     """A bundled model, or one of a weights file, in its usual precision or in another."""
-    return load_onto(load_checkpoint([pathlib.Path(name)] if is_file(name) else find_model(name)), device, dtype)
+    return load_onto(load_checkpoint(pathlib.Path(name) if is_file(name) else find_model(name)), device, dtype)
 
 
 def is_file(name: str) -> bool:
@@ -176,19 +145,11 @@ def fresh_process(
     }
 
 
-def start_up_stages(name: str) -> dict[str, float]:
-    """Seconds of each stage of a GPU process's start."""
-    with tempfile.NamedTemporaryFile("r") as file:
-        run_fresh(["-c", STAGES, name, file.name])
-        stages: dict[str, float] = json.loads(file.read())
-        return stages
-
-
 def precision(name: str, scan: pathlib.Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """How far the labels in 16 bits are from those in float32: share of differing voxels, DSC per organ."""
     masks = []
     for kind in (torch.float32, dtype):
-        masks.append(Segmenter(load(name, device, kind), {}).segment(scan))
+        masks.append(Segmenter(TorchEngine(load(name, device, kind), {})).segment(scan))
     single, half = masks
     agreement = {organ.key: dice(single == organ, half == organ) for organ in ORGANS}
     return {"differing_share": float(np.mean(single != half)), **agreement}
@@ -200,7 +161,7 @@ def processes(name: str, scan: pathlib.Path, uuid: str, rounds: int) -> dict[str
         "fresh_process": {
             variant: [fresh_process(name, scan, "cuda", uuid, variant) for _ in range(rounds)] for variant in VARIANTS
         },
-        "start_up_stages_s": start_up_stages(name),
+        "start_up_stages_s": stages(name, "cuda"),
     }
 
 

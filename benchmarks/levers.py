@@ -17,25 +17,19 @@ import nibabel as nib
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from app.checkpoint import find_model, load_checkpoint
+from app.engines.torch_engine import Model, TorchSession, load_onto
+from app.inference.body import body_box
 from app.inference.components import keep_largest
 from app.inference.grid import network_grid
-from app.inference.labelling import Findings, label_slices
+from app.inference.labelling import Findings, Labelling
 from app.inference.plan import Plan
-from app.inference.predictor import Model, NetworkPredictor, load_onto
-from app.inference.preprocess import Box, body_box
 from app.organs import ORGANS
 from app.volumes import open_volume
+from benchmarks.whole_slices import whole_slice
 from evaluation import tables
 from evaluation.overlap import dice
-
-
-def whole_slice(inputs: Tensor, *_: Sequence[float]) -> Box:
-    """Takes the place of `body_box`."""
-    height, width = inputs.shape[1:]
-    return slice(0, height), slice(0, width)
 
 
 def segment_without(missing: Sequence[str], model: Model, scan: pathlib.Path) -> tuple[NDArray[np.uint8], Findings]:
@@ -47,14 +41,15 @@ def segment_without(missing: Sequence[str], model: Model, scan: pathlib.Path) ->
     plan = Plan(plan.depth, anchor_step, anchor_step if "scouts" in missing else plan.scout_step)
     grid = network_grid(geometry.shape_zyx[1:], geometry.spacing_zyx_mm[1:], config.spacing_mm)
     mask = np.zeros(geometry.shape, np.uint8, order="F")
-    findings = label_slices(
-        NetworkPredictor(model, grid),
-        volume.slices(),
+    labelling = Labelling(
+        TorchSession(model, grid),
+        config,
         geometry.spacing_zyx_mm,
         geometry.orient(mask),
         plan=plan,
         find_box=whole_slice if "box" in missing else body_box,
     )
+    findings = labelling.run(volume.slices())
     keep_largest(mask)
     return mask, findings
 

@@ -20,8 +20,9 @@ IMPORTS = """
 import pathlib, sys
 import nibabel as nib, numpy as np
 from app.volumes import open_volume
-from app.results import Segmented
+from app.segmentation import ModelInfo, Segmentation
 from app.results.nifti_mask import NiftiMask
+from app.organs import Organ
 scan, mask = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 """
 DICOM_IMPORTS = """
@@ -41,6 +42,7 @@ LABELS = """
 labels = np.zeros(nib.load(scan).shape, np.uint8, order="F")
 labels[100:300, 150:400, ::2] = 1
 labels[300:350, 200:300] = 2
+model = ModelInfo(name="none", version="0", sha256={}, organs=tuple(Organ)[1:])
 """
 PARTS = {
     "read": (
@@ -50,7 +52,9 @@ PARTS = {
     ),
     "write": (
         IMPORTS + LABELS,
-        f'for _ in range({REPEATS}): NiftiMask().write(Segmented(open_volume(scan), labels, "fast", "0", {{}}), mask)',
+        f"for _ in range({REPEATS}):\n    volume = open_volume(scan)\n"
+        "    one = Segmentation(case='scan', volume=volume, mask=labels, model=model)\n"
+        "    NiftiMask().write(one, mask)",
         f"for _ in range({REPEATS}):\n    image = nib.load(scan)\n"
         "    nib.save(nib.Nifti1Image(labels, image.affine, image.header, dtype=np.uint8), mask)",
     ),

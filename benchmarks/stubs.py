@@ -39,8 +39,7 @@ def run_stubs(count: int, folder: pathlib.Path) -> int:
     """Run so many stubs over two workers of this machine; returns how many came back."""
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
     cases = [
-        Case(Scan(f"{i:06d}", folder / f"{i:06d}.nii.gz", no_volume, ".nii.gz"), folder / f"{i:06d}.nii.gz", {})
-        for i in range(count)
+        Case(Scan(f"{i:06d}", folder / f"{i:06d}.nii.gz", no_volume), folder / f"{i:06d}", {}) for i in range(count)
     ]
     came_back = []
     Driver(Nothing(), Needs(memory_mib=100), 2, lambda record: came_back.append(1)).run(cases)

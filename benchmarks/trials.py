@@ -17,8 +17,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from app.checkpoint import find_model, load_checkpoint
-from app.inference.grid import to_scan
-from app.inference.predictor import load_onto
+from app.engines.torch_engine import load_onto
+from app.engines.torch_images import to_scan
 
 SIDE = (192, 256)
 REPEATS = 5

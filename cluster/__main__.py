@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from app.cases import Case, check_output, why_skipped
-from app.cli import DONE, SOME_FAILED, set_up
-from app.errors import AppError
+from app.cases import Case, check_output
+from app.errors import InputError
 from app.options import ModelChoice, Request, options_of_input, options_of_model
-from app.run_log import CaseRecord, append
+from app.process import set_up
+from app.results import finish_all
+from app.run_log import CaseRecord
+from app.work import RunLog, exit_status, settle
 
-log = logging.getLogger("app")
+if TYPE_CHECKING:
+    from cluster.workers import Needs
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,7 +27,7 @@ log = logging.getLogger("app")
 @click.option(
     "--address", help="Of a running Ray cluster, `auto` for the one this machine belongs to; default: start one."
 )
-@click.option("--workers", type=click.IntRange(min=1), help="At most so many; default: what the cluster has room for.")
+@click.option("--workers", type=click.IntRange(min=1), help="At most; default: what the cluster has room for.")
 @click.option("--cpus-per-worker", type=float, default=1, show_default=True)
 @click.option("--gpus-per-worker", type=float, default=0, show_default=True, help="May be a fraction of one card.")
 @click.option("--memory-per-worker", "memory_mib", type=int, default=1500, show_default=True, help="MiB.")
@@ -44,51 +47,61 @@ def main(
     """
     set_up(verbose)
     request, choice = Request.taken_from(options), ModelChoice.taken_from(options)
-    try:
+
+    def command() -> int:
         with request.cases() as (cases, results):
             check_output(request.output)
-            todo, failed = _to_do(request, cases)
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            import ray  # takes a second, and usage errors need none of it
-
-            from app.run import report
-            from cluster.driver import Driver
-            from cluster.workers import Needs, Segmenting
-
-            def on_record(record: CaseRecord) -> None:
-                nonlocal failed
-                failed += record.status == "failed"
-                append(request.output, record)
-                report(record.case, record)
-
+            log, todo = RunLog(request.output), []
+            for case in cases:
+                if record := settle(case, request.resume):
+                    log.add(record)
+                else:
+                    todo.append(case)
             if todo:
-                ray.init(address, log_to_driver=verbose, logging_level=logging.WARNING, include_dashboard=None)
-                needs = Needs(cpus_per_worker, gpus_per_worker, memory_mib)
-                Driver(Segmenting(choice), needs, workers or room(needs), on_record).run(todo)
-            for result in results.values():
-                result.finish(request.output)
-            sys.exit(SOME_FAILED if failed else DONE)
-    except AppError as error:
-        log.error("%s", error)
-        sys.exit(error.exit_code)
+                needs = _start_ray(address, verbose, cpus_per_worker, gpus_per_worker, memory_mib)
+                _drive(todo, choice, needs, workers, log.add)
+            finish_all(results, request.output)
+            return log.exit_status
+
+    sys.exit(exit_status(command))
 
 
-def _to_do(request: Request, cases: Sequence[Case]) -> tuple[list[Case], int]:
-    """The cases that are left, and how many of the others failed before; the log gets a line for each of the others."""
-    todo, failed = [], 0
-    for case in cases:
-        skip = why_skipped(case, request.retry_failed) if request.skip_existing else None
-        if case.scan.not_ct:
-            append(request.output, case.ignored())
-        elif skip:
-            failed += skip.failed_before
-            append(request.output, skip.record(case))
-        else:
-            todo.append(case)
-    return todo, failed
+def _start_ray(address: str | None, verbose: bool, cpus: float, gpus: float, memory_mib: int) -> Needs:
+    """Start a cluster, or join one; what each of its workers needs.
+
+    Raises:
+        InputError: Ray is not installed, or there is no such cluster.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray  # takes a second, and usage errors need none of it
+    except ImportError as error:
+        raise InputError(f"a run on a cluster needs {error.name or 'ray'}; pip install '.[cluster]'") from error
+    try:
+        ray.init(address, log_to_driver=verbose, logging_level=logging.WARNING, include_dashboard=None)
+    except (ConnectionError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise InputError(f"--address {address}: no Ray cluster there ({line})") from error
+    from cluster.workers import Needs
+
+    return Needs(cpus, gpus, memory_mib)
 
 
-def room(needs: Any) -> int:  # noqa: ANN401 (Needs, which imports ray)
+def _drive(
+    cases: Sequence[Case],
+    choice: ModelChoice,
+    needs: Needs,
+    workers: int | None,
+    on_record: Callable[[CaseRecord], None],
+) -> None:
+    """Do the cases on workers that have a model each."""
+    from cluster.driver import Driver
+    from cluster.workers import Segmenting
+
+    Driver(Segmenting(choice), needs, workers or room(needs), on_record).run(cases)
+
+
+def room(needs: Needs) -> int:
     """How many workers the cluster has room for now; at least one."""
     import ray
 

@@ -19,7 +19,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 
 from app.cases import Case
 from app.errors import InputError
-from app.failures import ENDED, MOST_ATTEMPTS, note_failure
+from app.failures import ENDED, MOST_ATTEMPTS, Failure, note_failure
 from app.run_log import CaseRecord
 from cluster.workers import Needs, Work, start_worker
 
@@ -144,7 +144,7 @@ class Driver:
         return node in {one["NodeID"] for one in ray.nodes() if one["Alive"]}
 
     def _failed(self, case: Case, error: str, attempts: int = 1) -> None:
-        note_failure(case.mask_path, case.name, error, attempts)
+        note_failure(case.base, case.name, Failure(error, attempts))
         self._record(CaseRecord(case.name, "failed", error, series_uid=case.scan.series_uid))
 
     def _record(self, record: CaseRecord) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,13 +35,16 @@ class Segmenting:
 
     def load(self) -> Any:  # noqa: ANN401
         """See `Work.load`."""
-        return self.choice.load()
+        begin = time.perf_counter()  # Ray's processes are older than their actors
+        segmenter = self.choice.load()
+        from app.run import CaseRunner
+
+        return CaseRunner(segmenter, time.perf_counter() - begin)
 
     def do(self, loaded: Any, case: Case) -> CaseRecord:  # noqa: ANN401
         """See `Work.do`."""
-        from app.run import predict_case
-
-        return predict_case(loaded, case)
+        record: CaseRecord = loaded.do(case)
+        return record
 
 
 @dataclass(frozen=True)

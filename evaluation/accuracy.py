@@ -83,9 +83,8 @@ def evaluate_case(pair: Pair, protocol: Protocol) -> CaseScores:
 
 
 def volumes_ml(labels: NDArray[np.uint8], geometry: Geometry) -> dict[Organ, float]:
-    """The volume of every organ; a voxel's is its affine's determinant, in a sheared scan too."""
-    voxel_ml = abs(float(np.linalg.det(geometry.oriented_affine[:3, :3]))) / 1000
-    return {organ: float(np.count_nonzero(labels == organ)) * voxel_ml for organ in ORGANS}
+    """The volume of every organ."""
+    return {organ: float(np.count_nonzero(labels == organ)) * geometry.voxel_ml for organ in ORGANS}
 
 
 def evaluate(

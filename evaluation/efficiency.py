@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field
 import psutil
 
 from app.gpu_memory import INTERVAL_S, MIB, nvml_reader, peak_flare2021
-from app.volumes.nifti import extension_of
-from evaluation.names import CHANNEL, case_name
+from app.volumes.nifti import CHANNEL, extension_of
+from evaluation.names import case_name
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -197,13 +197,19 @@ def score(segmenter: Segmenter, variants: Mapping[str, Sequence[Labelled]], prot
 
 def about(segmenters: Mapping[str, Segmenter], protocol: Protocol) -> dict[str, Any]:
     """What the scores depend on beside the scans."""
+    engines = {name: one.engine.about() for name, one in segmenters.items()}
     return {
         "version": __version__,
         "date": datetime.date.today().isoformat(),
         "machine": processor(),
         "protocol": protocol.name,
         "models": {
-            name: {"version": one.model.config.version, "device": str(one.model.device), "sha256": one.sha256}
+            name: {
+                "version": one.model.version,
+                "sha256": dict(one.model.sha256),
+                "device": engines[name].device_name,
+                "precision": engines[name].precision,
+            }
             for name, one in segmenters.items()
         },
     }
@@ -238,7 +244,7 @@ def markdown(facts: Mapping[str, Any], scores: Mapping[str, Scores]) -> str:
             rows.append([model, variant, *cells])
     names = ", ".join(next(iter(scores.values()))["clean"])
     weights = [
-        f"`{name}` {model['version']} on {model['device']}, sha256 "
+        f"`{name}` {model['version']} in {model['precision']} on {model['device']}, sha256 "
         + ", ".join(digest[:12] for digest in model["sha256"].values())
         for name, model in facts["models"].items()
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 
-from app.inference.predictor import CPU_INFO
+from app.host import CPU_INFO
 
 
 def processor() -> str:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pathlib
 import unicodedata
 
-from app.volumes.nifti import extension_of
-
-CHANNEL = "_0000"  # the number of the first channel, which nnU-Net and FLARE add to a scan's name
+from app.volumes.nifti import CHANNEL, extension_of
 
 
 class NamesError(Exception):

@@ -151,7 +151,10 @@ def as_jpeg_lossless(path: pathlib.Path) -> None:
 
 
 def write_enhanced(
-    path: pathlib.Path, hounsfield: NDArray[np.int16], spacing_mm: tuple[float, float, float] = (1.0, 1.0, 3.0)
+    path: pathlib.Path,
+    hounsfield: NDArray[np.int16],
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 3.0),
+    orientation: Sequence[float] = AXIAL,
 ) -> None:
     """Write slices as one enhanced multi-frame file, its frames shuffled."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +165,7 @@ def write_enhanced(
     order = random.Random(1).sample(range(count), count)
     measures, turn, transformation = Dataset(), Dataset(), Dataset()
     measures.PixelSpacing, measures.SliceThickness = [spacing_mm[1], spacing_mm[0]], spacing_mm[2]
-    turn.ImageOrientationPatient = list(AXIAL)
+    turn.ImageOrientationPatient = list(orientation)
     transformation.RescaleSlope, transformation.RescaleIntercept, transformation.RescaleType = 1, -OFFSET, "HU"
     shared = Dataset()
     shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = Items([measures]), Items([turn])
@@ -171,7 +174,7 @@ def write_enhanced(
     frames = []
     for z in order:
         place, frame = Dataset(), Dataset()
-        place.ImagePositionPatient = list(corners(count, spacing_mm[2], AXIAL, 0.0)[z])
+        place.ImagePositionPatient = list(corners(count, spacing_mm[2], orientation, 0.0)[z])
         frame.PlanePositionSequence = Items([place])
         frames.append(frame)
     one.PerFrameFunctionalGroupsSequence = Items(frames)

@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from app.results import Segmented
 from app.results.nifti_mask import NiftiMask
 from app.volumes import Volume, open_volume
+from tests.tiny import segmentation_of
 
 ORIENTATIONS = [
     "".join(codes) for order in itertools.permutations(("LR", "PA", "SI")) for codes in itertools.product(*order)
@@ -51,7 +51,7 @@ def read_volume(path: pathlib.Path) -> NDArray[np.int16]:
 
 def write_mask(mask: NDArray[np.uint8], volume: Volume, path: pathlib.Path) -> None:
     """Write a mask as a run does."""
-    NiftiMask().write(Segmented(volume, mask, "tiny", "1", {}), path)
+    NiftiMask().write(segmentation_of(volume, mask), path)
 
 
 def save(path: pathlib.Path, volume: NDArray[np.generic], affine: NDArray[np.float64] | None = None) -> pathlib.Path:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from app.cases import CaseQueue, find_cases
+from app.case_queue import CaseQueue
+from app.cases import find_cases
 from app.errors import VolumeError
 from app.volumes import FindOptions
 from app.volumes.nifti import NiftiVolume
+from app.work import Resume
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def test_the_first_scan_is_decoded_before_anybody_asks(
 
 def test_what_is_skipped_is_not_opened(folders: tuple[pathlib.Path, pathlib.Path]) -> None:
     (folders[1] / "a.nii.gz").touch()
-    queue = CaseQueue(find_cases(*folders), skip_existing=True)
+    queue = CaseQueue(find_cases(*folders), Resume(skip_existing=True))
     assert [turn.opened is None for turn in queue] == [True, False, False]
     queue.close()
 
@@ -89,7 +91,7 @@ def test_what_is_skipped_is_not_opened(folders: tuple[pathlib.Path, pathlib.Path
 def test_mask_names(tmp_path: pathlib.Path, name: str, expected: str) -> None:
     (tmp_path / name).touch()
     (case,) = find_cases(tmp_path, tmp_path / "out")
-    assert case.mask_path == tmp_path / "out" / expected
+    assert case.outputs == {"nifti": tmp_path / "out" / expected}
 
 
 def test_a_tree_is_mirrored_on_request(tmp_path: pathlib.Path, phantom_path: pathlib.Path) -> None:
@@ -98,6 +100,8 @@ def test_a_tree_is_mirrored_on_request(tmp_path: pathlib.Path, phantom_path: pat
         (source / folder).mkdir(parents=True, exist_ok=True)
         shutil.copy(phantom_path, source / folder / "ct_0000.nii.gz")
     assert [case.name for case in find_cases(source, output)] == ["ct"]
-    found = {case.name: case.mask_path for case in find_cases(source, output, options=FindOptions(recursive=True))}
+    found = {
+        case.name: case.outputs["nifti"] for case in find_cases(source, output, options=FindOptions(recursive=True))
+    }
     names = ["a/b/ct", "a/ct", "c/ct", "ct"]  # not what is in OUTPUT
     assert found == {name: output / f"{name}.nii.gz" for name in names}

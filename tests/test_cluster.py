@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from app.cases import Case, check_output, find_cases
@@ -20,6 +22,7 @@ from app.options import ModelChoice
 from app.run_log import CaseRecord, append
 from app.whole_file import whole_file
 from phantom import write_phantom
+from phantom.dicom import write_series
 from tests.conftest import ROOT
 
 ray = pytest.importorskip("ray")
@@ -88,7 +91,7 @@ def test_masks_survive_nodes_and_processes_that_die(
         records.append(record)
         append(tmp_path, record)
 
-    choice = ModelChoice(None, tiny_weights, "cpu", None, no_postprocess=False)
+    choice = ModelChoice(None, tiny_weights, "auto", "cpu", None, no_postprocess=False)
     driver = Driver(Deadly(choice), Needs(cpus=1, memory_mib=1000), 2, on_record)
 
     def trouble() -> None:
@@ -213,6 +216,58 @@ def test_the_command_line(
     assert sorted(record["status"] for record in records) == ["done"] * 3 + ["failed"] + ["skipped"] * 4
     for name in ("p00", "p01", "p02"):
         assert (tmp_path / "out" / f"{name}.nii.gz").read_bytes() == (plain / f"{name}.nii.gz").read_bytes()
+
+
+def on_cluster(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cluster", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_a_folder_without_ct_is_the_same_usage_error_as_in_a_plain_run(tmp_path: pathlib.Path) -> None:
+    flat = np.zeros((8, 8, 2), np.int16)
+    write_series(tmp_path / "in", flat, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    shown = on_cluster(tmp_path / "in", tmp_path / "out")
+    plain = subprocess.run(
+        [sys.executable, "-m", "app", tmp_path / "in", tmp_path / "out"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert shown.returncode == plain.returncode == 2
+    assert "no CT to segment" in shown.stderr
+    assert shown.stderr == plain.stderr
+
+
+def test_a_log_that_cannot_be_written_is_a_warning_here_too(scans: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Nothing is left to do, so that no cluster is started."""
+    (tmp_path / "run_log.jsonl").mkdir()
+    write_phantom(tmp_path / "p00.nii.gz", None, (8, 8, 2))
+    shown = on_cluster(scans / "p00_0000.nii.gz", tmp_path, "--skip-existing")
+    assert shown.returncode == 0, shown.stderr
+    assert f"WARNING: {tmp_path / 'run_log.jsonl'}: not written (Is a directory)" in shown.stderr
+    assert "p00: skipped, its mask exists" in shown.stderr
+
+
+def test_without_ray_one_line_says_what_to_install(scans: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'ray'\", name='ray')\n")
+    shown = on_cluster(scans / "p00_0000.nii.gz", tmp_path / "out", PYTHONPATH=str(tmp_path))
+    assert shown.returncode == 2
+    assert shown.stderr.splitlines()[-1] == "ERROR: a run on a cluster needs ray; pip install '.[cluster]'"
+    assert "Traceback" not in shown.stderr
+
+
+def test_a_worker_measures_what_a_plain_run_measures(
+    scans: pathlib.Path, tmp_path: pathlib.Path, tiny_weights: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPU memory, and in the first record the time until the model was ready."""
+    monkeypatch.setattr("app.run.nvml_reader", lambda card: contextlib.nullcontext(lambda: 1234))
+    work = Segmenting(ModelChoice(None, tiny_weights, "auto", "cpu", None, no_postprocess=False))
+    loaded = work.load()
+    first, second = (work.do(loaded, case) for case in find_cases(scans, tmp_path)[:2])
+    assert first.status == second.status == "done"
+    assert first.gpu_peak_mib is not None
+    assert first.gpu_peak_mib["flare2021"] == first.gpu_peak_mib["maximum"] == 1234
+    assert first.seconds["start_up"] is not None
+    assert first.seconds["start_up"] > 0
+    assert second.seconds["start_up"] == 0
 
 
 def test_a_model_that_no_worker_can_load_is_one_line(scans: pathlib.Path, tmp_path: pathlib.Path) -> None:

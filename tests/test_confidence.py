@@ -8,12 +8,11 @@ import pathlib
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from scipy.special import softmax
 
 from app.inference.confidence import Confidence
-from app.organs import Organ
+from app.organs import ORGANS, Organ
 from app.segmenter import CHECK_BELOW
 from evaluation.__main__ import main
 
@@ -21,9 +20,9 @@ from evaluation.__main__ import main
 def test_it_is_the_dsc_with_the_references_expectation() -> None:
     slices = np.random.default_rng(0).normal(size=(3, 5, 6, 7)).astype(np.float32) * 3
     slices[:, Organ.SPLEEN] -= 50  # seen nowhere
-    confidence = Confidence()
+    confidence = Confidence(ORGANS)
     for logits in slices:
-        confidence.add(torch.from_numpy(logits))
+        confidence.add(logits)
     found = confidence.of_organs()
     probabilities, labels = softmax(slices.astype(float), axis=1), slices.argmax(axis=1)
     for organ in (Organ.LIVER, Organ.KIDNEYS, Organ.PANCREAS):
@@ -33,9 +32,9 @@ def test_it_is_the_dsc_with_the_references_expectation() -> None:
 
 
 def test_a_sure_network_expects_1_and_one_that_saw_nothing_has_no_opinion() -> None:
-    confidence = Confidence()
+    confidence = Confidence(ORGANS)
     assert set(confidence.of_organs().values()) == {None}
-    confidence.add(50 * torch.eye(5)[:, torch.tensor([[0, 1, 1], [2, 3, 4]])])
+    confidence.add(50 * np.eye(5, dtype=np.float32)[:, np.array([[0, 1, 1], [2, 3, 4]])])
     assert confidence.of_organs() == pytest.approx(dict.fromkeys(confidence.of_organs(), 1.0))
 
 

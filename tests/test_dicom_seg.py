@@ -18,13 +18,14 @@ from pydicom.uid import JPEGLSLossless
 from app.cases import find_cases
 from app.errors import InputError, ResultError
 from app.organs import ORGANS
-from app.results import Segmented, make_results
+from app.results import make_results
 from app.results.dicom_seg import DicomSeg
 from app.run import predict_case
 from app.segmenter import Segmenter
 from app.volumes import open_volume
 from phantom import make_phantom
 from phantom.dicom import AXIAL, write_enhanced, write_series
+from tests.tiny import segmentation_of
 
 SPACING = (4.0, 3.5, 20.0)
 BOTH = make_results(("nifti", "dicom-seg"))
@@ -116,7 +117,7 @@ def test_codes_source_and_algorithm(
     assert codes <= {(organ.snomed, organ.meaning) for organ in ORGANS}
     algorithm = found.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
     assert algorithm.AlgorithmName == "hrnet-ocr-abdomen tiny 1"
-    assert next(iter(segmenter.sha256.values())) in str(algorithm.AlgorithmParameters)
+    assert next(iter(segmenter.model.sha256.values())) in str(algorithm.AlgorithmParameters)
 
 
 def test_a_second_run_replaces_it_with_the_same_uids(
@@ -126,14 +127,14 @@ def test_a_second_run_replaces_it_with_the_same_uids(
     _, path = run(tmp_path, segmenter)
     first = pydicom.dcmread(path)
     (case,) = find_cases(tmp_path / "in", tmp_path / "out", BOTH)
-    assert case.problem is None
+    assert case.scan.problem is None
     assert predict_case(segmenter, case).error is None
     again = pydicom.dcmread(path)
     assert (first.SOPInstanceUID, first.SeriesInstanceUID) == (again.SOPInstanceUID, again.SeriesInstanceUID)
     path.write_bytes(b"somebody else's")
     (case,) = find_cases(tmp_path / "in", tmp_path / "out", BOTH)
-    assert case.problem is not None
-    assert "which this program did not write" in case.problem
+    assert case.scan.problem is not None
+    assert "which this program did not write" in case.scan.problem
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="no dciodvfy (Debian: dicom3tools)")
@@ -158,7 +159,7 @@ def test_nifti_input_is_a_usage_error(phantom_path: pathlib.Path, tmp_path: path
     volume = open_volume(phantom_path)
     mask = np.zeros(volume.geometry.shape, np.uint8, order="F")
     with pytest.raises(ResultError, match="a DICOM segmentation needs a DICOM scan; save nifti instead"):
-        DicomSeg().write(Segmented(volume, mask, "tiny", "1", {}), tmp_path / "x.seg.dcm")
+        DicomSeg().write(segmentation_of(volume, mask), tmp_path / "x.seg.dcm")
 
 
 def test_what_cannot_be_written_is_one_line_and_nothing_is_left(
@@ -168,10 +169,10 @@ def test_what_cannot_be_written_is_one_line_and_nothing_is_left(
     volume = open_volume(tmp_path / "in")
     mask = np.zeros(volume.geometry.shape, np.uint8, order="F")
     with pytest.raises(ResultError, match="no organ was found, and an empty object is not allowed"):
-        DicomSeg().write(Segmented(volume, mask, "tiny", "1", {}), tmp_path / "x.seg.dcm")
+        DicomSeg().write(segmentation_of(volume, mask), tmp_path / "x.seg.dcm")
     mask[20:30, 20:30, 3:5] = 1
     with pytest.raises(ResultError, match=r"nowhere/x\.seg\.dcm: cannot be written .No such file"):
-        DicomSeg().write(Segmented(volume, mask, "tiny", "1", {}), tmp_path / "nowhere" / "x.seg.dcm")
-    DicomSeg().write(Segmented(volume, mask, "tiny", "1", {}), tmp_path / "x.seg.dcm")
+        DicomSeg().write(segmentation_of(volume, mask), tmp_path / "nowhere" / "x.seg.dcm")
+    DicomSeg().write(segmentation_of(volume, mask), tmp_path / "x.seg.dcm")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "x.seg.dcm"]
     assert json.loads(json.dumps(pydicom.dcmread(tmp_path / "x.seg.dcm").to_json_dict()))["00280008"]["Value"] == [2]

@@ -13,9 +13,9 @@ from torch import nn
 
 from app.checkpoint import Checkpoint, bundled_models, load_checkpoint
 from app.cli import main
+from app.engines.torch_engine import Model, TorchEngine, load_onto
 from app.inference.grid import network_grid
-from app.inference.labelling import label_slices
-from app.inference.predictor import Model, NetworkPredictor, load_onto
+from app.inference.labelling import Labelling
 from app.segmenter import Segmenter
 from benchmarks import gpu
 from tests.tiny import CONFIG
@@ -26,7 +26,7 @@ LITTLE_BYTES = 350e6  # 16 inputs of 1024 x 1024 fit, a batch of 16 does not
 
 @pytest.fixture
 def on_gpu(tiny_weights: pathlib.Path) -> Model:
-    return load_onto(load_checkpoint([tiny_weights]), torch.device("cuda"))
+    return load_onto(load_checkpoint(tiny_weights), torch.device("cuda"))
 
 
 class TestOnGpu:
@@ -50,11 +50,12 @@ class TestOnGpu:
         limit, total = torch.cuda.memory_reserved() + LITTLE_BYTES, torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(limit / total)
         try:
-            predictor = NetworkPredictor(on_gpu, network_grid((1024, 1024), (6.0, 6.0), on_gpu.config.spacing_mm), 16)
-            findings = label_slices(predictor, enumerate(volume), (5.0, 6.0, 6.0), labels)
+            grid = network_grid((1024, 1024), (6.0, 6.0), on_gpu.config.spacing_mm)
+            with TorchEngine(on_gpu, {}).session(grid, 16) as session:
+                findings = Labelling(session, on_gpu.config, (5.0, 6.0, 6.0), labels).run(enumerate(volume))
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
-        assert predictor.batch_size < 16
+        assert session.batch_size < 16
         assert findings.network_slices > 0
 
     def test_the_log_tells_the_gpus_memory(self, phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -67,9 +68,10 @@ class TestOnGpu:
 
 @pytest.mark.parametrize(("device", "name"), [("cuda", "paper"), ("cpu", "fast")])
 def test_the_default_model_depends_on_the_device(device: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.segmenter.choose_device", torch.device)
-    monkeypatch.setattr("app.segmenter.load_checkpoint", lambda paths: Checkpoint(CONFIG, nn.Identity(), {}))
-    monkeypatch.setattr("app.segmenter.load_onto", lambda *_: None)
+    monkeypatch.setattr(TorchEngine, "find_device", lambda wanted: wanted)
+    monkeypatch.setattr("app.segmenter.load_checkpoint", lambda path: Checkpoint(CONFIG, {}, {}))
+    model = Model(CONFIG, nn.Identity(), torch.device("cpu"), torch.float32)
+    monkeypatch.setattr("app.engines.torch_engine.load_onto", lambda *_: model)
     asked: list[str] = []
     monkeypatch.setattr("app.segmenter.find_model", asked.append)
     Segmenter.load(device=device)

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from app.checkpoint import Checkpoint
+from app.engines.torch_engine import Model, TorchEngine, best_dtype, choose_batch_size, load_onto, refined_logits
 from app.errors import DeviceError, InferenceError, NoMemoryError
-from app.inference import labelling
 from app.inference.grid import network_grid
-from app.inference.labelling import Findings, OnSlice
-from app.inference.predictor import Model, NetworkPredictor, best_dtype, choose_batch_size, load_onto, refined_logits
-from app.network import HrnetOcrLogits
+from app.inference.labelling import Findings, Labelling, OnSlice
+from app.network import HrnetOcrLogits, build, tensors_of
 from tests.tiny import CONFIG, randomise
 
 SPACING = (3.0, 1.0, 1.0)
@@ -70,9 +69,10 @@ def label_slices(
     on_slice: OnSlice = lambda count: None,
 ) -> Labelled:
     """Label with a model, on the grid that a segmenter would choose."""
-    predictor = NetworkPredictor(placed, network_grid(labels.shape[1:], spacing_mm[1:], CONFIG.spacing_mm), batch_size)
-    findings = labelling.label_slices(predictor, planes, spacing_mm, labels, on_slice)
-    return Labelled(**vars(findings), batch_size=predictor.batch_size)
+    grid = network_grid(labels.shape[1:], spacing_mm[1:], CONFIG.spacing_mm)
+    with TorchEngine(placed, {}).session(grid, batch_size) as session:
+        findings = Labelling(session, CONFIG, spacing_mm, labels).run(planes, on_slice)
+    return Labelled(**vars(findings), batch_size=session.batch_size)
 
 
 def scan(depth: int, seed: int = 0) -> NDArray[np.int16]:
@@ -100,7 +100,7 @@ def test_labels_lie_where_the_brightness_is() -> None:
 @pytest.mark.parametrize("descending", [False, True])
 @pytest.mark.parametrize("batch_size", [2, 3, 7, 20])
 def test_batch_size_and_order_change_no_label(batch_size: int, descending: bool) -> None:
-    network = randomise(CONFIG.build(), seed=5)
+    network = randomise(build(CONFIG), seed=5)
     volume = scan(7)
     volume[:] += np.random.default_rng(1).normal(0, 30, volume.shape).astype(np.int16)
     one_by_one, labels = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.uint8)
@@ -160,7 +160,7 @@ def test_thin_slices_are_interpolated_between_anchors(descending: bool) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_order_and_batch_size_change_no_label_of_thin_slices(batch_size: int) -> None:
-    network = randomise(CONFIG.build(), seed=5)
+    network = randomise(build(CONFIG), seed=5)
     volume = scan(30)
     found = []
     for descending, size in ((False, 4), (True, batch_size)):
@@ -217,7 +217,7 @@ def test_what_a_refused_batch_had_allocated_is_free_again() -> None:
             raise NO_MEMORY[0]
 
     with pytest.raises(NoMemoryError) as refused:
-        refined_logits(model(Full()), [torch.rand(3, 32, 64)])
+        refined_logits(model(Full()), [torch.rand(3, 32, 64)], (slice(0, 32), slice(0, 64)))
     assert allocated[0]() is None
     assert refused.value.__cause__ is NO_MEMORY[0]  # where it was, for the debug log
 
@@ -227,7 +227,7 @@ def test_no_memory_for_the_weights_is_one_clear_line(refusal: Exception, monkeyp
     def full(*_: object, **__: object) -> None:
         raise refusal
 
-    checkpoint = Checkpoint(CONFIG, CONFIG.build(), {})
+    checkpoint = Checkpoint(CONFIG, tensors_of(build(CONFIG).state_dict()), {})
     monkeypatch.setattr(nn.Module, "to", full)
     with pytest.raises(DeviceError, match="cpu: no memory left for the weights; free the GPU or choose device cpu"):
         load_onto(checkpoint, torch.device("cpu"))
@@ -259,7 +259,8 @@ def test_precisions_of_the_cpu_agree() -> None:
     volume = scan(3)
     found = []
     for dtype in (torch.float32, torch.bfloat16):
-        placed = load_onto(Checkpoint(CONFIG, randomise(CONFIG.build(), seed=6), {}), torch.device("cpu"), dtype)
+        tensors = tensors_of(randomise(build(CONFIG), seed=6).state_dict())
+        placed = load_onto(Checkpoint(CONFIG, tensors, {}), torch.device("cpu"), dtype)
         labels = np.zeros(volume.shape, np.uint8)
         label_slices(placed, slices(volume), SPACING, labels)
         found.append(labels)
@@ -267,24 +268,24 @@ def test_precisions_of_the_cpu_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cpu", "width", "dtype"),
+    ("cpu", "dtype"),
     [
-        ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16", 18, torch.bfloat16),
-        ("vendor_id : AuthenticAMD\nflags : avx2", 48, torch.float32),
-        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16", 48, torch.float32),
-        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16", 48, torch.bfloat16),
-        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16", 18, torch.float32),
-        (None, 48, torch.float32),
+        ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16", torch.bfloat16),
+        ("vendor_id : AuthenticAMD\nflags : avx2", torch.float32),
+        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16", torch.float32),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16", torch.bfloat16),
+        ("Features : asimd bf16", torch.float32),
+        (None, torch.float32),
     ],
 )
 def test_the_precision_follows_the_processor(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, cpu: str | None, width: int, dtype: torch.dtype
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, cpu: str | None, dtype: torch.dtype
 ) -> None:
     if cpu is not None:
         (tmp_path / "cpuinfo").write_text(cpu)
-    monkeypatch.setattr("app.inference.predictor.CPU_INFO", tmp_path / "cpuinfo")
-    assert best_dtype(torch.device("cpu"), width) == dtype
-    assert best_dtype(torch.device("cuda"), width) == torch.float16
+    monkeypatch.setattr("app.host.CPU_INFO", tmp_path / "cpuinfo")
+    assert best_dtype(torch.device("cpu")) == dtype
+    assert best_dtype(torch.device("cuda")) == torch.float16
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (2, 65, 127), (1, 2048, 70)])

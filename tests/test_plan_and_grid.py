@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.inference.grid import network_grid, to_grid, to_scan
+from app.engines.torch_images import network_input, to_grid, to_scan, window
+from app.inference.grid import network_grid
 from app.inference.plan import ANCHOR_MM, SCOUT_MM, Plan, neighbour_step, with_neighbours
-from app.inference.preprocess import network_input, window
 
 
 @given(st.integers(1, 12), st.integers(0, 5), st.sampled_from([1, 3, 5, 7]), st.booleans())

@@ -12,11 +12,11 @@ from PIL import Image
 
 from app.cli import main
 from app.organs import ORGANS, Organ
-from app.results import Segmented
 from app.results.preview import Preview, preview
 from app.volumes import open_volume
 from phantom import write_phantom
 from tests.test_statistics import gathered
+from tests.tiny import segmentation_of
 
 
 def picture(folder: pathlib.Path, axes: str, organs: tuple[Organ, ...] = ORGANS) -> np.ndarray:
@@ -26,7 +26,7 @@ def picture(folder: pathlib.Path, axes: str, organs: tuple[Organ, ...] = ORGANS)
     mask = np.asarray(nib.load(label).dataobj).copy(order="F")
     mask[~np.isin(mask, organs)] = 0
     gathering = gathered(volume, volume.geometry.orient(mask))
-    return np.asarray(preview(Segmented(volume, mask, "tiny", "1", {}, "case", gathering))).astype(int)
+    return np.asarray(preview(segmentation_of(volume, mask, gathering=gathering))).astype(int)
 
 
 def places(pixels: np.ndarray, organ: Organ) -> np.ndarray:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from app.cli import main, merge
 from app.errors import InputError
-from app.failures import ENDED, MOST_ATTEMPTS, failure_path, note_failure, read_failure
+from app.failures import ENDED, MOST_ATTEMPTS, Failure, failure_path, note_failure, read_failure
 from app.run_log import read_records
 from app.shards import Shard, best_records
 from phantom import write_phantom
@@ -124,6 +124,49 @@ def test_eight_shards_at_once_do_what_one_run_does(
     assert (tmp_path / "parts" / "run_log.jsonl").read_text().splitlines() == lines
 
 
+def one_done(folder: pathlib.Path) -> pathlib.Path:
+    """An output folder with two logs."""
+    folder.mkdir()
+    for name, case in (("run_log.jsonl", "a"), ("run_log-0001-of-0002.jsonl", "b")):
+        (folder / name).write_text(json.dumps({"case": case, "status": "done"}) + "\n")
+    return folder
+
+
+def test_merge_logs_is_a_command_that_help_shows(tmp_path: pathlib.Path) -> None:
+    for arguments in (["--help"], ["-h"]):
+        shown = CliRunner().invoke(main, arguments)
+        assert shown.exit_code == 0
+        assert "INPUT OUTPUT" in shown.output
+        assert "--skip-existing" in shown.output
+        assert "merge-logs OUTPUT" in shown.output
+    shown = CliRunner().invoke(main, ["merge-logs", "--help"], prog_name="app")
+    assert shown.output.startswith("Usage: app merge-logs [OPTIONS] OUTPUT")
+    shown = CliRunner().invoke(main, ["merge-logs", str(one_done(tmp_path / "out"))])
+    assert shown.exit_code == 0, shown.output
+    assert len((tmp_path / "out" / "run_log.jsonl").read_text().splitlines()) == 2
+    assert CliRunner().invoke(main, ["merge-logs"]).exit_code == 2
+    assert CliRunner().invoke(main, ["merge-logs", str(tmp_path / "missing")]).exit_code == 2
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "dead link"])
+def test_a_command_shadows_no_input_of_its_name(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    output = one_done(tmp_path / "out")
+    source = tmp_path / "merge-logs"
+    if kind == "folder":
+        source.mkdir()
+    elif kind == "file":
+        source.write_text("not a scan")
+    else:
+        source.symlink_to("nowhere")
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(main, ["merge-logs", str(output)]).exit_code == 2
+    assert "merge-logs: no " in caplog.messages[-1]
+    assert len((output / "run_log.jsonl").read_text().splitlines()) == 1
+    assert CliRunner().invoke(main, ["./out", "merge-logs"]).exit_code == 2  # never the second word
+
+
 def test_one_scan_is_not_split_by_an_array(
     scans: pathlib.Path, tmp_path: pathlib.Path, tiny_weights: pathlib.Path
 ) -> None:
@@ -175,7 +218,9 @@ def test_a_case_that_ends_its_process_is_given_up_after_some_attempts(
     for attempt in range(1, MOST_ATTEMPTS + 1):
         shown = subprocess.run([sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, check=False)
         assert shown.returncode == -signal.SIGKILL
-        assert read_failure(tmp_path / "p0.nii.gz") == (ENDED, attempt, attempt < MOST_ATTEMPTS)
+        failure = read_failure(tmp_path / "p0")
+        assert failure == Failure(ENDED, attempt)
+        assert failure.may_be_retried == (attempt < MOST_ATTEMPTS)
     shown = subprocess.run([sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, check=False)
     assert shown.returncode == 1
     assert len(masks(tmp_path)) == 9
@@ -190,7 +235,7 @@ def test_a_polite_end_is_no_attempt(scans: pathlib.Path, tmp_path: pathlib.Path,
     options = [str(scans), str(tmp_path), "--weights", str(tiny_weights), "--device", "cpu", "--skip-existing"]
     process = subprocess.Popen([sys.executable, "-c", code, *options], cwd=ROOT, stderr=subprocess.DEVNULL)
     for _ in range(600):
-        if failure_path(tmp_path / "p0.nii.gz").exists():
+        if failure_path(tmp_path / "p0").exists():
             break
         time.sleep(0.1)
     process.terminate()
@@ -200,7 +245,7 @@ def test_a_polite_end_is_no_attempt(scans: pathlib.Path, tmp_path: pathlib.Path,
 
 def test_a_file_of_others_is_left_alone(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a.failed.json").write_text("somebody's notes")
-    note_failure(tmp_path / "a.nii.gz", "a", "why")
+    note_failure(tmp_path / "a", "a", Failure("why"))
     assert (tmp_path / "a.failed.json").read_text() == "somebody's notes"
 
 

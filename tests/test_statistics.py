@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from app.cli import main
+from app.inference.gathering import Gathering
 from app.organs import ORGANS, Organ
-from app.results import Segmented
-from app.results.gathering import Gathering
 from app.results.statistics import statistics
 from app.volumes import Volume, open_volume
 from phantom import write_phantom
+from tests.tiny import segmentation_of
 
 SHAPE, SPACING = (100, 90, 24), (3.9, 3.7, 11.0)
 AXES = ["LPS", "RAS", "LAS", "SPL", "PIR", "ASR", "RPI"]
@@ -41,7 +41,7 @@ def gathered(volume: Volume, labels_zyx: NDArray[np.uint8], order: int = 1) -> G
 
 def found_by(volume: Volume, mask: NDArray[np.uint8], order: int = 1) -> dict[str, Any]:
     gathering = gathered(volume, volume.geometry.orient(mask), order)
-    return statistics(Segmented(volume, mask, "tiny", "1", {}, "case", gathering))
+    return statistics(segmentation_of(volume, mask, gathering=gathering))
 
 
 def load(folder: pathlib.Path, axes: str) -> tuple[Volume, NDArray[np.uint8], NDArray[np.float64]]:
@@ -108,7 +108,7 @@ def test_removed_components_count_no_more(tmp_path: pathlib.Path) -> None:
     noisy = mask.copy(order="F")
     noisy[0:3, 0:3] = Organ.LIVER
     gathering = gathered(volume, volume.geometry.orient(noisy))
-    row = statistics(Segmented(volume, mask, "tiny", "1", {}, "case", gathering))["organs"]["liver"]
+    row = statistics(segmentation_of(volume, mask, gathering=gathering))["organs"]["liver"]
     assert row["mean_hu"] == pytest.approx(hounsfield[mask == Organ.LIVER].mean(), abs=0.06)
 
 

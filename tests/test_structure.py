@@ -4,38 +4,55 @@ from __future__ import annotations
 
 import ast
 import pathlib
+import shutil
 import subprocess
 import sys
 
+import nibabel as nib
+import numpy as np
 import pytest
 
+from phantom import make_phantom
 from tests.conftest import ROOT
 
 APP = sorted((ROOT / "app").rglob("*.py"))
-WINGS = ("volumes", "inference", "results", "network")
-# From each room of app/ to those that it may import; every room may import errors, organs, hounsfield and version.
+WINGS = ("volumes", "engines", "inference", "results", "network")
+# From each room of app/ to those that it may import; every room may import those in FOR_ALL.
 ARROWS = {
     "": {"segmenter"},  # the package itself, when Segmenter is asked for
-    "__main__": {"cli"},
-    "cli": {"cases", "host", "quick_imports", "options", "results", "run", "run_log", "shards"},
-    "options": {"cases", "inference", "results", "segmenter", "volumes"},
+    "__main__": {"cli", "process", "quick_imports"},
+    "cli": {
+        *("case_queue", "cases", "host", "quick_imports", "options", "process", "results", "run", "run_log", "shards"),
+        *("volumes", "work"),
+    },
+    "options": {"cases", "engines", "quick_imports", "results", "segmenter", "volumes", "work"},
     "shards": {"run_log"},
     "failures": {"whole_file"},
-    "run_log": {"whole_file"},
-    "run": {"cases", "failures", "gpu_memory", "host", "inference", "results", "run_log", "segmenter"},
-    "segmenter": {"checkpoint", "inference", "volumes"},
-    "cases": {"failures", "results", "run_log", "volumes", "whole_file"},
-    "inference": {"checkpoint", "host", "network"},
-    "checkpoint": {"network", "whole_file"},
-    "results": {"run_log", "volumes", "whole_file"},
+    "run_log": {"segmentation", "whole_file"},
+    "run": {
+        *("case_queue", "cases", "failures", "gpu_memory", "host", "inference", "results", "run_log"),
+        *("segmentation", "segmenter", "work"),
+    },
+    "work": {"cases", "failures", "run_log", "volumes"},
+    "case_queue": {"cases", "run_log", "volumes", "work"},
+    "segmenter": {"checkpoint", "engines", "inference", "segmentation", "volumes"},
+    "volumes": {"host"},  # as many processes as CPUs
+    "cases": {"results", "run_log", "volumes", "whole_file"},
+    "results": {"inference", "run_log", "segmentation", "volumes", "whole_file"},
+    "segmentation": {"inference", "results", "volumes"},  # results: late, for `Segmentation.save`
+    "inference": {"checkpoint", "engines", "volumes"},
+    "engines": {"architecture", "checkpoint", "gpu_memory", "host", "network"},
+    "network": {"architecture", "checkpoint"},
+    "checkpoint": {"architecture", "whole_file"},
 }
-FOR_ALL = {"errors", "hounsfield", "organs", "version"}
+FOR_ALL = {"errors", "hounsfield", "organs", "strides", "version"}
 # Which library lives where.
 HOMES = {
     "click": {"cli", "options"},
     "pynvml": {"gpu_memory"},
     "isal": {"volumes.gzip_file"},
-    "nibabel": {"quick_imports", "volumes.nifti", "volumes.nifti_header", "volumes.volume"},
+    "openvino": {"engines.openvino_engine", "engines.openvino_graph"},
+    "nibabel": {"quick_imports", "volumes.memory", "volumes.nifti", "volumes.nifti_header", "volumes.volume"},
     "cc3d": {"inference.components"},
     "safetensors": {"checkpoint"},
     "pydicom": {
@@ -46,19 +63,10 @@ HOMES = {
     "contourpy": {"results.outlines"},
     "PIL": {"results.preview"},
 }
-WITHOUT_TORCH = (
-    "volumes",
-    "results",
-    "cases",
-    "host",
-    "errors",
-    "organs",
-    "gpu_memory",
-    "run_log",
-    "whole_file",
-    "shards",
-    "failures",
-)
+WITH_TORCH = {
+    *("engines.torch_engine", "engines.torch_images", "network", "network.hrnet", "network.hrnet_ocr", "network.ocr"),
+    "network.loading",
+}
 
 
 def module(path: pathlib.Path) -> str:
@@ -111,13 +119,20 @@ def test_the_package_knows_itself_by_relative_imports_only(path: pathlib.Path) -
     }
 
 
+@pytest.mark.parametrize("wing", WINGS)
+def test_a_wing_lists_its_rooms(wing: str) -> None:
+    listed = (ROOT / "app" / wing / "__init__.py").read_text()
+    missing = [p.name for p in (ROOT / "app" / wing).glob("[a-z]*.py") if p.name not in listed]
+    assert not missing
+
+
 @pytest.mark.parametrize(("library", "homes"), HOMES.items())
 def test_each_library_has_its_home(library: str, homes: set[str]) -> None:
     assert {module(p) for p in APP if library in imports(p)[1]} == homes
 
 
-@pytest.mark.parametrize("path", [p for p in APP if room(module(p)) in WITHOUT_TORCH], ids=module)
-def test_what_starts_before_torch_imports_none(path: pathlib.Path) -> None:
+@pytest.mark.parametrize("path", [p for p in APP if module(p) not in WITH_TORCH], ids=module)
+def test_only_the_torch_engine_and_the_network_import_torch(path: pathlib.Path) -> None:
     assert "torch" not in imports(path)[1]
 
 
@@ -127,13 +142,16 @@ def test_importing_the_package_imports_no_torch() -> None:
     assert shown.stdout.startswith("False ")
 
 
-def test_a_run_over_nifti_imports_nothing_for_dicom(phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Where pydicom is installed, nibabel would: an eighth of the start-up."""
-    code = "import atexit, sys; from app.cli import main; atexit.register(lambda: print(*sys.modules)); main()"
+def test_a_run_over_nifti_imports_neither_pydicom_nor_torch(phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Where pydicom is installed, nibabel would: an eighth of the start-up; and openvino its telemetry."""
+    code = (
+        "import atexit, sys; from app.quick_imports import import_nibabel; import_nibabel(); "
+        "from app.cli import main; atexit.register(lambda: print(*sys.modules)); main()"
+    )
     command = [sys.executable, "-c", code, str(phantom_path), str(tmp_path), "--device", "cpu"]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert {"nibabel", "torch"} <= set(shown.stdout.split())
-    assert not {"pydicom", "gdcm", "highdicom", "requests"} & set(shown.stdout.split())
+    assert {"nibabel", "openvino"} <= set(shown.stdout.split())
+    assert not {"pydicom", "gdcm", "highdicom", "requests", "torch", "openvino_telemetry"} & set(shown.stdout.split())
 
 
 def test_garbage_is_collected_again_once_the_libraries_are_imported() -> None:
@@ -174,16 +192,105 @@ def test_what_does_not_ship_builds_on_what_does(wing: str, may_import: set[str])
         assert roots & others <= may_import, path
 
 
-@pytest.mark.parametrize(
-    ("wing", "table", "one"), [("volumes", "FORMATS", "volumes.dicom"), ("results", "RESULTS", "results.dicom_seg")]
-)
-def test_adding_a_format_or_an_output_takes_one_file_and_one_row(wing: str, table: str, one: str) -> None:
-    """As docs/ARCHITECTURE.md promises: only the table of its wing names the module of a format or an output.
+MADE_UP_FORMAT = """
+import pathlib
+from functools import partial
+import numpy as np
+from .read_ahead import ReadAhead
+from .volume import Geometry, Scan
 
-    Outputs in a scan's own format know that format: NIfTI masks and DICOM segmentations.
-    """
-    assert f"\n{table}: dict[str, " in (ROOT / "app" / wing / "__init__.py").read_text()
-    assert {module(p) for p in APP if one in imports(p)[0] and room(module(p)) != "results"} <= {wing}
+class Stacked:
+    accepts = "a stack"
+
+    def claims(self, path, head):
+        return head.startswith(b"STACK")
+
+    def find(self, files, folder, options):
+        return [Scan(path.stem, path, partial(self.open, path)) for path in files]
+
+    def open(self, path):
+        return StackedVolume(path)
+
+class StackedVolume:
+    warnings = ()
+
+    def __init__(self, path):
+        self.path = path
+        self.voxels = np.frombuffer(path.read_bytes()[5:], "<i2").reshape(40, 40, 6)
+        self.geometry = Geometry.of(self.voxels.shape, np.diag([-6.0, -7.0, 40.0, 1.0]))
+
+    def slices(self):
+        planes = ((z, np.ascontiguousarray(self.voxels[:, :, z].T)) for z in range(6))
+        return ReadAhead(planes, depth=2)
+"""
+MADE_UP_OUTPUT = """
+from .result import Result, beside, write_whole
+
+class Count(Result):
+    def path(self, base, mask_extension):
+        return beside(base, ".count.txt")
+
+    def wrote(self, path):
+        return False
+
+    def write(self, segmentation, path):
+        write_whole(path, str(int((segmentation.mask > 0).sum())).encode())
+"""
+ROWS = {  # the one row (and its import), by wing
+    "volumes": [
+        ("from . import dicom, nifti\n", "from . import dicom, nifti, stacked\n"),
+        ('    "nifti": nifti.Nifti(),\n', '    "nifti": nifti.Nifti(),\n    "stacked": stacked.Stacked(),\n'),
+    ],
+    "results": [
+        (
+            '    "nifti": ("nifti_mask", "NiftiMask"),\n',
+            '    "nifti": ("nifti_mask", "NiftiMask"),\n    "count": ("count", "Count"),\n',
+        ),
+    ],
+}
+
+
+def test_adding_a_format_or_an_output_takes_one_file_and_one_row(
+    tmp_path: pathlib.Path, tiny_weights: pathlib.Path
+) -> None:
+    """As docs/ARCHITECTURE.md promises: both are added to a copy of the program, which then reads and writes them."""
+    shutil.copytree(ROOT / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "app" / "volumes" / "stacked.py").write_text(MADE_UP_FORMAT)
+    (tmp_path / "app" / "results" / "count.py").write_text(MADE_UP_OUTPUT)
+    for wing, changes in ROWS.items():
+        table = tmp_path / "app" / wing / "__init__.py"
+        text = table.read_text()
+        for before, after in changes:
+            assert text.count(before) == 1
+            text = text.replace(before, after)
+        table.write_text(text)
+    voxels = make_phantom((40, 40, 6), (6.0, 7.0, 40.0))[0]
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "case.stack").write_bytes(b"STACK" + voxels.astype("<i2").tobytes())
+    options = ["--weights", str(tiny_weights), "--device", "cpu", "--save", "nifti", "--save", "count"]
+    command = [sys.executable, "-m", "app", str(tmp_path / "in"), str(tmp_path / "out"), *options]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    mask = np.asarray(nib.load(tmp_path / "out" / "case.nii.gz").dataobj)
+    assert (tmp_path / "out" / "case.count.txt").read_text() == str(int((mask > 0).sum()))
+    code = (
+        "import sys; from app import Segmenter\n"
+        "mask = Segmenter.load(sys.argv[1], 'cpu').segment(sys.argv[2])\nprint(int((mask > 0).sum()))"
+    )
+    command = [sys.executable, "-c", code, str(tiny_weights), str(tmp_path / "in" / "deep" / "case.stack")]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == [str(int((mask > 0).sum()))]
+
+
+NIFTI_NAMES = (".nii", ".gz", "_0000")
+
+
+@pytest.mark.parametrize("path", [p for p in APP if room(module(p)) not in ("volumes", "results")], ids=module)
+def test_no_room_but_the_format_s_own_knows_how_its_files_are_called(path: pathlib.Path) -> None:
+    """In code; a help text may say what users type."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value
+        assert not (is_text and any(name in node.value for name in NIFTI_NAMES)), node.value
 
 
 def test_the_image_gets_four_things_and_nothing_else() -> None:

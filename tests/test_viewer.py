@@ -23,13 +23,14 @@ from app import run_log
 from app.cli import main
 from app.errors import InputError, ResultError
 from app.organs import ORGANS, Organ
-from app.results import Segmented, make_results, viewer
+from app.results import make_results, viewer
 from app.results.viewer import Viewer
 from app.run_log import CaseRecord
 from app.volumes import open_volume
 from phantom import write_phantom
 from tests.conftest import ROOT
 from tests.test_statistics import gathered
+from tests.tiny import segmentation_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -50,8 +51,7 @@ def page_path(tmp_path_factory: pytest.TempPathFactory, library: None) -> pathli
     write_phantom(image, label, (100, 90, 40), (3.9, 3.7, 6.0), axes="RAI")
     volume, mask = open_volume(image), np.asarray(nib.load(label).dataobj)
     gathering = gathered(volume, volume.geometry.orient(mask))
-    warnings = ("a <b>warning</b>",)
-    case = Segmented(volume, mask, "tiny", "1", {}, "Case <i>7</i> & Co", gathering, warnings=warnings)
+    case = segmentation_of(volume, mask, "Case <i>7</i> & Co", gathering=gathering, intensity_doubt="a <b>warning</b>")
     path = folder / "x.viewer.html"
     Viewer().write(case, path)
     return path

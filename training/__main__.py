@@ -24,6 +24,7 @@ from app.errors import AppError
 from training.cache import DataError
 from training.data import Cases, DataOptions
 from training.engine import Run, Timing
+from training.export import convert as convert_model
 from training.export import export as write_model
 from training.folds import FOLDS
 from training.recipes import Recipe
@@ -273,10 +274,18 @@ def export(
             click.echo(f"{onnx}: ONNX Runtime's logits differ from torch's by {difference:.0e} at most")
     elif name and version and trained_on:
         with errors_in_one_line():
-            for path in write_model(pathlib.Path(source), name, version, trained_on, folder, average_with):
-                click.echo(path)
+            click.echo(write_model(pathlib.Path(source), name, version, trained_on, folder, average_with))
     else:
         raise click.UsageError("expected --name, --version and --trained-on, which travel with the weights; or --onnx")
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=pathlib.Path))
+@click.option("--to", "folder", type=FOLDER, default=WEIGHTS_DIR, show_default="weights/")
+def convert(files: tuple[pathlib.Path, ...], folder: pathlib.Path) -> None:
+    """Write a model of before version 0.7, in one file or in shards, in today's format, with weights in 8 bits."""
+    with errors_in_one_line():
+        click.echo(convert_model(files, folder))
 
 
 @main.command()

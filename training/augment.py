@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from app.inference.preprocess import network_input
+from app.engines.torch_images import network_input
 from app.organs import IGNORE
 from training.photometric import photometric_distortion
 from training.recipes import Crops

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from app.checkpoint import ModelConfig
+from app.engines.torch_images import windowed_slice
 from app.errors import VolumeError
 from app.inference.grid import network_grid
 from app.inference.plan import neighbour_step
-from app.inference.preprocess import windowed_slice
 from app.organs import IGNORE, Organ, bounding_box
 from app.volumes import Volume, open_volume
 from app.whole_file import clear_stale, whole_file

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.inference.predictor import Model
+from app.engines.torch_engine import Model, TorchEngine
 from app.organs import IGNORE, ORGANS, Organ
 from app.segmenter import Segmenter
 from app.volumes import open_volume
@@ -106,7 +106,7 @@ def compare(
                 count_flops(network, recipe.model.channels_in, device) / 1e9,
                 1000 * seconds_per_slice(network, recipe.model.channels_in, device),
                 state.progress.step,
-                mean_dice(Segmenter(model, {}), held_out),
+                mean_dice(Segmenter(TorchEngine(model, {})), held_out),
             )
         )
         print(markdown(rows[-1:]), flush=True)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from app.inference.predictor import best_dtype
+from app.engines.torch_engine import best_dtype
 from app.organs import Organ
 from app.volumes.read_ahead import ReadAhead
 from training.augment import augment
@@ -154,7 +154,7 @@ class Run:
         for norm in frozen_norms(state.network, recipe.optimiser.frozen_norm):
             norm.eval()
         # 16 bits where they are faster; bfloat16 on a GPU too, which needs no scaling of the loss.
-        is_faster = best_dtype(state.device, recipe.model.width) != torch.float32
+        is_faster = best_dtype(state.device) != torch.float32
         with torch.autocast(state.device.type, torch.bfloat16, enabled=is_faster):
             logits = state.parallel_network(inputs.contiguous(memory_format=torch.channels_last))
         loss = segmentation_loss(logits, cropped_labels, recipe.loss)

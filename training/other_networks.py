@@ -11,10 +11,11 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from app.network import LOGITS_STRIDE, HrnetOcrLogits
+from app.network import HrnetOcrLogits
 from app.network.hrnet import he_initialise, resize
 from app.network.ocr import FcnHead
 from app.organs import Organ
+from app.strides import LOGITS_STRIDE
 from training.norms import batch_norms
 
 ENCODERS = ("resnet50", "efficientnet-b3")

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.engines.torch_engine import free_memory
 from app.inference.plan import neighbour_rows
-from app.inference.predictor import free_memory
 from app.organs import IGNORE, ORGANS, Organ
 from training.cache import CachedCase
 from training.recipes import Recipe

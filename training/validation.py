@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from app.checkpoint import ModelConfig
-from app.inference.grid import to_scan
+from app.engines.torch_images import network_input, to_scan
 from app.inference.plan import neighbour_rows
-from app.inference.preprocess import network_input
-from app.network import INPUT_STRIDE
 from app.organs import IGNORE, ORGANS, Organ
+from app.strides import INPUT_STRIDE
 from evaluation.overlap import dice
 from training.cache import CachedCase
 

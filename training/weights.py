@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from app.checkpoint import ModelConfig, bundled_models, find_model, load_checkpoint
+from app.network import build, load
 from training.grow import STEM, fit_input_channels
 from training.other_networks import other_network
 from training.recipes import HRNET_OCR, Recipe
@@ -25,7 +26,7 @@ def build_network(recipe: Recipe) -> nn.Module:
     """The recipe's network, He-initialised if it is HRNet-OCR."""
     if recipe.architecture != HRNET_OCR:
         return other_network(recipe.architecture, recipe.model.channels_in)
-    return recipe.model.build()
+    return build(recipe.model)
 
 
 def bundled_weights(model: str) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -35,7 +36,7 @@ def bundled_weights(model: str) -> tuple[ModelConfig, dict[str, Tensor]]:
         CheckpointError: there is no such model, or its file is damaged.
     """
     checkpoint = load_checkpoint(find_model(model))
-    return checkpoint.config, checkpoint.network.state_dict()
+    return checkpoint.config, load(checkpoint).state_dict()
 
 
 def read_state(path: pathlib.Path) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def trained_network(source: str) -> tuple[ModelConfig, nn.Module]:
         config, weights = run_config(folder, state), averaged_weights(state)
     else:
         config, weights = known_weights(source)
-    network = config.build(initialise=False)
+    network = build(config, initialise=False)
     network.load_state_dict(weights)
     return config, network.eval().requires_grad_(False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import cc3d
 import numpy as np
@@ -11,20 +12,21 @@ from numpy.typing import NDArray
 from ..organs import ORGANS, Organ, bounding_box, voxels_by_plane
 
 
-def keep_largest(mask: NDArray[np.uint8]) -> dict[Organ, int]:
+def keep_largest(mask: NDArray[np.uint8], organs: Sequence[Organ] = ORGANS) -> dict[Organ, int]:
     """Set to background, in place, all voxels of an organ outside its largest components (26-connected).
 
     No component crosses a plane without the organ: works on one stretch between such planes at a time, so that memory
     grows with the organs and not with the scan.
 
     Args:
-        mask: labels 0..4, any axis order.
+        mask: values of `Organ`, any axis order.
+        organs: to look at.
 
     Returns:
         How many components of each organ were removed.
     """
     counts, removed = voxels_by_plane(mask), {}
-    for organ in ORGANS:
+    for organ in organs:
         edges = np.flatnonzero(np.diff(counts[:, organ] > 0, prepend=False, append=False))
         stretches = [mask[..., start:stop] for start, stop in edges.reshape(-1, 2)]
         sizes = [(size, i) for i, part in enumerate(stretches) for size in _component_sizes(part, organ)]

@@ -1,13 +1,10 @@
-"""The network's grid: the way from a scan's slice onto it, and from its logits back to the scan's pixels."""
+"""The grid on which the network sees a scan's slices."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-from torch.nn import functional
-
-from ..network import INPUT_STRIDE
+from ..strides import INPUT_STRIDE
 
 # A network for the scan's own pixels was trained on 0.7 to 1.1 mm. Three scans resampled to 1.4 mm gave a DSC of the
 # pancreas of 0.60 on their own pixels, 0.70 on ones of 1 mm.
@@ -28,15 +25,3 @@ def network_grid(shape_yx: Sequence[int], spacing_yx_mm: Sequence[float], target
     extents = [n * mm / target for n, mm, target in zip(shape_yx, spacing_yx_mm, wanted, strict=True)]
     height, width = (max(1, round(extent / INPUT_STRIDE)) * INPUT_STRIDE for extent in extents)
     return height, width
-
-
-def to_grid(slices: Tensor, grid: Sequence[int]) -> Tensor:
-    """Resample slices (N, C, H, W), float32, to the network's grid; antialiased where that makes them smaller."""
-    if tuple(slices.shape[2:]) == tuple(grid):
-        return slices
-    return functional.interpolate(slices, size=tuple(grid), mode="bilinear", align_corners=False, antialias=True)
-
-
-def to_scan(logits: Tensor, shape_yx: Sequence[int]) -> Tensor:
-    """The inverse of `to_grid`: logits (N, K, h, w), of any resolution -> (N, K, H, W) on the scan's pixels."""
-    return functional.interpolate(logits, size=tuple(shape_yx), mode="bilinear", align_corners=False)

@@ -11,17 +11,19 @@ import numpy as np
 import pydicom
 
 from ..errors import ResultError
-from ..organs import ORGANS, Organ
+from ..organs import Organ
+from ..segmentation import Segmentation
 from ..version import __version__
 from ..volumes.dicom import DicomVolume
 from ..whole_file import whole_file
-from .result import PROGRAM, Result, Segmented, beside
+from .result import PROGRAM, Result, beside
 
 # Of patient and study, required but allowed to be empty (type 2); anonymised series lack them.
 MAY_BE_EMPTY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
     *("AccessionNumber", "ReferringPhysicianName"),
 )
+ENCODED = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")  # what is in an object's character set (PS3.5, 6.1.2.2)
 
 
 class DicomResult(Result):
@@ -38,9 +40,9 @@ class DicomResult(Result):
     series_number: int
     kind: str
 
-    def path(self, mask_path: pathlib.Path) -> pathlib.Path:
+    def path(self, base: pathlib.Path, mask_extension: str | None) -> pathlib.Path:
         """Beside the mask."""
-        return beside(mask_path, self.extension)
+        return beside(base, self.extension)
 
     def wrote(self, path: pathlib.Path) -> bool:
         """Whether this program wrote a file; see `Result.wrote`."""
@@ -50,23 +52,26 @@ class DicomResult(Result):
             return False
         return str(header.get("ManufacturerModelName")) == PROGRAM
 
-    def write(self, segmented: Segmented, path: pathlib.Path) -> None:
+    def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
         """Write the object; see `Result.write`."""
-        if not isinstance(segmented.volume, DicomVolume):
+        if not isinstance(segmentation.volume, DicomVolume):
             raise ResultError(f"{path}: {self.kind} needs a DICOM scan; save nifti instead")
         try:
             with warnings.catch_warnings(action="ignore"):  # about values in the source that do not matter here
-                dataset = self.dataset(segmented, segmented.volume)
-            with whole_file(path) as stream:
-                dataset.save_as(stream, enforce_file_format=True)
+                dataset = self.dataset(segmentation, segmentation.volume)
+                _copy_text(dataset, segmentation.volume)
+                with whole_file(path) as stream:
+                    dataset.save_as(stream, enforce_file_format=True)
         except OSError as error:
             raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
         except (AttributeError, ValueError, TypeError, KeyError) as error:  # the source lacks what DICOM asks for
             line = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ResultError(f"{path}: the series cannot carry {self.kind} ({line}); save nifti instead") from error
+            raise ResultError(
+                f"{path}: the series cannot carry {self.kind} ({line}); repair its headers, or leave this output out"
+            ) from error
 
     @abstractmethod
-    def dataset(self, segmented: Segmented, volume: DicomVolume) -> pydicom.Dataset:
+    def dataset(self, segmentation: Segmentation, volume: DicomVolume) -> pydicom.Dataset:
         """The object.
 
         Raises:
@@ -74,39 +79,62 @@ class DicomResult(Result):
         """
 
 
+def _copy_text(dataset: pydicom.Dataset, volume: DicomVolume) -> None:
+    """Give an object its source's character set, and the text that it has from there byte for byte.
+
+    pydicom decodes more than it can encode again. What this program itself writes is ASCII, which all sets have.
+    """
+    source = pydicom.dcmread(volume.files[0].path, stop_before_pixels=True)
+    stored = {tag: source.get_item(tag).value for tag in dataset.keys() & source.keys()}  # before it is decoded
+    for tag, content in stored.items():
+        element = dataset[tag]
+        if element.VR in ENCODED and isinstance(content, bytes) and element.value == source[tag].value:
+            element.value = content
+    if "SpecificCharacterSet" in source:
+        dataset["SpecificCharacterSet"] = source["SpecificCharacterSet"]
+
+
 def source_headers(volume: DicomVolume) -> list[pydicom.Dataset]:
-    """The headers of the scan's files, each once, in the order of the slices, with what they may lack but not omit."""
+    """The headers of the scan's files, each once, in the order of the slices, with what they may lack but not omit.
+
+    They come without their character set, of which highdicom refuses many that are in use, such as every one with code
+    extensions whose first value is empty (PS3.3, C.12.1.1.2). Their text is decoded by it all the same, and
+    `DicomResult.write` gives it to the object.
+    """
     paths = dict.fromkeys(one.path for one in volume.files)
     sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
     for source in sources:
+        source.pop("SpecificCharacterSet", None)
         for keyword in MAY_BE_EMPTY:
             if keyword not in source:
                 setattr(source, keyword, "")
         if not source.get("SliceThickness"):
-            source.SliceThickness = round(float(np.linalg.norm(volume.geometry.affine[:3, 2])), 4)
+            edges = volume.geometry.affine[:3, :3]
+            area = np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]))
+            source.SliceThickness = round(float(abs(np.linalg.det(edges)) / area), 4)  # along the normal
     return sources
 
 
-def found_organs(segmented: Segmented) -> list[Organ]:
+def found_organs(segmentation: Segmentation) -> list[Organ]:
     """The organs in the mask, in the order of their labels: segment and region 1, 2 ...
 
     Raises:
         ValueError: there is none.
     """
-    found = [organ for organ in ORGANS if segmented.voxels[organ]]
+    found = [organ for organ, count in segmentation.voxels.items() if count]
     if not found:
         raise ValueError("no organ was found, and an empty object is not allowed")
     return found
 
 
-def derived_uid(segmented: Segmented, source: pydicom.Dataset, *what: str) -> str:
+def derived_uid(segmentation: Segmentation, source: pydicom.Dataset, *what: str) -> str:
     """A UID that only the source series, the weights, the program's version and `what` decide."""
-    weights = ",".join(segmented.weights_sha256.values())
+    weights = ",".join(segmentation.model.sha256.values())
     entropy = [str(source.SeriesInstanceUID), weights, __version__, *what]
     uid: Any = pydicom.uid.generate_uid(entropy_srcs=entropy)
     return str(uid)
 
 
-def algorithm_name(segmented: Segmented) -> str:
+def algorithm_name(segmentation: Segmentation) -> str:
     """The program and its model, as DICOM objects name them."""
-    return f"{PROGRAM} {segmented.model} {segmented.model_version}"
+    return f"{PROGRAM} {segmentation.model.name} {segmentation.model.version}"

@@ -10,11 +10,12 @@ import pydicom
 from highdicom.sr import CodedConcept
 from numpy.typing import NDArray
 
-from ..organs import ANATOMICAL_STRUCTURE
+from ..organs import ANATOMICAL_STRUCTURE, listed
+from ..segmentation import Segmentation
 from ..version import __version__
 from ..volumes.dicom import DicomVolume
 from .dicom_result import DicomResult, algorithm_name, derived_uid, found_organs, source_headers
-from .result import PROGRAM, Segmented
+from .result import PROGRAM
 
 SegType = Literal["binary", "labelmap"]
 SOP_CLASSES: dict[SegType, str] = {  # PS3.4, B.5
@@ -39,36 +40,36 @@ class DicomSeg(DicomResult):
     def __init__(self, seg_type: SegType = "binary") -> None:
         self.seg_type = seg_type
 
-    def dataset(self, segmented: Segmented, volume: DicomVolume) -> pydicom.Dataset:
+    def dataset(self, segmentation: Segmentation, volume: DicomVolume) -> pydicom.Dataset:
         """The segmentation as highdicom's object; see `DicomResult.dataset`."""
-        sources, found = source_headers(volume), found_organs(segmented)
+        sources, found = source_headers(volume), found_organs(segmentation)
         numbers = np.zeros(256, np.uint8)
         numbers[found] = np.arange(1, len(found) + 1)  # DICOM counts segments without gaps
         is_binary = self.seg_type == "binary"
         return highdicom.seg.Segmentation(
             source_images=sources,
-            pixel_array=numbers[frames_of(segmented.mask, volume)],
+            pixel_array=numbers[frames_of(segmentation.mask, volume)],
             segmentation_type=self.seg_type.upper(),
-            segment_descriptions=_segments(segmented),
+            segment_descriptions=_segments(segmentation),
             transfer_syntax_uid=pydicom.uid.ExplicitVRLittleEndian if is_binary else RLE,
-            series_instance_uid=self.series_uid(segmented, sources[0]),
+            series_instance_uid=self.series_uid(segmentation, sources[0]),
             series_number=self.series_number + int(sources[0].get("SeriesNumber") or 0),
-            sop_instance_uid=self.instance_uid(segmented, sources[0]),
+            sop_instance_uid=self.instance_uid(segmentation, sources[0]),
             instance_number=1,
             manufacturer=PROGRAM,
             manufacturer_model_name=PROGRAM,
             software_versions=__version__,
             device_serial_number="0",
-            series_description=f"{segmented.model}: liver, kidneys, spleen, pancreas",
+            series_description=f"{segmentation.model.name}: {listed(segmentation.organs)}",
         )
 
-    def instance_uid(self, segmented: Segmented, source: pydicom.Dataset) -> str:
+    def instance_uid(self, segmentation: Segmentation, source: pydicom.Dataset) -> str:
         """The segmentation's own UID, which a report refers to."""
-        return derived_uid(segmented, source, "instance", *self._kind_of_uid())
+        return derived_uid(segmentation, source, "instance", *self._kind_of_uid())
 
-    def series_uid(self, segmented: Segmented, source: pydicom.Dataset) -> str:
+    def series_uid(self, segmentation: Segmentation, source: pydicom.Dataset) -> str:
         """The UID of its series."""
-        return derived_uid(segmented, source, "series", *self._kind_of_uid())
+        return derived_uid(segmentation, source, "series", *self._kind_of_uid())
 
     def class_uid(self) -> str:
         """The UID of its kind of object."""
@@ -78,12 +79,12 @@ class DicomSeg(DicomResult):
         return () if self.seg_type == "binary" else (self.seg_type,)
 
 
-def _segments(segmented: Segmented) -> list[Any]:
+def _segments(segmentation: Segmentation) -> list[Any]:
     algorithm = highdicom.AlgorithmIdentificationSequence(
-        name=algorithm_name(segmented),
+        name=algorithm_name(segmentation),
         version=__version__,
         family=pydicom.sr.codedict.codes.DCM.ArtificialIntelligence,
-        parameters={name: f"sha256 {digest}" for name, digest in segmented.weights_sha256.items()},
+        parameters={name: f"sha256 {digest}" for name, digest in segmentation.model.sha256.items()},
     )
     category = CodedConcept(ANATOMICAL_STRUCTURE[0], "SCT", ANATOMICAL_STRUCTURE[1])
     return [
@@ -96,14 +97,14 @@ def _segments(segmented: Segmented) -> list[Any]:
             algorithm_identification=algorithm,
             display_color=highdicom.color.CIELabColor.from_rgb(*organ.rgb),
         )
-        for number, organ in enumerate(found_organs(segmented), 1)
+        for number, organ in enumerate(found_organs(segmentation), 1)
     ]
 
 
 def frames_of(mask: NDArray[np.uint8], volume: DicomVolume) -> NDArray[np.uint8]:
     """A mask (columns, rows, slices) as (frames, rows, columns), in the order of the source's files and frames."""
     frames = [one.frame for one in volume.files]
-    count = 1 + max(frame if frame is not None else i for i, frame in enumerate(frames))
+    count = len(frames) if frames[0] is None else volume.files[0].frames  # a file may hold several volumes
     labels = np.zeros((count, mask.shape[1], mask.shape[0]), np.uint8)
     for i, (frame, plane) in enumerate(zip(frames, volume.planes_of_files(), strict=True)):
         labels[i if frame is None else frame] = mask[:, :, plane].T

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import pathlib
+from functools import partial
 from typing import Literal
 from xml.etree import ElementTree
 
 from ..organs import ORGANS, Organ
 from ..volumes.nifti_header import Header
 from .nifti_mask import NiftiMask
-from .result import PROGRAM, write_whole
+from .result import PROGRAM, each_by_itself, write_whole
 
 LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL, nifti1.h
 CARET = 30  # NIFTI_ECODE_CARET, nifti1.h: an XML label table, as Connectome Workbench and MITK read it
@@ -35,12 +36,14 @@ class NamedMask(NiftiMask):
 
     def finish(self, output: pathlib.Path) -> None:
         """Write the tables; see `Result.finish`."""
-        for name, text in (
-            ("labels.json", json.dumps(json_table(), indent=1) + "\n"),
-            ("labels.itksnap.txt", itk_snap_table()),
-            ("labels.ctbl", slicer_table()),
-        ):
-            write_whole(output / name, text.encode(), PROGRAM.encode())
+        tables = {
+            output / "labels.json": json.dumps(json_table(), indent=1) + "\n",
+            output / "labels.itksnap.txt": itk_snap_table(),
+            output / "labels.ctbl": slicer_table(),
+        }
+        each_by_itself(
+            (path, partial(write_whole, path, text.encode(), PROGRAM.encode())) for path, text in tables.items()
+        )
 
 
 def caret_table() -> bytes:

@@ -6,12 +6,13 @@ import contextlib
 import pathlib
 
 from ..errors import ResultError
+from ..segmentation import Segmentation
 from ..version import __version__
 from ..volumes.gzip_file import compressing
-from ..volumes.nifti import mask_header
+from ..volumes.nifti import EXTENSIONS, mask_header
 from ..volumes.nifti_header import Header, description
 from ..whole_file import whole_file
-from .result import PROGRAM, Result, Segmented
+from .result import PROGRAM, Result, beside
 
 CHUNK_BYTES = 8 << 20  # compressed at a time
 
@@ -22,19 +23,19 @@ class NiftiMask(Result):
     The header's description names this program, so that a later run knows which masks it may replace.
     """
 
-    def path(self, mask_path: pathlib.Path) -> pathlib.Path:
-        """The mask's own path."""
-        return mask_path
+    def path(self, base: pathlib.Path, mask_extension: str | None) -> pathlib.Path:
+        """Compressed if the scan is; see `Result.path`."""
+        return beside(base, mask_extension or EXTENSIONS[0])
 
     def wrote(self, path: pathlib.Path) -> bool:
         """Whether a file is a mask of this program; see `Result.wrote`."""
         return description(path).startswith(PROGRAM)
 
-    def write(self, segmented: Segmented, path: pathlib.Path) -> None:
+    def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
         """Write the mask, compressed if its name ends with .gz; see `Result.write`."""
-        header, extension = self.header(mask_header(segmented.volume))
+        header, extension = self.header(mask_header(segmentation.volume))
         header["descrip"] = f"{PROGRAM} {__version__}".encode()
-        voxels = segmented.mask.reshape(-1, order="F").data
+        voxels = segmentation.mask.reshape(-1, order="F").data
         try:
             with (
                 whole_file(path) as raw,

@@ -13,11 +13,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..errors import ResultError
 from ..hounsfield import WINDOW
+from ..inference.gathering import Reduced
 from ..organs import ORGANS
-from .gathering import Reduced
+from ..segmentation import Segmentation
 from .outlines import rings
 from .planes import around_organs, best_plane
-from .result import PROGRAM, Result, Segmented, beside, write_whole
+from .result import PROGRAM, Result, beside, write_whole
 
 EXTENSION = ".preview.png"
 WIDTH = 1000  # pixels
@@ -32,9 +33,9 @@ class Preview(Result):
 
     needs_scan = True
 
-    def path(self, mask_path: pathlib.Path) -> pathlib.Path:
+    def path(self, base: pathlib.Path, mask_extension: str | None) -> pathlib.Path:
         """Beside the mask."""
-        return beside(mask_path, EXTENSION)
+        return beside(base, EXTENSION)
 
     def wrote(self, path: pathlib.Path) -> bool:
         """Whether this program wrote a file; see `Result.wrote`."""
@@ -44,12 +45,12 @@ class Preview(Result):
         except (OSError, UnidentifiedImageError):
             return False
 
-    def write(self, segmented: Segmented, path: pathlib.Path) -> None:
+    def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
         """Write the picture; see `Result.write`."""
         about = PngInfo()
         about.add_text("Software", PROGRAM)
         content = io.BytesIO()
-        preview(segmented).save(content, "PNG", pnginfo=about)
+        preview(segmentation).save(content, "PNG", pnginfo=about)
         write_whole(path, content.getvalue())
 
 
@@ -70,14 +71,14 @@ class Plane:
     letters: tuple[str, str]
 
 
-def preview(segmented: Segmented) -> Image.Image:
+def preview(segmentation: Segmentation) -> Image.Image:
     """The picture of a case; a few words where no organ was found."""
-    if segmented.gathering is None:
-        raise ResultError(f"{segmented.case}: a preview needs the scan's values, which were not gathered")
-    rows = [] if segmented.small is None else _rows(segmented.small)
+    if segmentation.gathering is None:
+        raise ResultError(f"{segmentation.case}: a preview needs the scan's values, which were not gathered")
+    rows = [] if segmentation.small is None else _rows(segmentation.small)
     page = Image.new("RGB", (WIDTH, sum(row.height + GAP for row in rows) + 2 * LINE + 2 * GAP), PAPER)
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(FONT)
-    draw.text((GAP, GAP), segmented.case, INK, font)
+    draw.text((GAP, GAP), segmentation.case, INK, font)
     note = "research use, not for diagnosis"
     draw.text((WIDTH - GAP - draw.textlength(note, font), GAP), note, (150, 150, 150), font)
     y = GAP + LINE
@@ -85,9 +86,9 @@ def preview(segmented: Segmented) -> Image.Image:
         page.paste(row, (0, y))
         y += row.height + GAP
     x = float(GAP)
-    for organ in ORGANS:
-        found = f"{segmented.millilitres(organ):.0f} ml" if segmented.voxels[organ] else "not found"
-        text = f"{organ.key} {found}" + (", check" if organ in segmented.check else "")
+    for organ, millilitres in segmentation.volumes_ml.items():
+        found = f"{millilitres:.0f} ml" if millilitres else "not found"
+        text = f"{organ.key} {found}" + (", check" if organ in segmentation.check else "")
         draw.rectangle((x, y + 4, x + 14, y + 18), organ.rgb)
         draw.text((x + 22, y), text, INK, font)
         x += 22 + draw.textlength(text, font) + 30

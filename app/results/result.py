@@ -1,23 +1,19 @@
-"""What an output is made from, and what every output offers."""
+"""What every output offers."""
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterable
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..errors import ResultError
-from ..organs import Organ, organ_voxels
-from ..volumes import Volume
+from ..errors import AppError, ResultError
+from ..segmentation import Segmentation
 from ..whole_file import beside, whole_file
-from .gathering import Gathering, Reduced
 
-__all__ = ["PROGRAM", "Result", "Segmented", "beside", "write_whole"]
+__all__ = ["PROGRAM", "Result", "beside", "each_by_itself", "write_whole"]
+
+log = logging.getLogger(__name__)
 
 PROGRAM = "hrnet-ocr-abdomen"  # what outputs call their maker
 MARKED_BYTES = 256  # within which a file says so
@@ -46,54 +42,25 @@ def write_whole(path: pathlib.Path, content: bytes, mark: bytes | None = None) -
         raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
 
 
-@dataclass(frozen=True)
-class Segmented:
-    """A segmented scan, as outputs see it.
+def each_by_itself(steps: Iterable[tuple[pathlib.Path, Callable[[], None]]]) -> None:
+    """Take every step, whatever becomes of the others.
 
-    Attributes:
-        volume: the scan.
-        mask: labels 0..4 in the volume's stored axis order, uint8, Fortran-contiguous.
-        model: name of the model.
-        model_version: of its weights.
-        weights_sha256: of each weights file.
-        case: its name.
-        gathering: what passed by of the scan; None where no output asked for it.
-        components_removed: of every organ, because they were not its largest.
-        confidence: of the network in every organ, see docs/OUTPUTS.md; None for an organ that it did not see.
-        check: organs of which the network is so unsure that they should be looked at.
-        warnings: what a user should know about the scan or the mask, a sentence each.
+    Args:
+        steps: each with the path that it writes to.
+
+    Raises:
+        ResultError: some failed; the line names the path and the reason of each.
     """
-
-    volume: Volume
-    mask: NDArray[np.uint8]
-    model: str
-    model_version: str
-    weights_sha256: Mapping[str, str]
-    case: str = ""
-    gathering: Gathering | None = None
-    components_removed: Mapping[Organ, int] = field(default_factory=dict)
-    confidence: Mapping[Organ, float | None] = field(default_factory=dict)
-    check: Sequence[Organ] = ()
-    warnings: Sequence[str] = ()
-
-    @cached_property
-    def voxels(self) -> dict[Organ, int]:
-        """Voxels of every organ, 0 where it is missing."""
-        return organ_voxels(self.mask)
-
-    @cached_property
-    def small(self) -> Reduced | None:
-        """The small copy of the scan, see `Gathering.reduced`; several outputs show it."""
-        return None if self.gathering is None else self.gathering.reduced(self.labels_zyx)
-
-    def millilitres(self, organ: Organ) -> float:
-        """The volume of an organ."""
-        return self.voxels[organ] * float(np.prod(self.volume.geometry.spacing_zyx_mm)) / 1000
-
-    @property
-    def labels_zyx(self) -> NDArray[np.uint8]:
-        """The mask as (Z, Y, X) in LPS order, a view."""
-        return self.volume.geometry.orient(self.mask)
+    problems = []
+    for path, step in steps:
+        try:
+            step()
+        except Exception as error:  # a fault in one file is no reason to lose the others
+            log.debug("%s", path, exc_info=error)
+            line = str(error) if isinstance(error, AppError) else f"unexpected {type(error).__name__}: {error}"
+            problems.append(line if line.startswith(str(path)) else f"{path}: {line}")
+    if problems:
+        raise ResultError(" ".join("; ".join(problems).split()))
 
 
 class Result(ABC):
@@ -101,22 +68,27 @@ class Result(ABC):
 
     Attributes:
         needs_dicom: whether the scan must have come as DICOM.
-        needs_scan: whether it is made from the scan's values too, see `Gathering`.
+        needs_scan: whether it is made from the scan's values too, see `inference.gathering.Gathering`.
     """
 
     needs_dicom = False
     needs_scan = False
 
     @abstractmethod
-    def path(self, mask_path: pathlib.Path) -> pathlib.Path:
-        """Where the output of a case goes, given where its NIfTI mask would go."""
+    def path(self, base: pathlib.Path, mask_extension: str | None) -> pathlib.Path:
+        """Where the output of a case goes.
+
+        Args:
+            base: OUTPUT and the case's name, without an extension.
+            mask_extension: of a NIfTI mask, where the scan's own name decides it; None: as this output likes.
+        """
 
     @abstractmethod
     def wrote(self, path: pathlib.Path) -> bool:
         """Whether this program wrote a file, and so may replace it."""
 
     @abstractmethod
-    def write(self, segmented: Segmented, path: pathlib.Path) -> None:
+    def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
         """Write the output of one case, whole or not at all.
 
         Raises:

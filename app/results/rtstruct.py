@@ -11,12 +11,13 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 
-from ..organs import Organ
+from ..organs import Organ, listed
+from ..segmentation import Segmentation
 from ..version import __version__
 from ..volumes.dicom import DicomVolume
 from .dicom_result import MAY_BE_EMPTY, DicomResult, algorithm_name, derived_uid, found_organs, source_headers
 from .outlines import outlines
-from .result import PROGRAM, Segmented
+from .result import PROGRAM
 
 PATIENT_AND_STUDY = (*MAY_BE_EMPTY, "StudyInstanceUID", "StudyDescription", "FrameOfReferenceUID")
 FRAME_OF_REFERENCE_CLASS = "1.2.840.10008.3.1.2.3.1"  # retired, and still what the attribute asks for (C.8.8.5)
@@ -31,9 +32,9 @@ class RtStruct(DicomResult):
 
     extension, series_number, kind = ".rtstruct.dcm", 920, "a structure set"
 
-    def dataset(self, segmented: Segmented, volume: DicomVolume) -> pydicom.Dataset:
+    def dataset(self, segmentation: Segmentation, volume: DicomVolume) -> pydicom.Dataset:
         """The structure set; see `DicomResult.dataset`."""
-        sources, found = source_headers(volume), found_organs(segmented)
+        sources, found = source_headers(volume), found_organs(segmentation)
         source = sources[0]
         one = Dataset()
         for keyword in PATIENT_AND_STUDY:
@@ -41,22 +42,22 @@ class RtStruct(DicomResult):
                 one[keyword] = source[keyword]
         now = datetime.datetime.now(tz=datetime.UTC)
         one.SOPClassUID = pydicom.uid.RTStructureSetStorage
-        one.SOPInstanceUID = derived_uid(segmented, source, "structures")
-        one.SeriesInstanceUID = derived_uid(segmented, source, "structures series")
+        one.SOPInstanceUID = derived_uid(segmentation, source, "structures")
+        one.SeriesInstanceUID = derived_uid(segmentation, source, "structures series")
         one.Modality, one.Manufacturer, one.ManufacturerModelName = "RTSTRUCT", PROGRAM, PROGRAM
         one.SoftwareVersions, one.DeviceSerialNumber = __version__, "0"
         one.SeriesNumber = self.series_number + int(source.get("SeriesNumber") or 0)
-        one.SeriesDescription = f"{segmented.model}: liver, kidneys, spleen, pancreas"
+        one.SeriesDescription = f"{segmentation.model.name}: {listed(segmentation.organs)}"
         one.OperatorsName, one.InstanceNumber, one.PositionReferenceIndicator = "", 1, ""
-        one.StructureSetLabel, one.StructureSetName = "Abdominal organs", algorithm_name(segmented)
+        one.StructureSetLabel, one.StructureSetName = "Abdominal organs", algorithm_name(segmentation)
         one.StructureSetDate, one.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
         one.ApprovalStatus = "UNAPPROVED"
         paths = dict.fromkeys(file.path for file in volume.files)
         images = {path: _reference(header) for path, header in zip(paths, sources, strict=True)}
         one.ReferencedFrameOfReferenceSequence = [_frame_of_reference(source, images.values())]
-        one.StructureSetROISequence = [_region(n, organ, segmented, source) for n, organ in enumerate(found, 1)]
+        one.StructureSetROISequence = [_region(n, organ, segmentation, source) for n, organ in enumerate(found, 1)]
         one.ROIContourSequence = [
-            _outlines(n, organ, segmented.mask, volume, images) for n, organ in enumerate(found, 1)
+            _outlines(n, organ, segmentation.mask, volume, images) for n, organ in enumerate(found, 1)
         ]
         one.RTROIObservationsSequence = [_observation(n, organ) for n, organ in enumerate(found, 1)]
         one.file_meta = FileMetaDataset()
@@ -81,11 +82,11 @@ def _frame_of_reference(source: Dataset, images: Iterable[Dataset]) -> Dataset:
     return frame
 
 
-def _region(number: int, organ: Organ, segmented: Segmented, source: Dataset) -> Dataset:
+def _region(number: int, organ: Organ, segmentation: Segmentation, source: Dataset) -> Dataset:
     item = Dataset()
     item.ROINumber, item.ROIName = number, organ.meaning
     item.ReferencedFrameOfReferenceUID = source.FrameOfReferenceUID
-    item.ROIGenerationAlgorithm, item.ROIGenerationDescription = "AUTOMATIC", algorithm_name(segmented)
+    item.ROIGenerationAlgorithm, item.ROIGenerationDescription = "AUTOMATIC", algorithm_name(segmentation)
     return item
 
 
@@ -103,13 +104,12 @@ def _observation(number: int, organ: Organ) -> Dataset:
 def _outlines(
     number: int, organ: Organ, mask: NDArray[np.uint8], volume: DicomVolume, images: dict[pathlib.Path, Dataset]
 ) -> Dataset:
-    """All outlines of an organ, in patient coordinates."""
-    to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.geometry.affine
+    """All outlines of an organ, each in the plane of the image that it names, which may lie beside the volume's own."""
     contours = []
     for file, plane in zip(volume.files, volume.planes_of_files(), strict=True):
+        steps = file.orientation * np.array(file.spacing_mm)[::-1, None]  # to the next column, to the next row
         for points in outlines(mask[:, :, plane] == organ):
-            index = np.c_[points, np.full(len(points), plane), np.ones(len(points))]
-            millimetres = (index @ to_lps.T)[:, :3]
+            millimetres = file.position + points @ steps
             item, image = Dataset(), Dataset()
             image.update(images[file.path])
             if file.frame is not None:

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ResultError
+from ..inference.gathering import Gathering
 from ..organs import ORGANS, Organ, bounding_box
+from ..segmentation import Segmentation
 from ..version import __version__
-from .gathering import Gathering
-from .result import PROGRAM, Result, Segmented, beside, write_whole
+from .result import PROGRAM, Result, beside, write_whole
 
 EXTENSION, TABLE = ".statistics.json", "statistics.csv"
 PERCENTILES = (5, 50, 95)
@@ -41,17 +42,17 @@ class Statistics(Result):
 
     needs_scan = True
 
-    def path(self, mask_path: pathlib.Path) -> pathlib.Path:
+    def path(self, base: pathlib.Path, mask_extension: str | None) -> pathlib.Path:
         """Beside the mask."""
-        return beside(mask_path, EXTENSION)
+        return beside(base, EXTENSION)
 
     def wrote(self, path: pathlib.Path) -> bool:
         """Whether this program wrote a file; see `Result.wrote`."""
         return bool(read(path))
 
-    def write(self, segmented: Segmented, path: pathlib.Path) -> None:
+    def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
         """Write the JSON file; see `Result.write`."""
-        write_whole(path, (json.dumps(statistics(segmented), indent=1, allow_nan=False) + "\n").encode())
+        write_whole(path, (json.dumps(statistics(segmentation), indent=1, allow_nan=False) + "\n").encode())
 
     def finish(self, output: pathlib.Path) -> None:
         """Write the table of all cases in the folder, those of earlier runs too; see `Result.finish`."""
@@ -75,36 +76,36 @@ def read(path: pathlib.Path) -> Row:
     return found if isinstance(found, dict) and found.get("program") == PROGRAM else {}
 
 
-def statistics(segmented: Segmented) -> Row:
+def statistics(segmentation: Segmentation) -> Row:
     """What the JSON file of a case holds."""
-    gathering, labels = segmented.gathering, segmented.labels_zyx
+    gathering, labels = segmentation.gathering, segmentation.labels_zyx
     if gathering is None:
-        raise ResultError(f"{segmented.case}: statistics need the scan's values, which were not gathered")
+        raise ResultError(f"{segmentation.case}: statistics need the scan's values, which were not gathered")
     organs: dict[str, Row] = {}
-    boxes = organ_boxes(labels)
+    boxes = organ_boxes(labels, segmentation.organs)
     for organ, box in boxes.items():
         organs[organ.key] = _region(labels, organ, box, gathering) | {
-            "components_removed": segmented.components_removed.get(organ, 0),
-            "confidence": _rounded(segmented.confidence.get(organ), 4),
+            "components_removed": segmentation.components_removed.get(organ, 0),
+            "confidence": _rounded(segmentation.confidence.get(organ), 4),
         }
-    means = [organs[organ.key]["mean_hu"] for organ in (Organ.LIVER, Organ.SPLEEN)]
+    liver, spleen = [organs.get(organ.key, {}).get("mean_hu") for organ in (Organ.LIVER, Organ.SPLEEN)]
     return {
         "program": PROGRAM,
         "version": __version__,
-        "model": segmented.model,
-        "model_version": segmented.model_version,
-        "case": segmented.case,
+        "model": segmentation.model.name,
+        "model_version": segmentation.model.version,
+        "case": segmentation.case,
         "organs": organs,
-        "kidneys": _either_kidney(labels, boxes[Organ.KIDNEYS], gathering),
-        "liver_minus_spleen_hu": None if None in means else round(means[0] - means[1], 1),
-        "check": [organ.key for organ in segmented.check],
-        "warnings": list(segmented.warnings),
+        "kidneys": _either_kidney(labels, boxes.get(Organ.KIDNEYS), gathering),
+        "liver_minus_spleen_hu": None if liver is None or spleen is None else round(liver - spleen, 1),
+        "check": [organ.key for organ in segmentation.check],
+        "warnings": list(segmentation.warnings),
     }
 
 
-def organ_boxes(labels_zyx: Labels) -> dict[Organ, Box | None]:
+def organ_boxes(labels_zyx: Labels, organs: Sequence[Organ] = ORGANS) -> dict[Organ, Box | None]:
     """Slices, rows and columns between which every organ lies; None for one that is missing."""
-    lines = {organ: [np.zeros(n, bool) for n in labels_zyx.shape] for organ in ORGANS}
+    lines = {organ: [np.zeros(n, bool) for n in labels_zyx.shape] for organ in organs}
     for z, plane in enumerate(labels_zyx):
         if plane.any():
             for organ, (slices, rows, columns) in lines.items():
@@ -161,8 +162,7 @@ def _tightened(labels: Labels, organ: Organ, box: Box) -> Box | None:
 
 
 def _numbers(voxels: int, hounsfield: NDArray[np.int16], gathering: Gathering) -> Row:
-    voxel_ml = float(np.prod(gathering.geometry.spacing_zyx_mm)) / 1000
-    row: Row = {"volume_ml": round(voxels * voxel_ml, 2), "voxels": voxels}
+    row: Row = {"volume_ml": round(voxels * gathering.geometry.voxel_ml, 2), "voxels": voxels}
     names = ("mean_hu", "sd_hu", *(f"p{p:02d}_hu" if p != 50 else "median_hu" for p in PERCENTILES))
     if not len(hounsfield):
         return row | dict.fromkeys(names)

@@ -8,12 +8,13 @@ import highdicom.sr as sr
 import pydicom
 from pydicom.sr.codedict import codes
 
-from ..organs import Organ
+from ..organs import Organ, listed
+from ..segmentation import Segmentation
 from ..version import __version__
 from ..volumes.dicom import DicomVolume
 from .dicom_result import DicomResult, algorithm_name, derived_uid, found_organs, source_headers
 from .dicom_seg import DicomSeg, SegType
-from .result import PROGRAM, Segmented
+from .result import PROGRAM
 
 MILLILITRE = sr.CodedConcept("ml", "UCUM", "milliliter")
 
@@ -30,49 +31,49 @@ class StructuredReport(DicomResult):
     def __init__(self, seg_type: SegType = "binary") -> None:
         self.segmentation = DicomSeg(seg_type)
 
-    def dataset(self, segmented: Segmented, volume: DicomVolume) -> pydicom.Dataset:
+    def dataset(self, segmentation: Segmentation, volume: DicomVolume) -> pydicom.Dataset:
         """The report as highdicom's object; see `DicomResult.dataset`."""
         sources = source_headers(volume)
-        segments = self._segments_header(segmented, sources[0])
+        segments = self._segments_header(segmentation, sources[0])
         report = sr.MeasurementReport(
-            observation_context=sr.ObservationContext(observer_device_context=_observer(segmented, sources[0])),
+            observation_context=sr.ObservationContext(observer_device_context=_observer(segmentation, sources[0])),
             procedure_reported=codes.LN.CTUnspecifiedBodyRegion,
             imaging_measurements=[
-                _measurement(segmented, number, organ, segments, volume.series_uid)
-                for number, organ in enumerate(found_organs(segmented), 1)
+                _measurement(segmentation, number, organ, segments, volume.series_uid)
+                for number, organ in enumerate(found_organs(segmentation), 1)
             ],
             title=codes.DCM.ImagingMeasurementReport,
         )
         dataset = sr.Comprehensive3DSR(
             evidence=[segments, *sources],
             content=report[0],
-            series_instance_uid=derived_uid(segmented, sources[0], "report series"),
+            series_instance_uid=derived_uid(segmentation, sources[0], "report series"),
             series_number=self.series_number + int(sources[0].get("SeriesNumber") or 0),
-            sop_instance_uid=derived_uid(segmented, sources[0], "report"),
+            sop_instance_uid=derived_uid(segmentation, sources[0], "report"),
             instance_number=1,
             manufacturer=PROGRAM,
             is_complete=True,
         )
         dataset.ManufacturerModelName, dataset.SoftwareVersions = PROGRAM, __version__
         dataset.DeviceSerialNumber = "0"
-        dataset.SeriesDescription = f"{segmented.model}: volumes of liver, kidneys, spleen, pancreas"
+        dataset.SeriesDescription = f"{segmentation.model.name}: volumes of {listed(segmentation.organs)}"
         return dataset
 
-    def _segments_header(self, segmented: Segmented, source: pydicom.Dataset) -> pydicom.Dataset:
+    def _segments_header(self, segmentation: Segmentation, source: pydicom.Dataset) -> pydicom.Dataset:
         """What a reference to the segmentation needs: the source's patient and study, the segmentation's own UIDs."""
         header = copy.copy(source)
         header.SOPClassUID = self.segmentation.class_uid()
-        header.SOPInstanceUID = self.segmentation.instance_uid(segmented, source)
-        header.SeriesInstanceUID = self.segmentation.series_uid(segmented, source)
+        header.SOPInstanceUID = self.segmentation.instance_uid(segmentation, source)
+        header.SeriesInstanceUID = self.segmentation.series_uid(segmentation, source)
         return header
 
 
 def _measurement(
-    segmented: Segmented, number: int, organ: Organ, segments: pydicom.Dataset, source_series: str
+    segmentation: Segmentation, number: int, organ: Organ, segments: pydicom.Dataset, source_series: str
 ) -> sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
-            derived_uid(segmented, segments, "tracking", organ.meaning), organ.meaning
+            derived_uid(segmentation, segments, "tracking", organ.meaning), organ.meaning
         ),
         referenced_segment=sr.ReferencedSegment(
             segments.SOPClassUID,
@@ -82,16 +83,16 @@ def _measurement(
         ),
         finding_type=sr.CodedConcept(organ.snomed, "SCT", organ.meaning),
         measurements=[
-            sr.Measurement(name=codes.SCT.Volume, value=round(segmented.millilitres(organ), 3), unit=MILLILITRE)
+            sr.Measurement(name=codes.SCT.Volume, value=round(segmentation.volumes_ml[organ], 3), unit=MILLILITRE)
         ],
-        algorithm_id=sr.AlgorithmIdentification(algorithm_name(segmented), __version__),
+        algorithm_id=sr.AlgorithmIdentification(algorithm_name(segmentation), __version__),
     )
 
 
-def _observer(segmented: Segmented, source: pydicom.Dataset) -> sr.ObserverContext:
+def _observer(segmentation: Segmentation, source: pydicom.Dataset) -> sr.ObserverContext:
     return sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
-            uid=derived_uid(segmented, source, "device"), name=algorithm_name(segmented), model_name=PROGRAM
+            uid=derived_uid(segmentation, source, "device"), name=algorithm_name(segmentation), model_name=PROGRAM
         ),
     )

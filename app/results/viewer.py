@@ -15,15 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, ResultError
-from ..organs import ORGANS
+from ..inference.gathering import Reduced
+from ..organs import ORGANS, Organ
 from ..run_log import read_records
+from ..segmentation import Segmentation
 from ..version import __version__
 from ..volumes.nifti import small_nifti
-from .gathering import Reduced
 from .planes import around_organs
 from .preview import EXTENSION as PREVIEW
 from .preview import Preview
-from .result import PROGRAM, Result, Segmented, beside, write_whole
+from .result import PROGRAM, Result, beside, write_whole
 from .statistics import statistics
 
 EXTENSION, INDEX = ".viewer.html", "index.html"
@@ -49,9 +50,9 @@ class Viewer(Result):
             raise InputError(f"--save viewer needs NiiVue; fetch it once: python {_page('fetch.py')}")
         self.preview = Preview()
 
-    def path(self, mask_path: pathlib.Path) -> pathlib.Path:
+    def path(self, base: pathlib.Path, mask_extension: str | None) -> pathlib.Path:
         """Beside the mask."""
-        return beside(mask_path, EXTENSION)
+        return beside(base, EXTENSION)
 
     def wrote(self, path: pathlib.Path) -> bool:
         """Whether this program wrote a file; see `Result.wrote`."""
@@ -61,12 +62,12 @@ class Viewer(Result):
         except OSError:
             return False
 
-    def write(self, segmented: Segmented, path: pathlib.Path) -> None:
+    def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
         """Write the page and its thumbnail; see `Result.write`."""
         thumbnail = path.with_name(path.name.removesuffix(EXTENSION) + PREVIEW)
         if not thumbnail.exists() or self.preview.wrote(thumbnail):
-            self.preview.write(segmented, thumbnail)
-        write_whole(path, (MARK + page(segmented)).encode())
+            self.preview.write(segmentation, thumbnail)
+        write_whole(path, (MARK + page(segmentation)).encode())
 
     def finish(self, output: pathlib.Path) -> None:
         """Write the index of all cases in the folder's run log; see `Result.finish`."""
@@ -77,18 +78,18 @@ def _page(name: str) -> Any:  # noqa: ANN401 (importlib's Traversable moved betw
     return resources.files(__package__) / "page" / name
 
 
-def page(segmented: Segmented) -> str:
+def page(segmentation: Segmentation) -> str:
     """The page of a case."""
-    if segmented.gathering is None:
-        raise ResultError(f"{segmented.case}: a viewer needs the scan's values, which were not gathered")
-    small = segmented.small
+    if segmentation.gathering is None:
+        raise ResultError(f"{segmentation.case}: a viewer needs the scan's values, which were not gathered")
+    small = segmentation.small
     if small is None:
-        raise ResultError(f"{segmented.case}: no organ was found, there is nothing to view; save preview or nifti")
-    found = statistics(segmented)
+        raise ResultError(f"{segmentation.case}: no organ was found, there is nothing to view; save preview or nifti")
+    found = statistics(segmentation)
     scan, mask, centre_mm = _volumes(small)
     data = {
-        "case": segmented.case,
-        "about": f"{PROGRAM} {__version__}, model {segmented.model} {segmented.model_version}",
+        "case": segmentation.case,
+        "about": f"{PROGRAM} {__version__}, model {segmentation.model.name} {segmentation.model.version}",
         "warnings": found["warnings"],
         "liver_minus_spleen_hu": found["liver_minus_spleen_hu"],
         "organs": list(_organ_rows(found)),
@@ -98,7 +99,7 @@ def page(segmented: Segmented) -> str:
     }
     text = _page("viewer.html").read_text()
     # NiiVue last: nothing in it is a mark of ours then.
-    text = text.replace("@TITLE@", html.escape(segmented.case)).replace(
+    text = text.replace("@TITLE@", html.escape(segmentation.case)).replace(
         "@DATA@", json.dumps(data).replace("<", "\\u003c")
     )
     return str(text.replace("@NIIVUE@", _page(LIBRARY).read_text()))
@@ -106,9 +107,8 @@ def page(segmented: Segmented) -> str:
 
 def _organ_rows(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What the page's table shows of every organ."""
-    for organ in ORGANS:
-        name = organ.key
-        row = found["organs"][name]
+    for name, row in found["organs"].items():
+        organ = Organ[name.upper()]
         yield {"name": name, "label": int(organ), "colour": organ.rgb, "check": name in found["check"]} | {
             key: row[key] for key in ("volume_ml", "mean_hu", "confidence")
         }

@@ -1,41 +1,73 @@
 """What a scan is, format by format.
 
-volume.py        Geometry, the Volume protocol and Scan: what every format gives
+volume.py        Geometry, the Volume protocol, Scan and the Format protocol: what every format gives
+walk.py          every file of INPUT once, with its first bytes
 nifti.py         NIfTI-1 and NIfTI-2, plain or gzip; nifti_header.py checks their headers
-dicom.py         DICOM series; dicom_slice.py reads headers and pixels, dicom_series.py sorts and checks slices
+dicom.py         DICOM series; dicom_series.py makes them of files, and with it dicom_slice.py (headers and pixels),
+                 dicom_stack.py (what a volume is), dicom_phases.py (several volumes in a series), dicom_names.py
+memory.py        a nibabel image, or an array with its affine
 archive.py       a .zip or .tar.gz of any of these
 gzip_file.py     gzip streams, both ways
 read_ahead.py    a thread that decodes slices before they are asked for
 
-To add a format, write a module with a `find`, whose scans open as a `Volume`, and give it a row in `FORMATS`.
+To add a format, write a module with a class that satisfies `Format`, and give it a row in `FORMATS`.
 """
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections import defaultdict
 
 from ..errors import VolumeError
 from . import dicom, nifti
 from .archive import unpacked
-from .volume import DEFAULT_OPTIONS, FindOptions, Geometry, NameBy, Scan, Slices, Volume
+from .memory import open_image
+from .volume import (
+    DEFAULT_OPTIONS,
+    FindOptions,
+    Format,
+    Geometry,
+    NameBy,
+    NotCt,
+    Ready,
+    Refused,
+    Scan,
+    Slices,
+    Volume,
+    the_only,
+)
+from .walk import files_of, first_bytes
 
 __all__ = [
     "DEFAULT_OPTIONS",
     "FORMATS",
     "FindOptions",
+    "Format",
     "Geometry",
     "NameBy",
+    "NotCt",
+    "Ready",
+    "Refused",
     "Scan",
     "Slices",
     "Volume",
     "find_scans",
+    "format_of",
+    "open_image",
     "open_volume",
     "unpacked",
 ]
 
-# Name of a format -> what finds its scans in a file or folder.
-FORMATS: dict[str, Callable[[pathlib.Path, FindOptions], list[Scan]]] = {"nifti": nifti.find, "dicom": dicom.find}
+# Name of a format -> what reads it. In this order they are asked whether they claim a file.
+FORMATS: dict[str, Format] = {
+    "nifti": nifti.Nifti(),
+    "dicom": dicom.Dicom(),
+}
+
+
+def format_of(path: pathlib.Path, head: bytes = b"") -> str | None:
+    """The name of the format that claims a file, given its first bytes; None where none does."""
+    return next((name for name, candidate in FORMATS.items() if candidate.claims(path, head)), None)
 
 
 def find_scans(source: pathlib.Path, options: FindOptions = DEFAULT_OPTIONS) -> list[Scan]:
@@ -45,22 +77,29 @@ def find_scans(source: pathlib.Path, options: FindOptions = DEFAULT_OPTIONS) -> 
         OSError: the folder cannot be read.
         InputError: a format's library is not installed.
     """
-    return [scan for find in FORMATS.values() for scan in find(source, options)]
+    claimed: dict[str | None, list[pathlib.Path]] = defaultdict(list)
+    for path, head in files_of(source):
+        claimed[format_of(path, head)].append(path)
+    folder = source if source.is_dir() else source.parent
+    named = [(FORMATS[name], claimed[name]) for name in FORMATS if name in claimed]
+    return [scan for reader, files in named for scan in reader.find(files, folder, options)]
 
 
 def open_volume(path: pathlib.Path) -> Volume:
     """Read a scan's geometry and check that it is a CT that can be segmented; its voxels stay in the file.
 
     Args:
-        path: a NIfTI file; or a folder, or a file, that holds one DICOM series.
+        path: a file of any format; or a folder that holds one scan.
 
     Raises:
         VolumeError: it is not; the message says what was found, what is accepted and what to do.
     """
-    if not path.is_dir() and not dicom.is_dicom(path):
-        return nifti.open_nifti(path)
-    scans = [scan for scan in dicom.find(path) if scan.not_ct is None]
-    if len(scans) != 1:
-        names = ", ".join(scan.name for scan in scans[:5]) or "none"
-        raise VolumeError(f"{path}: expected one CT series, found {len(scans)} ({names}); give one series' folder")
-    return scans[0].open()
+    if path.is_dir():
+        return the_only(find_scans(path), path).open()
+    name = format_of(path, first_bytes(path))
+    if name is None:
+        if path.exists() and not path.is_file():
+            raise VolumeError(f"{path}: not a regular file (a pipe, socket or device); copy the scan to a file")
+        expected = " or ".join(reader.accepts for reader in FORMATS.values())
+        raise VolumeError(f"{path}: not a scan; expected {expected}, check its path and name")
+    return FORMATS[name].open(path)

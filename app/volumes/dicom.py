@@ -14,18 +14,26 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, VolumeError
 from ..hounsfield import AIR
+from .dicom_names import EXTENSIONS, is_meant
 from .read_ahead import ReadAhead
 from .volume import (
     DEFAULT_OPTIONS,
     FindOptions,
     Geometry,
+    NotCt,
+    Ready,
+    Refused,
     Scan,
     Slices,
+    State,
+    Volume,
     ahead_of_network,
     implausible,
     is_singular,
+    the_only,
     to_int16,
 )
+from .walk import first_bytes
 
 if TYPE_CHECKING:
     from .dicom_series import Series
@@ -34,46 +42,56 @@ if TYPE_CHECKING:
 PREAMBLE, MAGIC = 128, b"DICM"  # PS3.10, 7.1
 # First elements of files without a preamble, in both byte orders: group 8, element 0, 1, 5, 8 or 16.
 BARE = tuple(bytes([8, 0, element, 0]) for element in (0, 1, 5, 8, 0x16))
-MASK_EXTENSION = ".nii.gz"
 
 
-def is_dicom(path: pathlib.Path) -> bool:
+class Dicom:
+    """DICOM, known by the content of its files; see `Format`."""
+
+    accepts = "DICOM"
+
+    def claims(self, path: pathlib.Path, head: bytes) -> bool:
+        """By the first bytes; also what may be a damaged slice: it cannot be read, is empty or zeros, or is called so.
+
+        A DICOMDIR only lists other files.
+        """
+        if path.name == "DICOMDIR":
+            return False
+        is_blank = not any(head) and (path.is_file() or (path.is_symlink() and not path.exists()))
+        return is_dicom(head) or is_blank or path.suffix.lower() in EXTENSIONS
+
+    def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:
+        """The CT series, wherever their files lie; and what else there is, with the reason why not.
+
+        Raises:
+            InputError: the library that reads them is not installed.
+        """
+        if not any(is_meant(path, files) or is_dicom(first_bytes(path)) for path in files):
+            return []  # a stray file, for which no library is needed
+        try:
+            from . import dicom_series  # takes 0.3 s, and only DICOM needs it
+        except ImportError as error:
+            line = f"{folder}: holds DICOM; install it with DICOM support: hrnet-ocr-abdomen[dicom]"
+            raise InputError(line) from error
+        return [_scan(series) for series in dicom_series.find_series(files, options)]
+
+    def open(self, path: pathlib.Path) -> Volume:
+        """The one CT series in a file."""
+        return the_only(self.find([path], path.parent, DEFAULT_OPTIONS), path).open()
+
+
+def is_dicom(head: bytes) -> bool:
     """Whether a file's first bytes are DICOM's."""
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(PREAMBLE + len(MAGIC))
-    except OSError:
-        return False
-    return head[PREAMBLE:] == MAGIC or head.startswith(BARE)
+    return head[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC or head.startswith(BARE)
 
 
-def find(source: pathlib.Path, options: FindOptions = DEFAULT_OPTIONS) -> list[Scan]:
-    """The CT series in a folder's whole tree, or in one file; and what else is there, with the reason why not.
-
-    Raises:
-        InputError: there are DICOM files, and the library that reads them is not installed.
-    """
-    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
-    files = [path for path in files if not path.name.startswith(".") and path.name != "DICOMDIR" and is_dicom(path)]
-    if not files:
-        return []
-    try:
-        from . import dicom_series  # takes 0.3 s, and only DICOM needs it
-    except ImportError as error:
-        raise InputError(f"{source}: holds DICOM; install it with DICOM support: hrnet-ocr-abdomen[dicom]") from error
-    return [
-        Scan(
-            series.name,
-            series.path,
-            partial(open_series, series),
-            MASK_EXTENSION,
-            series.problem and f"{series.path}: {series.name}: {series.problem}",
-            series.not_ct and f"{series.path}: {series.name}: {series.not_ct}",
-            series.uid,
-            2 * sum(one.shape[0] * one.shape[1] for one in series.slices),
-        )
-        for series in dicom_series.find_series(files, options)
-    ]
+def _scan(series: Series) -> Scan:
+    state: State = Ready()
+    if series.problem:
+        state = Refused(f"{series.path}: {series.name}: {series.problem}")
+    elif series.not_ct:
+        state = NotCt(f"{series.path}: {series.name}: {series.not_ct}")
+    size = 2 * sum(one.shape[0] * one.shape[1] for one in series.slices)
+    return Scan(series.name, series.path, partial(open_series, series), state, series_uid=series.uid, size_bytes=size)
 
 
 def open_series(series: Series) -> DicomVolume:

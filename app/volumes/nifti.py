@@ -7,7 +7,7 @@ the network.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,9 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .gzip_file import Readable, compressed, open_bytes
+from .memory import ImageVolume
 from .nifti_header import Header, checked_header, reading
 from .read_ahead import ReadAhead
-from .volume import DEFAULT_OPTIONS, FindOptions, Geometry, Scan, Slices, Volume, ahead_of_network, is_rigid, to_int16
+from .volume import (
+    FindOptions,
+    Geometry,
+    Ready,
+    Refused,
+    Scan,
+    Slices,
+    Volume,
+    ahead_of_network,
+    is_rigid,
+    to_int16,
+)
 
 EXTENSIONS = (".nii.gz", ".nii")
 CHANNEL = "_0000"  # the number of the first channel, which nnU-Net and FLARE add to a scan's name
@@ -120,22 +132,34 @@ def extension_of(path: pathlib.Path) -> str | None:
     return next((extension for extension in EXTENSIONS if path.name.lower().endswith(extension)), None)
 
 
-def find(source: pathlib.Path, options: FindOptions = DEFAULT_OPTIONS) -> list[Scan]:
-    """The NIfTI files of a folder, of its subfolders if that is asked for; or the one file."""
-    folder = source if source.is_dir() else source.parent
-    paths = sorted(source.rglob("*") if options.recursive else source.iterdir()) if source.is_dir() else [source]
-    return [_scan(path, folder, extension) for path in paths if (extension := extension_of(path))]
+class Nifti:
+    """NIfTI, known by the names of its files; see `Format`."""
+
+    accepts = ".nii.gz or .nii file"
+
+    def claims(self, path: pathlib.Path, head: bytes) -> bool:
+        """By name alone: a damaged scan is to be reported, not passed over."""
+        return extension_of(path) is not None
+
+    def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:
+        """A scan per file; those in subfolders only if that is asked for."""
+        return [_scan(path, folder) for path in files if options.recursive or path.parent == folder]
+
+    def open(self, path: pathlib.Path) -> NiftiVolume:
+        """See `open_nifti`."""
+        return open_nifti(path)
 
 
-def _scan(path: pathlib.Path, folder: pathlib.Path, extension: str) -> Scan:
+def _scan(path: pathlib.Path, folder: pathlib.Path) -> Scan:
+    extension = extension_of(path) or ""
     name = path.name[: len(path.name) - len(extension)].removesuffix(CHANNEL)
-    problem = None if name else f"{path}: nothing is left of its name without {CHANNEL}; rename it"
+    state = Ready() if name else Refused(f"{path}: nothing is left of its name without {CHANNEL}; rename it")
     below = path.relative_to(folder).with_name(name or "_")  # of a mirrored tree
     try:
         size = path.stat().st_size
     except OSError:  # a link that leads nowhere; opening it will say so
         size = 0
-    return Scan(str(below), path, partial(open_nifti, path), extension, problem, size_bytes=size)
+    return Scan(str(below), path, partial(open_nifti, path), state, mask_extension=extension, size_bytes=size)
 
 
 def open_nifti(path: pathlib.Path) -> NiftiVolume:
@@ -153,13 +177,16 @@ def mask_header(volume: Volume) -> Header:
     Args:
         volume: a NIfTI gives qform, sform, their codes and units; any other format the affine, in millimetres.
     """
-    if isinstance(volume, NiftiVolume):
+    if isinstance(volume, (NiftiVolume, ImageVolume)):
         header = volume.header.copy()
         header["cal_min"] = header["cal_max"] = 0  # they are the CT's
     else:
         header = nib.Nifti1Header()
         if is_rigid(volume.geometry.affine):  # a qform cannot shear
             header.set_qform(volume.geometry.affine, code="scanner")
+        else:  # whose product is the volume of a voxel; the sform has the shear
+            lps_axes = volume.geometry.orientation[:, 0]
+            header["pixdim"][1:4] = np.array(volume.geometry.spacing_zyx_mm)[2 - lps_axes]
         header.set_sform(volume.geometry.affine, code="scanner")
         header.set_xyzt_units("mm")
     header.set_data_shape(volume.geometry.shape)

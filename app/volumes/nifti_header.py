@@ -50,13 +50,23 @@ def checked_header(path: pathlib.Path) -> tuple[Header, Geometry, tuple[str, ...
     """
     header = _read_header(path)
     with np.errstate(all="ignore"):
-        shape = _checked_shape(path, header)
         _check_values(path, header)
-        affine, warnings = _checked_affine(path, header)
-    _check_length(path, header, shape)
-    unit_mm = UNIT_MM.get(int(header["xyzt_units"]) & SPACE_UNIT_BITS, 1.0)
-    geometry = Geometry.of(shape, affine, unit_mm)
+    geometry, warnings = checked_geometry(path, header)
+    _check_length(path, header, geometry.shape)
     return header, geometry, (*warnings, *implausible(path, geometry))
+
+
+def checked_geometry(path: pathlib.Path, header: Header) -> tuple[Geometry, tuple[str, ...]]:
+    """The geometry of a header's best affine, and warnings about what does not stop us.
+
+    Raises:
+        VolumeError: it is not that of a 3-D scan.
+    """
+    with np.errstate(all="ignore"):
+        shape = _checked_shape(path, header)
+        affine, warnings = _checked_affine(path, header)
+    unit_mm = UNIT_MM.get(int(header["xyzt_units"]) & SPACE_UNIT_BITS, 1.0)
+    return Geometry.of(shape, affine, unit_mm), warnings
 
 
 def _read_up_to(stream: Readable, size: int) -> bytes:

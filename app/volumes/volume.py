@@ -7,12 +7,11 @@ looks as on a radiologist's screen. Most CT is stored that way, so that its voxe
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
@@ -37,23 +36,32 @@ class Geometry:
     Attributes:
         shape: voxels along the stored axes.
         affine: (4, 4), stored voxel -> patient RAS, in the file's unit.
-        spacing_zyx_mm: distance of slices, rows and columns.
+        spacing_zyx_mm: distance of slices along their normal, of rows and of columns along a pixel's edges. In a
+            sheared volume, such as a tilted gantry gives, the step from a voxel to that of the next slice is longer.
         orientation: (3, 2); row i holds the LPS axis (0 x, 1 y, 2 z) of stored axis i, and -1 where it runs the other
             way.
+        unit_mm: the affine's unit in millimetres.
     """
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
     spacing_zyx_mm: tuple[float, float, float]
     orientation: NDArray[np.int64]
+    unit_mm: float = 1.0
 
     @classmethod
     def of(cls, shape: tuple[int, int, int], affine: NDArray[np.float64], unit_mm: float = 1.0) -> Geometry:
         """The geometry of a volume; `unit_mm` is the affine's unit in millimetres."""
         orientation = ornt_transform(io_orientation(affine), axcodes2ornt("LPS")).astype(np.int64)
-        spacing = voxel_sizes(affine) * unit_mm
-        z, y, x = (float(spacing[axis]) for axis in _stored_axes_zyx(orientation))
-        return cls(shape, affine, (z, y, x), orientation)
+        z, y, x = (affine[:3, axis] * unit_mm for axis in _stored_axes_zyx(orientation))
+        normal = np.cross(x, y)
+        distance = float(abs(z @ normal) / np.linalg.norm(normal))
+        return cls(shape, affine, (distance, float(np.linalg.norm(y)), float(np.linalg.norm(x))), orientation, unit_mm)
+
+    @property
+    def voxel_ml(self) -> float:
+        """The volume of a voxel, ml: the determinant, since a sheared one is smaller than its edges multiplied."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) * self.unit_mm**3 / 1000
 
     @property
     def shape_zyx(self) -> tuple[int, int, int]:
@@ -69,9 +77,7 @@ class Geometry:
         for axis, (lps_axis, direction) in enumerate(self.orientation):
             stored[axis, int(lps_axis)] = direction
             stored[axis, 3] = 0 if direction == 1 else self.shape[axis] - 1
-        z_axis = _stored_axes_zyx(self.orientation)[0]
-        unit_mm = self.spacing_zyx_mm[0] / float(np.linalg.norm(self.affine[:3, z_axis]))
-        return np.diag([unit_mm, unit_mm, unit_mm, 1.0]) @ self.affine @ stored
+        return np.diag([self.unit_mm, self.unit_mm, self.unit_mm, 1.0]) @ self.affine @ stored
 
     @property
     def slowest_is_z(self) -> bool:
@@ -195,6 +201,28 @@ DEFAULT_OPTIONS = FindOptions()
 
 
 @dataclass(frozen=True)
+class Ready:
+    """A scan's state: nothing speaks against trying it."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A scan's state: it cannot be segmented, which is known beforehand; a failed case. `reason` is its line."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class NotCt:
+    """A scan's state: nobody would segment it; listed, and no failure. `reason` is its line."""
+
+    reason: str
+
+
+State = Ready | Refused | NotCt
+
+
+@dataclass(frozen=True)
 class Scan:
     """Something in INPUT that is a scan, or that a user may take for one; not opened yet.
 
@@ -202,9 +230,8 @@ class Scan:
         name: of the case.
         path: the file or folder that messages name.
         open: reads its geometry; raises VolumeError.
-        mask_extension: of its mask's name.
-        problem: a line that says why it cannot be segmented, if that is known beforehand: a failed case.
-        not_ct: a line that says why nobody would segment it: listed, and no failure.
+        state: whether it can be segmented.
+        mask_extension: of its NIfTI mask's name, where the scan's own name decides; None: the output decides.
         series_uid: of a DICOM series.
         size_bytes: about, of what has to be read; 0 if that is not known.
     """
@@ -212,8 +239,69 @@ class Scan:
     name: str
     path: pathlib.Path
     open: Callable[[], Volume]
-    mask_extension: str
-    problem: str | None = None
-    not_ct: str | None = None
+    state: State = Ready()
+    mask_extension: str | None = None
     series_uid: str | None = None
     size_bytes: int = 0
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot be segmented, if that is known beforehand."""
+        return self.state.reason if isinstance(self.state, Refused) else None
+
+    @property
+    def not_ct(self) -> str | None:
+        """Why nobody would segment it."""
+        return self.state.reason if isinstance(self.state, NotCt) else None
+
+
+class Format(Protocol):
+    """How scans are stored. `FORMATS` lists all; a path belongs to the first that claims it."""
+
+    @property
+    def accepts(self) -> str:
+        """What it reads, for a line that says what was expected: `DICOM`."""
+        ...
+
+    def claims(self, path: pathlib.Path, head: bytes) -> bool:
+        """Whether a file is one of this format, as its name and its first `HEAD_BYTES` tell.
+
+        Args:
+            path: the file.
+            head: its first bytes; none where it cannot be read, or is not a regular file.
+        """
+        ...
+
+    def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:
+        """The scans in the files that it claimed, in order of name; what may be taken for a scan too.
+
+        Args:
+            files: at least one.
+            folder: INPUT, or the folder that INPUT lies in.
+            options: how scans are looked for.
+
+        Raises:
+            InputError: a library is missing.
+        """
+        ...
+
+    def open(self, path: pathlib.Path) -> Volume:
+        """The volume in a file that it claims.
+
+        Raises:
+            VolumeError: it is not a CT that can be segmented.
+        """
+        ...
+
+
+def the_only(scans: Sequence[Scan], path: pathlib.Path) -> Scan:
+    """The one CT among the scans of a file or folder.
+
+    Raises:
+        VolumeError: there is none, or more than one.
+    """
+    found = [scan for scan in scans if not isinstance(scan.state, NotCt)]
+    if len(found) != 1:
+        names = ", ".join(scan.name for scan in found[:5]) or "none"
+        raise VolumeError(f"{path}: expected one CT, found {len(found)} ({names}); give the file or folder of one")
+    return found[0]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from app.checkpoint import ModelConfig
 from app.hounsfield import WINDOW
-from app.organs import Organ
+from app.organs import LABELS
 
 HRNET_OCR = "hrnet-ocr"
 
@@ -16,7 +16,7 @@ PAPER_MODEL = ModelConfig(
     name="",
     version="",
     width=48,
-    classes=len(Organ),
+    labels=LABELS,
     channels_in=3,
     ocr_channels=512,
     key_channels=256,

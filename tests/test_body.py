@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
 
-from app.inference.preprocess import body_box
-from app.network import LOGITS_STRIDE
+from app.hounsfield import WINDOW
+from app.inference.body import body_box
+from app.strides import LOGITS_STRIDE
 from phantom import make_phantom
 
-WINDOW = (-125.0, 275.0)
 FAT, MUSCLE, LIVER, BONE = -100.0, 55.0, 110.0, 900.0
 
 
-def drawn(*ellipses: tuple[float, float, float, float, float], noise_hu: float = 0.0) -> torch.Tensor:
+def drawn(*ellipses: tuple[float, float, float, float, float], noise_hu: float = 0.0) -> NDArray[np.float32]:
     """A slice of 256 x 320 pixels as network input; ellipses (y, x, radius y, radius x, HU), the last on top."""
-    y, x = torch.meshgrid(torch.arange(256.0), torch.arange(320.0), indexing="ij")
-    hounsfield = torch.full((256, 320), -1000.0)
+    y, x = np.mgrid[:256, :320]
+    hounsfield = np.full((256, 320), -1000.0, np.float32)
     for cy, cx, ry, rx, level in ellipses:
         hounsfield[((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1] = level
-    hounsfield += noise_hu * torch.randn(256, 320, generator=torch.Generator().manual_seed(0))
-    return ((hounsfield - WINDOW[0]) / (WINDOW[1] - WINDOW[0])).clamp(0, 1)[None]
+    hounsfield += noise_hu * np.random.default_rng(0).standard_normal((256, 320), np.float32)
+    return np.clip((hounsfield - WINDOW[0]) / (WINDOW[1] - WINDOW[0]), 0, 1, dtype=np.float32)[None]
 
 
 PATIENT = ((120, 160, 90, 130, FAT), (120, 160, 60, 90, MUSCLE), (120, 160, 52, 82, FAT), (110, 110, 30, 30, LIVER))
@@ -52,7 +52,7 @@ def test_a_fatty_liver_without_a_wall_is_kept() -> None:
 
 def test_several_slices_share_the_box_that_holds_them_all() -> None:
     other = drawn((40, 40, 25, 25, LIVER))
-    rows, columns = body_box(torch.cat([drawn(*PATIENT), other]), (1.5, 1.5), WINDOW)
+    rows, columns = body_box(np.concatenate([drawn(*PATIENT), other]), (1.5, 1.5), WINDOW)
     assert rows.start <= 15
     assert columns.start <= 15
     assert rows.stop >= 180
@@ -60,7 +60,7 @@ def test_several_slices_share_the_box_that_holds_them_all() -> None:
 
 
 def test_the_whole_slice_where_there_is_no_body() -> None:
-    assert body_box(torch.zeros(2, 64, 96), (1.0, 1.0), WINDOW) == (slice(0, 64), slice(0, 96))
+    assert body_box(np.zeros((2, 64, 96), np.float32), (1.0, 1.0), WINDOW) == (slice(0, 64), slice(0, 96))
 
 
 @pytest.mark.parametrize("spacing", [0.5, 1.5, 5.0])
@@ -69,7 +69,7 @@ def test_cuts_no_organ_and_fits_the_network(seed: int, spacing: float) -> None:
     side = max(32, round(400 / spacing / 32) * 32)
     image, label = make_phantom((side, side, 12), (spacing, spacing, 25.0), seed)
     for z in range(12):
-        inputs = torch.from_numpy(image[:, :, z].T.copy()).float().sub(WINDOW[0]).div(400).clamp(0, 1)[None]
+        inputs = np.clip((image[:, :, z].T.astype(np.float32) - WINDOW[0]) / 400, 0, 1)[None]
         box = body_box(inputs, (spacing, spacing), WINDOW)
         for part in box:
             assert (part.stop - part.start) % 32 == 0

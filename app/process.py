@@ -1,0 +1,57 @@
+"""The process around a command: its streams, its logging, its signals, and its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+
+_log = logging.getLogger(__package__)
+
+
+def set_up(verbose: bool) -> None:
+    """Streams, logging and signals of a process that segments."""
+    _open_standard_streams()
+    _set_up_logging(verbose)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _terminate)
+
+
+def _open_standard_streams() -> None:
+    """Open what the caller closed (`2>&-`) onto nothing: a mask must not become file descriptor 2."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 (for the process's life)
+
+
+def _set_up_logging(verbose: bool) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    _log.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _terminate(number: int, _frame: object) -> None:
+    """Unwind the stack, so that no partial file stays behind; a container's first process ignores SIGTERM otherwise."""
+    sys.exit(128 + number)
+
+
+def leave(status: object) -> None:
+    """End the process without the interpreter's teardown. Call only when everything is written and closed.
+
+    Returns where that might lose something: output that cannot be written, or a message in place of a status.
+    """
+    if status is not None and not isinstance(status, int):
+        return
+    try:
+        logging.shutdown()
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the caller closed it
+            stream.flush()
+    except (OSError, ValueError):
+        return
+    os._exit(status or 0)

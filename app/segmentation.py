@@ -1,0 +1,129 @@
+"""The one record of a segmented scan: outputs are made from it, the log's line is, and Python callers get it."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .inference.gathering import Gathering, Reduced
+from .organs import Organ, listed, organ_voxels
+from .volumes import Volume
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """Which model segmented a scan.
+
+    Attributes:
+        name: of the model.
+        version: of its weights.
+        sha256: of its weights file, by name.
+        organs: that it knows, in the order of its labels.
+    """
+
+    name: str
+    version: str
+    sha256: Mapping[str, str]
+    organs: tuple[Organ, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """A segmented scan.
+
+    Attributes:
+        case: its name.
+        volume: the scan.
+        mask: values of `Organ`, uint8, in the scan's stored axis order and shape, Fortran-contiguous.
+        model: which model made it.
+        confidence: of the network in every organ, see docs/OUTPUTS.md; None for an organ that it did not see.
+        check: organs of which the network is so unsure that they should be looked at.
+        components_removed: of every organ, because they were not its largest; empty without postprocessing.
+        intensity_doubt: a sentence if the scan's values do not look like Hounsfield units.
+        gathering: what passed by of the scan; None where no output asked for it.
+        network_slices: slices that went through the network.
+        batch_size: slices that went through it at a time, at most.
+        seconds: by stage.
+    """
+
+    case: str
+    volume: Volume
+    mask: NDArray[np.uint8]
+    model: ModelInfo
+    confidence: Mapping[Organ, float | None] = field(default_factory=dict)
+    check: tuple[Organ, ...] = ()
+    components_removed: Mapping[Organ, int] = field(default_factory=dict)
+    intensity_doubt: str | None = None
+    gathering: Gathering | None = None
+    network_slices: int = 0
+    batch_size: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def organs(self) -> tuple[Organ, ...]:
+        """The organs that the model knows."""
+        return self.model.organs
+
+    @cached_property
+    def voxels(self) -> dict[Organ, int]:
+        """Voxels of every organ, 0 where it is missing."""
+        counts = organ_voxels(self.mask)
+        return {organ: counts[organ] for organ in self.organs}
+
+    @cached_property
+    def volumes_ml(self) -> dict[Organ, float]:
+        """Millilitres of every organ, 0 where it is missing."""
+        return {organ: count * self.volume.geometry.voxel_ml for organ, count in self.voxels.items()}
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know about the scan or the mask, a sentence each."""
+        return (*self.volume.warnings, *self._doubts())
+
+    def _doubts(self) -> Iterator[str]:
+        if self.intensity_doubt:
+            yield self.intensity_doubt
+        if missing := [organ.key for organ, count in self.voxels.items() if not count]:
+            yield f"no {', no '.join(missing)} found; check that this is an abdominal CT"
+        for organ, ml in self.volumes_ml.items():
+            if ml > organ.largest_ml:
+                yield (
+                    f"{organ.key} of {ml:.0f} ml, larger than any known ({organ.largest_ml} ml); "
+                    "check the scan's spacing and intensities"
+                )
+        for organ in self.check:
+            yield f"check the {organ.key}: the network is unsure of it (confidence {self.confidence[organ]:.2f})"
+
+    @property
+    def labels_zyx(self) -> NDArray[np.uint8]:
+        """The mask as (Z, Y, X) in LPS order, a view."""
+        return self.volume.geometry.orient(self.mask)
+
+    @cached_property
+    def small(self) -> Reduced | None:
+        """The small copy of the scan, see `Gathering.reduced`; several outputs show it."""
+        return None if self.gathering is None else self.gathering.reduced(self.labels_zyx)
+
+    def save(self, path: str | os.PathLike[str], output: str = "nifti") -> None:
+        """Write one output, whole or not at all; a file of that name is replaced.
+
+        Args:
+            path: of the file.
+            output: a name of `results.RESULTS`, such as `nifti`, `statistics` or `dicom-seg`.
+
+        Raises:
+            InputError: the output's library is not installed.
+            ResultError: it cannot be written, or the scan's format does not allow it.
+        """
+        from .results import make_results  # outputs know the record, so the record asks for them late
+
+        make_results([output])[output].write(self, pathlib.Path(path))
+
+    def __str__(self) -> str:
+        return f"{self.case}: {listed(self.organs)} by {self.model.name} {self.model.version}"

@@ -1,0 +1,83 @@
+"""Scans in memory: nibabel images and arrays."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.spatialimages import SpatialImage
+from numpy.typing import NDArray
+
+from ..errors import VolumeError
+from .nifti_header import Header, checked_geometry
+from .read_ahead import ReadAhead
+from .volume import Geometry, Slices, ahead_of_network, implausible, to_int16
+
+
+@dataclass(frozen=True)
+class ImageVolume:
+    """A nibabel image; see `Volume`.
+
+    Attributes:
+        path: of the file that the image was loaded from, or a word that stands for it in messages.
+        header: of NIfTI, with the image's affine.
+        geometry: of it.
+        warnings: what is odd about it but does not stop us.
+        voxels: Hounsfield units in stored axis order; may be nibabel's proxy of a file.
+    """
+
+    path: pathlib.Path
+    header: Header
+    geometry: Geometry
+    warnings: tuple[str, ...]
+    voxels: Any
+
+    def slices(self) -> Slices:
+        """Start decoding; see `Volume.slices`."""
+        return ReadAhead(self._decode(), depth=ahead_of_network(self.geometry.shape_zyx))
+
+    def _decode(self) -> Generator[tuple[int, NDArray[np.int16]], None, None]:
+        oriented = self.geometry.orient(np.asanyarray(self.voxels).reshape(self.geometry.shape))
+        for z, plane in enumerate(oriented):
+            yield z, np.ascontiguousarray(to_int16(plane))
+
+
+def open_image(image: Any, affine: Any = None) -> ImageVolume:  # noqa: ANN401 (nibabel is not typed)
+    """Check that an image, or an array of Hounsfield units with its affine, is a CT that can be segmented.
+
+    Args:
+        image: a nibabel image; or an array (X, Y, Z) of any number type.
+        affine: (4, 4), voxel -> patient RAS, mm; for an array.
+
+    Raises:
+        VolumeError: it is not.
+    """
+    if isinstance(image, SpatialImage):
+        if affine is not None:
+            raise VolumeError("image: an affine was given besides a nibabel image, which has its own; leave it out")
+        path = pathlib.Path(image.get_filename() or "image")
+        voxels, affine = image.dataobj, image.affine
+        header = nib.Nifti1Header.from_header(image.header, check=False)
+    else:
+        path, voxels, header = pathlib.Path("array"), np.asarray(image), nib.Nifti1Header()
+        if affine is None or np.shape(affine) != (4, 4):
+            raise VolumeError(
+                f"{path}: expected its affine, (4, 4), voxel -> patient RAS in mm; got {np.shape(affine) or None}"
+            )
+        header.set_xyzt_units("mm")
+    kind = getattr(voxels, "dtype", np.dtype(object)).kind
+    if kind not in "iuf":
+        raise VolumeError(f"{path}: expected Hounsfield units as integers or floats, got an array of kind '{kind}'")
+    shape = np.shape(voxels)
+    if max(shape, default=0) > np.iinfo(np.int16).max:
+        raise VolumeError(f"{path}: expected a 3-D CT, got shape {shape}; cut it to the abdomen")
+    header.set_data_shape(shape)
+    if not isinstance(image, nib.Nifti1Pair):  # other headers have no place for an affine
+        header.set_sform(np.asarray(affine, np.float64), code="scanner")
+        header["pixdim"][1:4] = np.linalg.norm(np.asarray(affine, np.float64)[:3, :3], axis=0)
+    geometry, warnings = checked_geometry(path, header)
+    return ImageVolume(path, header, geometry, (*warnings, *implausible(path, geometry)), voxels)
