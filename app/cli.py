@@ -14,7 +14,8 @@ import click
 
 from . import quick_imports  # before what imports nibabel
 from .case_queue import CaseQueue
-from .cases import Case, check_output
+from .cases import Case, check_output, check_outputs
+from .errors import ResultError
 from .host import seconds_since_process_start
 from .options import ModelChoice, Request, options_of_input, options_of_model
 from .process import leave, set_up
@@ -23,7 +24,8 @@ from .run_log import RUN_LOG
 from .shards import Shard, merge_logs
 from .version import __version__
 from .volumes import Ready
-from .work import DONE, RunLog, exit_status
+from .whole_file import printable
+from .work import DONE, RunLog, exit_status, finish
 
 _log = logging.getLogger(__package__)
 
@@ -101,7 +103,12 @@ def _list(cases: list[Case]) -> int:
     """Print what would become of every case."""
     for case in cases:
         state = case.scan.state
-        click.echo(f"{case.name}  {case.scan.path}  {'to be segmented' if isinstance(state, Ready) else state.reason}")
+        line = "to be segmented" if isinstance(state, Ready) else state.reason
+        try:
+            check_outputs(case)
+        except ResultError as error:
+            line = str(error) if isinstance(state, Ready) else line
+        click.echo(printable(f"{case.name}  {case.scan.path}  {line}"))
     return DONE
 
 
@@ -131,9 +138,7 @@ def _segment(request: Request, choice: ModelChoice, cases: list[Case], results: 
             if sys.stderr.isatty():
                 run.progress = _progress_bar
             run.do(queue)
-        for result in results.values():
-            result.finish(request.output)
-        return log.exit_status
+        return max(log.exit_status, finish(results, request.output))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -145,10 +150,8 @@ def merge(output: pathlib.Path, save: tuple[str, ...]) -> None:
 
     def command() -> int:
         count = merge_logs(output)
-        for result in make_results(save).values() if save else ():
-            result.finish(output)
         click.echo(f"{output / RUN_LOG}: {count} cases")
-        return DONE
+        return finish(make_results(save) if save else {}, output)
 
     sys.exit(exit_status(command))
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from .cases import Case
 from .errors import AppError
 from .failures import clear_failure, note_attempt, read_failure
+from .results import Result
 from .run_log import RUN_LOG, CaseRecord, append
 from .volumes import NotCt
 
@@ -48,7 +48,7 @@ def settle(case: Case, resume: Resume) -> CaseRecord | None:
         return CaseRecord(case.name, "ignored", case.scan.state.reason, series_uid=case.scan.series_uid)
     if not resume.skip_existing:
         return None
-    if all(map(os.path.exists, case.outputs.values())):
+    if all(case.results[name].is_whole(path) for name, path in case.outputs.items()):
         return CaseRecord(case.name, "skipped")
     failure = read_failure(case.base)
     if failure and not failure.may_be_retried and not resume.retry_failed:
@@ -104,6 +104,18 @@ class RunLog:
     def exit_status(self) -> int:
         """Of the process, if nothing else goes wrong."""
         return SOME_FAILED if self.failed else DONE
+
+
+def finish(results: Mapping[str, Result], output: pathlib.Path) -> int:
+    """Write what belongs to the whole folder, each kind by itself; the exit status."""
+    status = DONE
+    for result in results.values():
+        try:
+            result.finish(output)
+        except AppError as error:
+            log.error("%s", error)
+            status = SOME_FAILED
+    return status
 
 
 def report(record: CaseRecord, label: str) -> None:

@@ -15,7 +15,7 @@ from app.errors import InputError
 from app.options import ModelChoice, Request, options_of_input, options_of_model
 from app.process import set_up
 from app.run_log import CaseRecord
-from app.work import RunLog, exit_status, settle
+from app.work import RunLog, exit_status, finish, settle
 
 if TYPE_CHECKING:
     from cluster.workers import Needs
@@ -59,9 +59,7 @@ def main(
             if todo:
                 needs = _start_ray(address, verbose, cpus_per_worker, gpus_per_worker, memory_mib)
                 _drive(todo, choice, needs, workers, log.add)
-            for result in results.values():
-                result.finish(request.output)
-            return log.exit_status
+            return max(log.exit_status, finish(results, request.output))
 
     sys.exit(exit_status(command))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
 import warnings
 from abc import abstractmethod
@@ -12,6 +13,7 @@ import pydicom
 
 from ..errors import ResultError
 from ..organs import Organ
+from ..ownership import BLANK, marked
 from ..segmentation import Segmentation
 from ..version import __version__
 from ..volumes.dicom import DicomVolume
@@ -23,6 +25,9 @@ MAY_BE_EMPTY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
     *("AccessionNumber", "ReferringPhysicianName"),
 )
+PREAMBLE_BYTES = 128
+NAMES_ITS_MAKER = ["ManufacturerModelName", "SoftwareVersions"]
+VERSIONS_WITHOUT_MARK = ("0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.6.1")
 
 
 class DicomResult(Result):
@@ -44,12 +49,15 @@ class DicomResult(Result):
         return beside(base, self.extension)
 
     def wrote(self, path: pathlib.Path) -> bool:
-        """Whether this program wrote a file; see `Result.wrote`."""
+        """Whether an object may be replaced; see `Result.wrote`."""
+        if super().wrote(path):
+            return True
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["ManufacturerModelName"])
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=NAMES_ITS_MAKER)
         except (OSError, pydicom.errors.InvalidDicomError):
             return False
-        return str(header.get("ManufacturerModelName")) == PROGRAM
+        is_old = header.get("SoftwareVersions") in VERSIONS_WITHOUT_MARK
+        return is_old and header.get("ManufacturerModelName") == PROGRAM
 
     def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
         """Write the object; see `Result.write`."""
@@ -58,8 +66,11 @@ class DicomResult(Result):
         try:
             with warnings.catch_warnings(action="ignore"):  # about values in the source that do not matter here
                 dataset = self.dataset(segmentation, segmentation.volume)
+            dataset.preamble = BLANK.ljust(PREAMBLE_BYTES, b"\0")  # a program's own, PS3.10, 7.1
+            content = io.BytesIO()
+            dataset.save_as(content, enforce_file_format=True)
             with whole_file(path) as stream:
-                dataset.save_as(stream, enforce_file_format=True)
+                stream.write(marked(content.getvalue()))
         except OSError as error:
             raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
         except (AttributeError, ValueError, TypeError, KeyError) as error:  # the source lacks what DICOM asks for

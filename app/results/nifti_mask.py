@@ -6,13 +6,15 @@ import contextlib
 import pathlib
 
 from ..errors import ResultError
+from ..ownership import BLANK, PROGRAM, has_mark, is_complete, is_unchanged, mark_of
 from ..segmentation import Segmentation
 from ..version import __version__
-from ..volumes.gzip_file import compressing
+from ..volumes.gzip_file import DECODE_ERROR, MAGIC, compressing, open_bytes, plain_head, plain_length
 from ..volumes.nifti import EXTENSIONS, mask_header
-from ..volumes.nifti_header import Header, description
+from ..volumes.nifti_header import Header, description, is_cut_in_header
+from ..volumes.walk import first_bytes
 from ..whole_file import whole_file
-from .result import PROGRAM, Result, beside
+from .result import Result, beside
 
 CHUNK_BYTES = 8 << 20  # compressed at a time
 
@@ -20,22 +22,45 @@ CHUNK_BYTES = 8 << 20  # compressed at a time
 class NiftiMask(Result):
     """X.nii.gz: labels as uint8, with the scan's affine, qform, sform, their codes, and units.
 
-    The header's description names this program, so that a later run knows which masks it may replace.
+    The header's description names this program and carries the mark of the content, see ownership.py, so that a later
+    run knows which masks it may replace.
     """
 
     def path(self, base: pathlib.Path, mask_extension: str | None) -> pathlib.Path:
         """Compressed if the scan is; see `Result.path`."""
-        return beside(base, mask_extension or EXTENSIONS[0])
+        return beside(base, EXTENSIONS[0] if mask_extension is None else mask_extension)
+
+    def is_whole(self, path: pathlib.Path) -> bool:
+        """Whether a mask is there and its length right; see `Result.is_whole`."""
+        try:
+            head = first_bytes(path)
+            plain = plain_head(head)
+            if not any(head) or is_cut_in_header(plain) or (head.startswith(MAGIC) and not plain):
+                return False
+            return is_complete(plain, plain_length(path))
+        except OSError:
+            return False
 
     def wrote(self, path: pathlib.Path) -> bool:
-        """Whether a file is a mask of this program; see `Result.wrote`."""
-        return description(path).startswith(PROGRAM)
+        """Whether a mask may be replaced; see `Result.wrote`."""
+        head = plain_head(first_bytes(path))
+        if not has_mark(head):
+            return not self.is_whole(path) or description(head).startswith(PROGRAM.encode())
+        if not self.is_whole(path):
+            return True
+        try:
+            with open_bytes(path) as stream:
+                return is_unchanged(stream)
+        except (OSError, EOFError, DECODE_ERROR):
+            return False
 
     def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
         """Write the mask, compressed if its name ends with .gz; see `Result.write`."""
         header, extension = self.header(mask_header(segmentation.volume))
-        header["descrip"] = f"{PROGRAM} {__version__}".encode()
         voxels = segmentation.mask.reshape(-1, order="F").data
+        about = f"{PROGRAM} {__version__} ".encode()
+        header["descrip"] = about + BLANK
+        header["descrip"] = about + mark_of((header.binaryblock, extension, voxels))
         try:
             with (
                 whole_file(path) as raw,

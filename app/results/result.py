@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import pathlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
+from .. import ownership
 from ..errors import ResultError
+from ..ownership import BLANK, PROGRAM, marked
 from ..segmentation import Segmentation
 from ..whole_file import beside, whole_file
 
-__all__ = ["PROGRAM", "Result", "beside", "write_whole"]
+__all__ = ["MARK", "PROGRAM", "Result", "beside", "write_whole"]
 
-PROGRAM = "hrnet-ocr-abdomen"  # what outputs call their maker
-MARKED_BYTES = 256  # within which a file says so
+MARK = BLANK.decode()  # what text has where its mark will be
 
 
-def write_whole(path: pathlib.Path, content: bytes, mark: bytes | None = None) -> None:
+def write_whole(path: pathlib.Path, content: bytes, is_ours: Callable[[pathlib.Path], bool] | None = None) -> None:
     """Write a file whole or not at all.
 
     Args:
         path: of it.
-        content: of it.
-        mark: what this program's files of that name hold near their beginning; one without it is left alone. None: the
-            caller has seen to that.
+        content: of it; `MARK` in it becomes its mark.
+        is_ours: tells whether a file of that name may be replaced; one that may not be is left alone. None: the caller
+            has seen to that.
 
     Raises:
-        ResultError: it cannot be written, or others wrote a file of that name.
+        ResultError: it cannot be written, or others wrote or changed a file of that name.
     """
     try:
-        if mark is not None and path.exists():
-            with path.open("rb") as there:
-                if mark not in there.read(MARKED_BYTES):
-                    raise ResultError(f"{path}: this program did not write it and leaves it alone; move it")
+        if is_ours is not None and path.exists() and not is_ours(path):
+            raise ResultError(f"{path}: not as this program wrote it, and left alone; move it")
         with whole_file(path) as stream:
-            stream.write(content)
+            stream.write(marked(content))
     except OSError as error:
         raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
 
@@ -58,9 +58,19 @@ class Result(ABC):
             mask_extension: of a NIfTI mask, where the scan's own name decides it; None: as this output likes.
         """
 
-    @abstractmethod
+    def is_whole(self, path: pathlib.Path) -> bool:
+        """Whether a case's output is there, and complete as far as can be told at a glance.
+
+        A crash may leave a file empty, cut, or full of zeros. A file of others is taken for complete.
+        """
+        return ownership.is_whole(path)
+
     def wrote(self, path: pathlib.Path) -> bool:
-        """Whether this program wrote a file, and so may replace it."""
+        """Whether a file may be replaced: it is as this program wrote it, or what a crash left of that.
+
+        This default suits files that carry a `MARK`.
+        """
+        return ownership.wrote(path)
 
     @abstractmethod
     def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:

@@ -47,9 +47,9 @@ class Dicom:
 
     accepts = "DICOM"
 
-    def claims(self, path: pathlib.Path, head: bytes) -> bool:
+    def claims(self, path: pathlib.Path, head: bytes | None) -> bool:
         """By the first bytes; a DICOMDIR only lists other files."""
-        return path.name != "DICOMDIR" and is_dicom(head)
+        return path.name != "DICOMDIR" and is_dicom(head or b"")
 
     def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:
         """The CT series, wherever their files lie; and what else there is, with the reason why not.

@@ -96,7 +96,12 @@ def _read(path: pathlib.Path) -> list[Slice] | Series:
 
 
 def _name(number: int, uid: str) -> str:
-    return f"series{number:03d}_{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
+    return f"series{number:03d}_{_hash_of(uid)}"
+
+
+def _hash_of(uid: str) -> str:
+    """What makes a name that others may have one series' own, whatever else lies in INPUT now or later."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:8]
 
 
 def _distinct_names(found: Iterable[Series]) -> list[Series]:
@@ -117,8 +122,8 @@ def _name_by(options: FindOptions, first: Slice) -> str:
     """The name of a slice's series as it is asked for; by number where the files do not have what it takes."""
     named = {
         "uid": first.series,
-        "accession": first.accession and f"{first.accession}_series{first.number:03d}",
-        "folder": first.path.parent.name,
+        "accession": first.accession and f"{first.accession}_{_name(first.number, first.series)}",
+        "folder": f"{first.path.parent.name}_{_hash_of(first.series)}",
     }
     return re.sub(r"[^\w.-]+", "_", named.get(options.name_by, "")).strip("._") or _name(first.number, first.series)
 

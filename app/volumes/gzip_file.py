@@ -84,6 +84,27 @@ def is_gzip(path: pathlib.Path) -> bool:
         return stream.read(2) == MAGIC
 
 
+def plain_head(head: bytes) -> bytes:
+    """What a file's first bytes say of its content: decompressed where they are gzip, as far as they reach."""
+    if not head.startswith(MAGIC):
+        return head
+    try:
+        plain: bytes = isal_zlib.decompressobj(wbits=31).decompress(head)
+    except DECODE_ERROR:
+        return b""
+    return plain
+
+
+def plain_length(path: pathlib.Path) -> int:
+    """The length of a file's content, modulo 2^32 where it is gzip, as its last bytes say (RFC 1952, ISIZE)."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - 4))
+        last = stream.read(4)
+        stream.seek(0)
+        return int.from_bytes(last, "little") if stream.read(2) == MAGIC else size
+
+
 @contextlib.contextmanager
 def open_bytes(path: pathlib.Path) -> Iterator[Readable]:
     """Open a file for reading, decompressed where it is gzip; see `GunzipReader.read` for what reading raises."""
