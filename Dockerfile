@@ -14,11 +14,13 @@ ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cu118
 
 # DROP_ROOT: predict.sh becomes the owner of the mounted output folder. No USER here: which user may write to that folder
 # is known only when it runs, and the organisers' command names none.
+# PYTHONNOUSERSITE: Apptainer mounts the host's home folder, whose packages would come before the image's.
 # NVIDIA_*: what the container toolkit brings in. LAZY: load a CUDA kernel when it is first used, which saves memory.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     CUDA_MODULE_LOADING=LAZY \
     PYTHONUNBUFFERED=1 \
+    PYTHONNOUSERSITE=1 \
     DROP_ROOT=1
 
 WORKDIR /workspace

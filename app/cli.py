@@ -12,13 +12,13 @@ from typing import Any
 
 import click
 
-from . import quick_imports  # before what imports nibabel
+from . import quick_imports
 from .case_queue import CaseQueue
 from .cases import Case, check_output, check_outputs
 from .errors import ResultError
 from .host import seconds_since_process_start
 from .options import ModelChoice, Request, options_of_input, options_of_model
-from .process import leave, set_up
+from .process import set_up
 from .results import RESULTS, Result, make_results
 from .run_log import RUN_LOG
 from .shards import Shard, merge_logs
@@ -157,15 +157,6 @@ def merge(output: pathlib.Path, save: tuple[str, ...]) -> None:
 
 
 main.commands["merge-logs"] = merge
-
-
-def entry() -> None:
-    """What `hrnet-ocr-abdomen` and `python -m app` run."""
-    try:
-        main()
-    except SystemExit as end:
-        leave(end.code)
-        raise
 
 
 @contextlib.contextmanager

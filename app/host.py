@@ -69,12 +69,12 @@ def _proc_number(file: pathlib.Path, name: str) -> int | None:
         return None
 
 
-def peak_rss_mib() -> float | None:
-    """The largest resident memory of this process so far; None where the kernel does not tell (gVisor).
+def peak_rss_mib(pid: int | str = "self") -> float | None:
+    """The largest resident memory of a process so far; None where the kernel does not tell (gVisor).
 
     Not ru_maxrss, which starts at the parent's size.
     """
-    kib = _proc_number(PROC / "self" / "status", "VmHWM:")  # proc(5)
+    kib = _proc_number(PROC / str(pid) / "status", "VmHWM:")  # proc(5)
     return None if kib is None else round(kib / 1024, 1)
 
 

@@ -79,7 +79,7 @@ class Segmenter:
             log.warning("no usable NVIDIA GPU (start a container with --gpus all to use one): running on the CPU")
         name = name or DEFAULT_MODEL[chosen]
         is_file = isinstance(name, pathlib.Path) or name.endswith(MODEL_SUFFIX)
-        checkpoint = load_checkpoint([pathlib.Path(name)] if is_file else find_model(str(name)))
+        checkpoint = load_checkpoint(pathlib.Path(name) if is_file else find_model(str(name)))
         return cls(engine.load(checkpoint, chosen), batch_size=batch_size, postprocess=postprocess)
 
     def segment(self, path: str | os.PathLike[str]) -> NDArray[np.uint8]:

@@ -25,34 +25,12 @@ from app.inference.grid import network_grid
 from app.organs import ORGANS
 from app.segmenter import MODEL_SUFFIX, Segmenter
 from benchmarks.processes import SHAPE, SPACING_MM, phantom_scan, run_fresh
+from benchmarks.start_up import stages
 from evaluation.overlap import dice
 
 BATCHES = (1, 2, 4, 8, 16)
 REPEATS = 20
 MATRIX_SIDE = 8192
-STAGES = """
-import json, sys, time
-from app.host import seconds_since_process_start
-marks = {"python": seconds_since_process_start()}
-def mark(stage, begin=[time.perf_counter()]):
-    now = time.perf_counter()
-    marks[stage], begin[0] = now - begin[0], now
-import app.cli
-mark("imports before torch")
-from app.quick_imports import without_collection
-with without_collection():
-    import torch
-    mark("torch")
-    import app.run
-    mark("imports after torch")
-    torch.zeros(1, device="cuda")
-    mark("CUDA start")
-    from app.segmenter import Segmenter
-    Segmenter.load(sys.argv[1], "cuda")
-    torch.cuda.synchronize()
-    mark("weights, folded, on the GPU")
-open(sys.argv[2], "w").write(json.dumps(marks))
-"""
 # What a process costs otherwise: the words that start the program, and its options.
 PROGRAM = ["-m", "app"]
 VARIANTS: dict[str, tuple[list[str], list[str]]] = {
@@ -136,7 +114,7 @@ def steady_state(model: Model, grid: tuple[int, int], batches: Sequence[int], re
 
 def load(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Model:
     """A bundled model, or one of a weights file, in its usual precision or in another."""
-    return load_onto(load_checkpoint([pathlib.Path(name)] if is_file(name) else find_model(name)), device, dtype)
+    return load_onto(load_checkpoint(pathlib.Path(name) if is_file(name) else find_model(name)), device, dtype)
 
 
 def is_file(name: str) -> bool:
@@ -166,14 +144,6 @@ def fresh_process(
     }
 
 
-def start_up_stages(name: str) -> dict[str, float]:
-    """Seconds of each stage of a GPU process's start."""
-    with tempfile.NamedTemporaryFile("r") as file:
-        run_fresh(["-c", STAGES, name, file.name])
-        stages: dict[str, float] = json.loads(file.read())
-        return stages
-
-
 def precision(name: str, scan: pathlib.Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """How far the labels in 16 bits are from those in float32: share of differing voxels, DSC per organ."""
     masks = []
@@ -190,7 +160,7 @@ def processes(name: str, scan: pathlib.Path, uuid: str, rounds: int) -> dict[str
         "fresh_process": {
             variant: [fresh_process(name, scan, "cuda", uuid, variant) for _ in range(rounds)] for variant in VARIANTS
         },
-        "start_up_stages_s": start_up_stages(name),
+        "start_up_stages_s": stages(name, "cuda"),
     }
 
 

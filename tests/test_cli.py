@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 
 import nibabel as nib
@@ -366,6 +367,33 @@ def test_a_terminal_gets_a_progress_bar(folders: Folders, tiny_weights: pathlib.
     assert re.search(r"\[1/1\] good +\[#+\] +100%", shown)
 
 
+@pytest.mark.parametrize("comes_by", ["home", "PYTHONPATH"])
+def test_predict_sh_imports_nothing_of_the_hosts(folders: Folders, tmp_path: pathlib.Path, comes_by: str) -> None:
+    """Apptainer mounts the host's home folder and passes its environment on."""
+    inputs, outputs = folders
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    packages = tmp_path / "home" / ".local" / "lib" / version / "site-packages"
+    for name in ("nibabel", "click"):
+        (packages / name).mkdir(parents=True)
+        (packages / name / "__init__.py").write_text("raise ImportError('a library of the host')\n")
+    # An interpreter outside a virtual environment, as in the image: others ignore the user's own packages anyway.
+    prefix = tmp_path / "prefix" / "lib" / version
+    prefix.mkdir(parents=True)
+    for path in pathlib.Path(sysconfig.get_path("stdlib")).iterdir():
+        if path.name != "site-packages":
+            (prefix / path.name).symlink_to(path)
+    (prefix / "site-packages").symlink_to(sysconfig.get_path("purelib"))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")} | {
+        "PYTHONHOME": str(tmp_path / "prefix"),
+        "PYTHON": str(pathlib.Path(sys.base_prefix) / "bin" / version),
+        **({"HOME": str(tmp_path / "home")} if comes_by == "home" else {"PYTHONPATH": str(packages)}),
+    }
+    command = ["sh", str(ROOT / "predict.sh"), str(inputs), str(outputs), "--list-series"]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "to be segmented" in shown.stdout
+
+
 def test_predict_sh_is_posix_and_passes_its_arguments(folders: Folders, tiny_weights: pathlib.Path) -> None:
     inputs, outputs = folders
     environment = os.environ | {"PYTHON": sys.executable}
@@ -382,7 +410,7 @@ def test_predict_sh_is_posix_and_passes_its_arguments(folders: Folders, tiny_wei
 )
 def test_the_program_ends_without_dismantling_what_it_imported(arguments: list[str], status: int, line: str) -> None:
     """With torch that takes a tenth of a second. What was printed is there all the same, and the exit status."""
-    code = "import atexit, sys; atexit.register(print, 'dismantled'); from app.cli import entry; entry()"
+    code = "import atexit, sys; atexit.register(print, 'dismantled'); from app.__main__ import entry; entry()"
     shown = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -392,7 +420,7 @@ def test_the_program_ends_without_dismantling_what_it_imported(arguments: list[s
 
 
 def test_output_that_cannot_be_written_is_no_success() -> None:
-    code = "from app.cli import entry; entry()"
+    code = "from app.__main__ import entry; entry()"
     with pathlib.Path("/dev/full").open("w") as full:
         command = [sys.executable, "-c", code, "--version"]
         shown = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from app import host
+from app.engines import torch_engine
 from app.host import allowed_cpus, allowed_memory
-from app.inference import predictor
 
 
 def cgroup(folder: pathlib.Path, **files: str) -> pathlib.Path:
@@ -56,12 +56,12 @@ def test_a_run_takes_no_more_threads_and_memory_than_it_may(monkeypatch: pytest.
     threads = torch.get_num_threads()
     try:
         for allowed, expected in ((None, threads), (threads + 5, threads), (1, 1)):
-            monkeypatch.setattr(predictor, "allowed_cpus", lambda allowed=allowed: allowed)
-            predictor.limit_threads()
+            monkeypatch.setattr(torch_engine, "allowed_cpus", lambda allowed=allowed: allowed)
+            torch_engine.limit_threads()
             assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(threads)
     monkeypatch.setattr(host, "allowed_memory", lambda: 12345)
-    assert predictor.free_memory(torch.device("cpu")) == 12345
+    assert torch_engine.free_memory(torch.device("cpu")) == 12345
     monkeypatch.setattr(host, "allowed_memory", lambda: None)
-    assert predictor.free_memory(torch.device("cpu")) > 12345
+    assert torch_engine.free_memory(torch.device("cpu")) > 12345

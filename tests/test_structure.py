@@ -20,7 +20,7 @@ WINGS = ("volumes", "engines", "inference", "results", "network")
 # From each room of app/ to those that it may import; every room may import those in FOR_ALL.
 ARROWS = {
     "": {"segmenter"},  # the package itself, when Segmenter is asked for
-    "__main__": {"cli"},
+    "__main__": {"cli", "process", "quick_imports"},
     "cli": {
         *("case_queue", "cases", "host", "quick_imports", "options", "process", "results", "run", "run_log", "shards"),
         *("volumes", "work"),
@@ -28,20 +28,21 @@ ARROWS = {
     "options": {"cases", "results", "segmenter", "volumes", "work"},
     "shards": {"run_log"},
     "failures": {"whole_file"},
+    "run_log": {"segmentation", "whole_file"},
     "run": {
-        *("case_queue", "cases", "failures", "gpu_memory", "host", "inference", "run_log", "segmentation", "segmenter"),
-        "work",
+        *("case_queue", "cases", "failures", "gpu_memory", "host", "inference", "run_log", "segmentation"),
+        *("segmenter", "work"),
     },
     "work": {"cases", "failures", "run_log", "volumes"},
     "case_queue": {"cases", "run_log", "volumes", "work"},
-    "run_log": {"segmentation", "whole_file"},
     "segmenter": {"checkpoint", "engines", "inference", "segmentation", "volumes"},
     "cases": {"results", "run_log", "volumes", "whole_file"},
     "results": {"inference", "run_log", "segmentation", "volumes", "whole_file"},
     "segmentation": {"inference", "results", "volumes"},  # results: late, for `Segmentation.save`
     "inference": {"checkpoint", "engines", "volumes"},
-    "engines": {"checkpoint", "gpu_memory", "host", "network"},
-    "checkpoint": {"network", "whole_file"},
+    "engines": {"architecture", "checkpoint", "gpu_memory", "host", "network"},
+    "network": {"architecture", "checkpoint"},
+    "checkpoint": {"architecture", "whole_file"},
 }
 FOR_ALL = {"errors", "hounsfield", "organs", "strides", "version"}
 # Which library lives where.
@@ -62,7 +63,7 @@ HOMES = {
 }
 WITH_TORCH = {
     *("engines.torch_engine", "engines.torch_images", "network", "network.hrnet", "network.hrnet_ocr", "network.ocr"),
-    "checkpoint",
+    "network.loading",
 }
 
 
@@ -116,6 +117,13 @@ def test_the_package_knows_itself_by_relative_imports_only(path: pathlib.Path) -
     }
 
 
+@pytest.mark.parametrize("wing", WINGS)
+def test_a_wing_lists_its_rooms(wing: str) -> None:
+    listed = (ROOT / "app" / wing / "__init__.py").read_text()
+    missing = [p.name for p in (ROOT / "app" / wing).glob("[a-z]*.py") if p.name not in listed]
+    assert not missing
+
+
 @pytest.mark.parametrize(("library", "homes"), HOMES.items())
 def test_each_library_has_its_home(library: str, homes: set[str]) -> None:
     assert {module(p) for p in APP if library in imports(p)[1]} == homes
@@ -134,7 +142,10 @@ def test_importing_the_package_imports_no_torch() -> None:
 
 def test_a_run_over_nifti_imports_nothing_for_dicom(phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Where pydicom is installed, nibabel would: an eighth of the start-up."""
-    code = "import atexit, sys; from app.cli import main; atexit.register(lambda: print(*sys.modules)); main()"
+    code = (
+        "import atexit, sys; from app.quick_imports import import_nibabel; import_nibabel(); "
+        "from app.cli import main; atexit.register(lambda: print(*sys.modules)); main()"
+    )
     command = [sys.executable, "-c", code, str(phantom_path), str(tmp_path), "--device", "cpu"]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert {"nibabel", "torch"} <= set(shown.stdout.split())

@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from app.checkpoint import ModelConfig
+from app.network import build
 from tests.tiny import CONFIG, TINY, randomise
 from training.__main__ import main
 from training.engine import Run
@@ -31,7 +32,7 @@ WIDER = {
 
 @pytest.mark.parametrize("target", WIDER.values(), ids=WIDER.keys())
 def test_the_wider_network_computes_the_same(target: ModelConfig) -> None:
-    small, large = randomise(SMALL.build(), seed=0), target.build().eval()
+    small, large = randomise(build(SMALL), seed=0), build(target).eval()
     large.load_state_dict(grown_weights(small.state_dict(), SMALL, large, target))
     one_slice = torch.rand(2, 1, 64, 96, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -52,7 +53,7 @@ def test_every_new_channel_gets_a_gradient() -> None:
     """In training mode; of convolutions, all but those behind the silent query channels."""
     torch.manual_seed(0)
     target = WIDER["everything"]
-    small, large = randomise(SMALL.build(), seed=0), target.build()
+    small, large = randomise(build(SMALL), seed=0), build(target)
     large.load_state_dict(grown_weights(small.state_dict(), SMALL, large, target))
     logits = large.train()(torch.rand(4, 3, 64, 96))
     (logits.refined.square().mean() + logits.coarse.square().mean()).backward()
@@ -65,7 +66,7 @@ def test_every_new_channel_gets_a_gradient() -> None:
 def test_a_network_cannot_shrink() -> None:
     target = replace(SMALL, width=2)
     with pytest.raises(ValueError, match="width cannot shrink from 3 to 2"):
-        grown_weights(SMALL.build().state_dict(), SMALL, target.build(), target)
+        grown_weights(build(SMALL).state_dict(), SMALL, build(target), target)
 
 
 def test_grow_begins_a_run_that_train_goes_on_with(tmp_path: pathlib.Path, cases: list[object]) -> None:

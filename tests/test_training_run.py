@@ -21,11 +21,11 @@ from app.checkpoint import Checkpoint, find_model, load_checkpoint
 from app.engines.torch_engine import TorchEngine, load_onto
 from app.inference.grid import network_grid
 from app.inference.labelling import Labelling
-from app.network import HrnetOcrLogits
+from app.network import HrnetOcrLogits, tensors_of
 from app.organs import IGNORE, Organ
 from phantom import make_phantom
 from tests.conftest import ROOT
-from tests.tiny import CONFIG, TINY
+from tests.tiny import TINY, largest_rounding
 from training.__main__ import main, with_batch
 from training.cache import CachedCase
 from training.engine import Run, learning_rate
@@ -33,7 +33,7 @@ from training.export import export
 from training.recipes import Recipe
 from training.recipes.paper import RECIPE as PAPER
 from training.sampling import SliceSampler
-from training.state import BEST, LAST, Progress, TrainingError, build_network, trained_weights
+from training.state import BEST, LAST, Progress, TrainingError, build_network, model_config, trained_weights
 from training.validation import grid_dice
 
 
@@ -79,13 +79,13 @@ def test_training_learns_resumes_and_exports(cases: list[CachedCase], tmp_path: 
 
     export(tmp_path, "mine", "1", "two phantoms", tmp_path / "weights")
     model = load_onto(load_checkpoint(find_model("mine", tmp_path / "weights")), torch.device("cpu"), torch.float32)
-    # A phantom as it learnt them: in noise, the rounding to fp16 decides more voxels on one processor than on another.
+    # A phantom as it learnt them: in noise, the rounding to 8 bits decides more voxels. So it does in a small network.
     volume = make_phantom((128, 128, 16), (4.0, 4.0, 16.0), seed=0)[0].transpose(2, 1, 0)
     found, plain = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.uint8)
     for placed, labels in ((model, found), (replace(model, network=run.average.module.eval()), plain)):
         with TorchEngine(placed, {}).session(network_grid((128, 128), (4.0, 4.0), TINY.spacing_mm)) as session:
             Labelling(session, placed.config, (16.0, 4.0, 4.0), labels).run(enumerate(volume))
-    assert np.mean(found == plain) > 0.999
+    assert np.mean(found == plain) > 0.99
 
 
 def test_a_run_starts_from_another_with_its_weights_and_norms(cases: list[CachedCase], tmp_path: pathlib.Path) -> None:
@@ -188,7 +188,7 @@ def test_stops_when_validation_gets_no_better_and_exports_the_best(
     assert (best["progress"]["step"], last["progress"]["step"]) == (2, 4)
     exported = load_checkpoint(export(tmp_path, "mine", "1", "phantoms", tmp_path / "weights"))
     name = "fcn_head.classify.bias"
-    assert torch.equal(exported.network.state_dict()[name], best["average"][f"module.{name}"])
+    assert np.array_equal(exported.tensors[name], best["average"][f"module.{name}"])
     assert torch.equal(trained_weights(str(tmp_path), TINY.channels_in)[name], best["average"][f"module.{name}"])
 
 
@@ -255,9 +255,10 @@ def test_a_run_that_was_stopped_is_saved_and_does_not_look_finished(
 def bundled(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
     """The network of a model `start` that takes the place of the bundled ones."""
     network = build_network(TINY)
+    start = Checkpoint(model_config(TINY, "start", "1", ""), tensors_of(network.state_dict()), {})
     monkeypatch.setattr("training.state.bundled_models", lambda: ["start"])
-    monkeypatch.setattr("training.state.find_model", lambda name: [pathlib.Path(f"{name}.safetensors")])
-    monkeypatch.setattr("training.state.load_checkpoint", lambda paths: Checkpoint(CONFIG, network, {}))
+    monkeypatch.setattr("training.state.find_model", lambda name: pathlib.Path(f"{name}.safetensors"))
+    monkeypatch.setattr("training.state.load_checkpoint", lambda path: start)
     return network
 
 
@@ -278,9 +279,8 @@ def test_weights_are_kept_along_a_run_and_average_like_runs(cases: list[CachedCa
     kept = sorted((tmp_path / "run").glob("minute-*"))
     assert kept  # steps within a tenth of a minute share a folder, the last one has it
     single = load_checkpoint(export(kept[-1], "one", "1", "phantoms", tmp_path / "weights"))
-    for name, tensor in run.average.module.state_dict().items():
-        if tensor.is_floating_point():
-            torch.testing.assert_close(single.network.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+    for name, tensor in tensors_of(run.average.module.state_dict()).items():
+        np.testing.assert_allclose(single.tensors[name], tensor, rtol=0, atol=largest_rounding(tensor))
     arguments = tmp_path / "run", "mine", "1", "phantoms", tmp_path / "weights"
     mean = load_checkpoint(export(*arguments, average_with=[str(kept[-1])]))
     assert mean.config.version == "1"
@@ -301,9 +301,9 @@ def test_export_averages_with_the_model_it_started_from_and_other_runs(
     arguments = tmp_path / "1", "mine", "1", "phantoms", tmp_path / "weights"
     exported = load_checkpoint(export(*arguments, average_with=[str(tmp_path / "2"), "start"]))
     every = [network.state_dict() for network in (one.average.module, other.average.module, bundled)]
-    for name, tensor in exported.network.state_dict().items():
-        if tensor.is_floating_point():
-            torch.testing.assert_close(tensor, sum(state[name] for state in every) / 3, rtol=2e-3, atol=1e-4)
+    for name, tensor in exported.tensors.items():
+        mean = (sum(state[name] for state in every) / 3).numpy()
+        np.testing.assert_allclose(tensor, mean, rtol=1e-6, atol=1e-6 + largest_rounding(mean))
     with pytest.raises(TrainingError, match=r"nowhere/last\.pt: no checkpoint there"):
         export(*arguments, average_with=["nowhere"])
     train(tmp_path / "wide", cases, replace(TINY, steps=2, width=6))

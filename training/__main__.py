@@ -20,6 +20,7 @@ from app.checkpoint import WEIGHTS_DIR
 from app.errors import CheckpointError
 from training.cache import CachedCase, DataError, find_pairs, load_cases
 from training.engine import Run
+from training.export import convert as convert_model
 from training.export import export as write_model
 from training.folds import FOLDS
 from training.recipes import Recipe
@@ -222,9 +223,19 @@ def export(
 ) -> None:
     """Turn the run in RUN_DIR into weights that the container uses."""
     try:
-        for path in write_model(run_dir, name, version, trained_on, folder, average_with):
-            click.echo(path)
-    except TrainingError as error:
+        click.echo(write_model(run_dir, name, version, trained_on, folder, average_with))
+    except (CheckpointError, TrainingError) as error:
+        sys.exit(f"error: {error}")
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=pathlib.Path))
+@click.option("--to", "folder", type=FOLDER, default=WEIGHTS_DIR, show_default="weights/")
+def convert(files: tuple[pathlib.Path, ...], folder: pathlib.Path) -> None:
+    """Write a model of before version 0.7, in one file or in shards, in today's format, with weights in 8 bits."""
+    try:
+        click.echo(convert_model(files, folder))
+    except CheckpointError as error:
         sys.exit(f"error: {error}")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.checkpoint import ModelConfig, bundled_models, find_model, load_checkpoint
-from app.network import HrnetOcr
+from app.network import HrnetOcr, load
 from app.organs import Organ
 from app.whole_file import whole_file
 from training.grow import STEM, fit_input_channels, grown_weights
@@ -58,7 +58,7 @@ def model_config(recipe: Recipe, name: str, version: str, training_data: str) ->
         name=name,
         version=version,
         width=recipe.width,
-        classes=len(Organ),
+        labels=tuple(organ.name.lower() for organ in Organ),
         channels_in=recipe.channels_in,
         ocr_channels=recipe.ocr_channels,
         key_channels=recipe.key_channels,
@@ -114,7 +114,7 @@ def trained_weights(source: str, channels_in: int) -> dict[str, Tensor]:
     if is_run(source):
         weights = averaged_weights(load_run(path))
     elif source in bundled_models():
-        weights = load_checkpoint(find_model(source)).network.state_dict()
+        weights = load(load_checkpoint(find_model(source))).state_dict()
     else:
         raise TrainingError(f"{path / LAST}: no checkpoint there; train there first, or name a bundled model")
     weights[STEM] = fit_input_channels(weights[STEM], channels_in)
@@ -212,7 +212,7 @@ class RunState:
         small = load_checkpoint(find_model(model))
         try:
             target = model_config(self.recipe, model, "0", "")
-            self.network.load_state_dict(grown_weights(small.network.state_dict(), small.config, self.network, target))
+            self.network.load_state_dict(grown_weights(load(small).state_dict(), small.config, self.network, target))
         except (ValueError, KeyError) as error:
             raise TrainingError(f"{model} cannot grow into the recipe's network: {error}") from error
         self.average.module.load_state_dict(self.network.state_dict())

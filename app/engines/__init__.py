@@ -2,6 +2,7 @@
 
 engine.py        Engine and Session, what each of them offers
 torch_engine.py  PyTorch: an NVIDIA GPU in fp16, or a CPU
+torch_images.py  slices to and from the network's grid in torch
 
 To add an engine, write a module with classes that satisfy `Engine` and `Session`, and give it a row in `ENGINES`.
 """

@@ -19,7 +19,7 @@ from ..checkpoint import Checkpoint, ModelConfig
 from ..errors import DeviceError, NoMemoryError
 from ..gpu_memory import MIB
 from ..host import allowed_cpus, available_memory
-from ..network import fold_batch_norm
+from ..network import fold_batch_norm, load
 from ..strides import LOGITS_STRIDE
 from .engine import Array, Box, EngineInfo, no_memory
 from .torch_images import network_input, to_scan, windowed_slice
@@ -68,7 +68,7 @@ def load_onto(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype |
     """
     os.environ.setdefault(*CUBLAS_WORKSPACE)  # read when cuBLAS is first used
     dtype = dtype or best_dtype(device, checkpoint.config.width)
-    network = fold_batch_norm(checkpoint.network)
+    network = fold_batch_norm(load(checkpoint))
     try:
         network = network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     except RuntimeError as error:
@@ -100,6 +100,11 @@ def free_memory(device: torch.device) -> int:
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
     return available_memory()
+
+
+def limit_threads() -> None:
+    """Give this process no more threads than it has CPU time for; more of them wait for each other."""
+    torch.set_num_threads(min(torch.get_num_threads(), allowed_cpus() or torch.get_num_threads()))
 
 
 class TorchSession:
@@ -179,7 +184,7 @@ class TorchEngine:
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str) -> TorchEngine:
         """See `Engine.load`. On a CPU it takes no more threads than a container's limit allows."""
-        torch.set_num_threads(min(torch.get_num_threads(), allowed_cpus() or torch.get_num_threads()))
+        limit_threads()
         return cls(load_onto(checkpoint, torch.device(device)), checkpoint.sha256)
 
     def about(self) -> EngineInfo:

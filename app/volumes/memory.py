@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import VolumeError
 from .nifti_header import Header, checked_geometry
 from .read_ahead import ReadAhead
-from .volume import Geometry, Slices, ahead_of_network, to_int16
+from .volume import Geometry, Slices, ahead_of_network, implausible, to_int16
 
 
 @dataclass(frozen=True)
@@ -80,4 +80,4 @@ def open_image(image: Any, affine: Any = None) -> ImageVolume:  # noqa: ANN401 (
         header.set_sform(np.asarray(affine, np.float64), code="scanner")
         header["pixdim"][1:4] = np.linalg.norm(np.asarray(affine, np.float64)[:3, :3], axis=0)
     geometry, warnings = checked_geometry(path, header)
-    return ImageVolume(path, header, geometry, warnings, voxels)
+    return ImageVolume(path, header, geometry, (*warnings, *implausible(path, geometry)), voxels)

@@ -53,7 +53,7 @@ def checked_header(path: pathlib.Path) -> tuple[Header, Geometry, tuple[str, ...
         _check_values(path, header)
     geometry, warnings = checked_geometry(path, header)
     _check_length(path, header, geometry.shape)
-    return header, geometry, warnings
+    return header, geometry, (*warnings, *implausible(path, geometry))
 
 
 def checked_geometry(path: pathlib.Path, header: Header) -> tuple[Geometry, tuple[str, ...]]:
@@ -66,8 +66,7 @@ def checked_geometry(path: pathlib.Path, header: Header) -> tuple[Geometry, tupl
         shape = _checked_shape(path, header)
         affine, warnings = _checked_affine(path, header)
     unit_mm = UNIT_MM.get(int(header["xyzt_units"]) & SPACE_UNIT_BITS, 1.0)
-    geometry = Geometry.of(shape, affine, unit_mm)
-    return geometry, (*warnings, *implausible(path, geometry))
+    return Geometry.of(shape, affine, unit_mm), warnings
 
 
 def _read_up_to(stream: Readable, size: int) -> bytes:
