@@ -27,8 +27,9 @@ from .volumes import (
     Scan,
     Volume,
     find_scans,
-    format_of,
+    format_named,
     identity,
+    is_own_mask,
 )
 from .whole_file import clear_stale
 
@@ -86,7 +87,7 @@ def find_cases(
     """
     sources = [source] if isinstance(source, pathlib.Path) else source
     results = make_results() if results is None else results
-    if output.is_file() or format_of(output):
+    if output.is_file() or format_named(output):
         raise InputError(f"{output}: OUTPUT is a folder; the masks in it get their scans' names")
     options = replace(options, leave_out=output)
     scans: dict[tuple[str, pathlib.Path], Scan] = {}  # each once, if it was named twice
@@ -130,7 +131,7 @@ def _scans_of(source: pathlib.Path, output: pathlib.Path, options: FindOptions) 
 
 def _nothing_in(source: pathlib.Path, options: FindOptions) -> str:
     """What INPUT lacks, and what it may have instead."""
-    if source.is_file() and format_of(source):
+    if is_own_mask(source):
         return "a mask that this program wrote"
     nothing = " and ".join(f"no {reader.accepts}" for reader in FORMATS.values())
     deeper = [] if options.recursive else find_scans(source, replace(options, recursive=True))
@@ -139,7 +140,7 @@ def _nothing_in(source: pathlib.Path, options: FindOptions) -> str:
 
 def _refused_source(source: pathlib.Path, error: InputError) -> Scan:
     """A path of a list that cannot be used, as a case that fails: under the name that its scan would have."""
-    name = format_of(source)
+    name = format_named(source)
     with contextlib.suppress(OSError, ValueError):
         if name and (found := FORMATS[name].find([source], source.parent, DEFAULT_OPTIONS)):
             return replace(found[0], state=Refused(str(error)))

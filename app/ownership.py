@@ -1,7 +1,7 @@
 """Which files are this program's own, told by their content: no file of others, or changed by others, is replaced.
 
 Whatever is written carries a mark within its first bytes, a digest and the length of its own content. A mask that
-somebody corrected no longer fits its mark; what a crash left is shorter than its mark says, is empty, or is zeros.
+somebody corrected no longer fits its mark. What a crash left is empty, zeros, or ends before its content does.
 """
 
 from __future__ import annotations
@@ -47,15 +47,10 @@ def has_mark(head: bytes) -> bool:
     return _MARK.search(head[:HEAD_BYTES]) is not None
 
 
-def is_complete(head: bytes, length: int) -> bool:
-    """Whether content is as long as the mark in its first bytes says; so is all that has no mark, unless it is zeros.
-
-    Args:
-        head: the first `HEAD_BYTES`, or all there are.
-        length: in bytes, of all.
-    """
+def fits_mark(head: bytes, length: int) -> bool:
+    """Whether content is as long as the mark in its first bytes says; True where there is no mark."""
     found = _MARK.search(head[:HEAD_BYTES])
-    return any(head) and (found is None or int(found[1], 16) == length % LENGTHS)
+    return found is None or int(found[1], 16) == length % LENGTHS
 
 
 def is_unchanged(stream: Readable) -> bool:
@@ -75,17 +70,8 @@ def is_unchanged(stream: Readable) -> bool:
     return mark_of(parts()) == found[0]
 
 
-def is_whole(path: pathlib.Path) -> bool:
-    """Whether a file is there, and complete as far as can be told."""
-    try:
-        with path.open("rb") as stream:
-            return is_complete(stream.read(HEAD_BYTES), path.stat().st_size)
-    except OSError:
-        return False
-
-
 def wrote(path: pathlib.Path) -> bool:
-    """Whether a file may be replaced: it is as this program wrote it, or what a crash left of that.
+    """Whether a file may be replaced: it is as this program wrote it, or holds nothing.
 
     A file without a mark is one of an earlier version if the program's name is in its first bytes.
     """
@@ -95,6 +81,6 @@ def wrote(path: pathlib.Path) -> bool:
             if not has_mark(head):
                 return not any(head) or PROGRAM.encode() in head
             stream.seek(0)
-            return not is_whole(path) or is_unchanged(stream)
+            return is_unchanged(stream)
     except OSError:
         return False

@@ -6,6 +6,7 @@ import itertools
 import json
 import pathlib
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -439,8 +440,29 @@ def test_names_by_uid_accession_or_folder(tmp_path: pathlib.Path, hounsfield: ND
 
     assert names("uid") == sorted([uid("one"), uid("two")])
     by_number = names("number")
-    assert names("accession") == sorted(["A_17_series003", by_number[1]])  # the second has no accession number
-    assert names("folder") == ["Phase_1", "late"]
+    assert names("accession") == sorted([f"A_17_{by_number[0]}", by_number[1]])  # the second has no accession number
+    hashes = [name[-8:] for name in by_number]
+    assert names("folder") == [f"Phase_1_{hashes[0]}", f"late_{hashes[1]}"]
+
+
+@pytest.mark.parametrize("name_by", ["number", "uid", "accession", "folder"])
+def test_a_name_stays_a_series_own_when_others_come_and_go(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], name_by: NameBy
+) -> None:
+    """Three patients with one folder name, accession and series number each."""
+
+    def names() -> dict[str | None, str]:
+        return {scan.series_uid: scan.name for scan in find_scans(tmp_path, FindOptions(name_by=name_by))}
+
+    alone: dict[str | None, str] = {}
+    for patient in "bca":
+        write_series(tmp_path / patient / "CT", hounsfield[:, :, :3], SPACING, series=patient, AccessionNumber="7")
+        now = names()
+        assert alone.items() <= now.items()
+        alone = now
+    assert len(set(alone.values())) == 3
+    shutil.rmtree(tmp_path / "b")
+    assert names().items() <= alone.items()
 
 
 def test_many_files_are_read_by_several_processes_to_the_same_series(
@@ -468,6 +490,6 @@ def test_the_options_reach_the_command_line(
     failure.unlink()  # under another name
     outputs = ("--save", "dicom-seg", "--save", "rtstruct", "--save", "dicom-sr", "--seg-type", "labelmap")
     assert CliRunner().invoke(main, [*arguments, "--resample-gaps", "--name-by", "folder", *outputs]).exit_code == 0
-    found = {path.name for path in (tmp_path / "out").iterdir()}
-    assert found == {"run_log.jsonl", "late.seg.dcm", "late.rtstruct.dcm", "late.sr.dcm"}
-    assert pydicom.dcmread(tmp_path / "out" / "late.seg.dcm").SegmentationType == "LABELMAP"
+    found = {re.sub("^late_[0-9a-f]{8}", "late", path.name): path for path in (tmp_path / "out").iterdir()}
+    assert set(found) == {"run_log.jsonl", "late.seg.dcm", "late.rtstruct.dcm", "late.sr.dcm"}
+    assert pydicom.dcmread(found["late.seg.dcm"]).SegmentationType == "LABELMAP"

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.dataelem import RawDataElement
 
 from ..errors import ResultError
 from ..organs import Organ
-from ..ownership import BLANK, marked
+from ..ownership import BLANK, has_mark, marked
 from ..segmentation import Segmentation
 from ..version import __version__
 from ..volumes.dicom import DicomVolume
+from ..volumes.walk import first_bytes
 from ..whole_file import whole_file
 from .result import PROGRAM, Result, beside
 
@@ -26,6 +28,7 @@ MAY_BE_EMPTY = (
     *("AccessionNumber", "ReferringPhysicianName"),
 )
 PREAMBLE_BYTES = 128
+UNDEFINED = 0xFFFFFFFF  # a length that is not told, PS3.5, 7.1.1
 NAMES_ITS_MAKER = ["ManufacturerModelName", "SoftwareVersions"]
 VERSIONS_WITHOUT_MARK = ("0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.6.1")
 
@@ -49,15 +52,24 @@ class DicomResult(Result):
         return beside(base, self.extension)
 
     def wrote(self, path: pathlib.Path) -> bool:
-        """Whether an object may be replaced; see `Result.wrote`."""
-        if super().wrote(path):
-            return True
+        """Whether an object may be replaced; see `Result.wrote`. Its mark lies in the preamble."""
+        if has_mark(first_bytes(path)):
+            return super().wrote(path)
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=NAMES_ITS_MAKER)
         except (OSError, pydicom.errors.InvalidDicomError):
-            return False
+            return not self.is_whole(path)
         is_old = header.get("SoftwareVersions") in VERSIONS_WITHOUT_MARK
         return is_old and header.get("ManufacturerModelName") == PROGRAM
+
+    def has_end(self, path: pathlib.Path) -> bool:
+        """Whether the last element of an object is whole; see `Result.has_end`."""
+        try:
+            one = pydicom.dcmread(path)
+            last = one.get_item(max(one.keys()))
+        except Exception:  # pydicom raises whatever a cut object makes of it
+            return False
+        return not isinstance(last, RawDataElement) or last.length in (UNDEFINED, len(last.value or b""))
 
     def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
         """Write the object; see `Result.write`."""

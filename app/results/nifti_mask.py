@@ -6,12 +6,12 @@ import contextlib
 import pathlib
 
 from ..errors import ResultError
-from ..ownership import BLANK, PROGRAM, has_mark, is_complete, is_unchanged, mark_of
+from ..ownership import BLANK, PROGRAM, fits_mark, has_mark, is_unchanged, mark_of
 from ..segmentation import Segmentation
 from ..version import __version__
-from ..volumes.gzip_file import DECODE_ERROR, MAGIC, compressing, open_bytes, plain_head, plain_length
+from ..volumes.gzip_file import DECODE_ERROR, compressing, open_bytes, plain_head, plain_length
 from ..volumes.nifti import EXTENSIONS, mask_header
-from ..volumes.nifti_header import Header, description, is_cut_in_header
+from ..volumes.nifti_header import Header, description, is_cut_in_header, promised_length
 from ..volumes.walk import first_bytes
 from ..whole_file import whole_file
 from .result import Result, beside
@@ -31,23 +31,21 @@ class NiftiMask(Result):
         return beside(base, EXTENSIONS[0] if mask_extension is None else mask_extension)
 
     def is_whole(self, path: pathlib.Path) -> bool:
-        """Whether a mask is there and its length right; see `Result.is_whole`."""
+        """Whether a mask is there, and as long as its mark or its header says; see `Result.is_whole`."""
         try:
-            head = first_bytes(path)
-            plain = plain_head(head)
-            if not any(head) or is_cut_in_header(plain) or (head.startswith(MAGIC) and not plain):
-                return False
-            return is_complete(plain, plain_length(path))
+            head, length = first_bytes(path), plain_length(path)
         except OSError:
             return False
+        plain = plain_head(head)
+        if plain is None or (any(head) and not has_mark(plain) and not is_cut_in_header(plain)):
+            return True  # of others
+        return any(head) and has_mark(plain) and (fits_mark(plain, length) or promised_length(plain) == length)
 
     def wrote(self, path: pathlib.Path) -> bool:
         """Whether a mask may be replaced; see `Result.wrote`."""
-        head = plain_head(first_bytes(path))
-        if not has_mark(head):
+        head = plain_head(first_bytes(path)) or b""
+        if not has_mark(head) or not self.is_whole(path):
             return not self.is_whole(path) or description(head).startswith(PROGRAM.encode())
-        if not self.is_whole(path):
-            return True
         try:
             with open_bytes(path) as stream:
                 return is_unchanged(stream)

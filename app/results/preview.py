@@ -46,7 +46,8 @@ class Preview(Result):
             content = path.read_bytes()
         except OSError:
             return False
-        return any(content) and content.startswith(PNG_BEGINS) <= content.endswith(PNG_ENDS)
+        begins = content[: len(PNG_BEGINS)] == PNG_BEGINS[: len(content)]
+        return any(content) and (content.endswith(PNG_ENDS) or not begins)
 
     def wrote(self, path: pathlib.Path) -> bool:
         """Whether a picture may be replaced; see `Result.wrote`."""

@@ -31,7 +31,7 @@ def write_whole(path: pathlib.Path, content: bytes, is_ours: Callable[[pathlib.P
     """
     try:
         if is_ours is not None and path.exists() and not is_ours(path):
-            raise ResultError(f"{path}: not as this program wrote it, and left alone; move it")
+            raise ResultError(f"{path}: this program did not write it, or it was changed since; move it")
         with whole_file(path) as stream:
             stream.write(marked(content))
     except OSError as error:
@@ -43,11 +43,13 @@ class Result(ABC):
 
     Attributes:
         needs_dicom: whether the scan must have come as DICOM.
+        ending: of a file that is complete.
         needs_scan: whether it is made from the scan's values too, see `inference.gathering.Gathering`.
     """
 
     needs_dicom = False
     needs_scan = False
+    ending = b""
 
     @abstractmethod
     def path(self, base: pathlib.Path, mask_extension: str | None) -> pathlib.Path:
@@ -61,16 +63,23 @@ class Result(ABC):
     def is_whole(self, path: pathlib.Path) -> bool:
         """Whether a case's output is there, and complete as far as can be told at a glance.
 
-        A crash may leave a file empty, cut, or full of zeros. A file of others is taken for complete.
+        A crash may leave a file empty, cut, or full of zeros. A file of others is taken for complete. This default
+        suits files that carry a `MARK`.
         """
-        return ownership.is_whole(path)
+        try:
+            with path.open("rb") as stream:
+                head, size = stream.read(ownership.HEAD_BYTES), path.stat().st_size
+        except OSError:
+            return False
+        return any(head) and (ownership.fits_mark(head, size) or self.has_end(path))
+
+    def has_end(self, path: pathlib.Path) -> bool:
+        """Whether a file's content is complete in itself, though not as long as this program wrote it."""
+        return path.read_bytes().endswith(self.ending)
 
     def wrote(self, path: pathlib.Path) -> bool:
-        """Whether a file may be replaced: it is as this program wrote it, or what a crash left of that.
-
-        This default suits files that carry a `MARK`.
-        """
-        return ownership.wrote(path)
+        """Whether a file may be replaced: it is as this program wrote it, or what a crash left of that."""
+        return ownership.wrote(path) or (path.exists() and not self.is_whole(path))
 
     @abstractmethod
     def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import ResultError
 from ..inference.gathering import Gathering
 from ..organs import ORGANS, Organ, bounding_box
-from ..ownership import is_whole
+from ..ownership import HEAD_BYTES
 from ..segmentation import Segmentation
 from ..version import __version__
 from ..whole_file import printable
@@ -54,6 +54,14 @@ class Statistics(Result):
         about = {"program": row.pop("program"), "digest": MARK}
         write_whole(path, (json.dumps(about | row, indent=1, allow_nan=False) + "\n").encode())
 
+    def has_end(self, path: pathlib.Path) -> bool:
+        """Whether a file is whole JSON; see `Result.has_end`."""
+        try:
+            json.loads(path.read_text())
+        except (OSError, ValueError):
+            return False
+        return True
+
     def finish(self, output: pathlib.Path) -> None:
         """Write the table of all cases in the folder, those of earlier runs too; see `Result.finish`."""
         files = {path: found for path in sorted(output.rglob(f"[!.]*{EXTENSION}")) if (found := read(path))}
@@ -80,8 +88,9 @@ def _is_as_written(path: pathlib.Path, table: str, files: Mapping[pathlib.Path, 
     over if its case's file is gone; another difference is somebody's work.
     """
     try:
-        if not is_whole(path):
-            return True  # empty or zeros, as a crash may leave it
+        with path.open("rb") as raw:
+            if not any(raw.read(HEAD_BYTES)):
+                return True  # empty or zeros, as a crash may leave it
         with path.open(newline="") as stream:
             there = csv.DictReader(stream)
             rows, columns = list(there), there.fieldnames or []

@@ -47,6 +47,7 @@ class Viewer(Result):
     """
 
     needs_scan = True
+    ending = b"</html>\n"
 
     def __init__(self) -> None:
         if not _page(LIBRARY).is_file():

@@ -52,9 +52,11 @@ __all__ = [
     "Slices",
     "Volume",
     "find_scans",
+    "format_named",
     "format_of",
     "identity",
     "is_archive",
+    "is_own_mask",
     "open_image",
     "open_volume",
     "unpacked",
@@ -67,9 +69,21 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def format_of(path: pathlib.Path, head: bytes | None = None) -> str | None:
-    """The name of the format that claims a file, by its name, and by its first bytes if they are given; else None."""
+def format_of(path: pathlib.Path, head: bytes) -> str | None:
+    """The name of the format that claims a file, given its first bytes; None where none does."""
     return next((name for name, candidate in FORMATS.items() if candidate.claims(path, head)), None)
+
+
+def format_named(path: pathlib.Path) -> str | None:
+    """The name of the format whose files are called like this; None where no format's are."""
+    return next((name for name, one in FORMATS.items() if path.name.lower().endswith(one.extensions)), None)
+
+
+def is_own_mask(path: pathlib.Path) -> bool:
+    """Whether a file would be a scan by its name, and is not one by its content: this program wrote it."""
+    name = format_named(path)
+    is_scan_by_name = name is not None and path.is_file() and FORMATS[name].claims(path, b"")
+    return is_scan_by_name and format_of(path, first_bytes(path)) is None
 
 
 def find_scans(source: pathlib.Path, options: FindOptions = DEFAULT_OPTIONS) -> list[Scan]:
@@ -114,7 +128,7 @@ def open_volume(path: pathlib.Path) -> Volume:
     if name is None:
         if path.exists() and not path.is_file():
             raise VolumeError(f"{path}: not a regular file (a pipe, socket or device); copy the scan to a file")
-        if format_of(path) and path.is_file():
+        if is_own_mask(path):
             raise VolumeError(f"{path}: a mask that this program wrote; give the scan")
         expected = " or ".join(reader.accepts for reader in FORMATS.values())
         raise VolumeError(f"{path}: not a scan; expected {expected}, check its path and name")

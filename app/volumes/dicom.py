@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .dicom_series import Series
     from .dicom_slice import Slice
 
+EXTENSIONS = (".dcm", ".dicom", ".ima")
 PREAMBLE, MAGIC = 128, b"DICM"  # PS3.10, 7.1
 # First elements of files without a preamble, in both byte orders: group 8, element 0, 1, 5, 8 or 16.
 BARE = tuple(bytes([8, 0, element, 0]) for element in (0, 1, 5, 8, 0x16))
@@ -46,10 +47,11 @@ class Dicom:
     """DICOM, known by the content of its files; see `Format`."""
 
     accepts = "DICOM"
+    extensions = EXTENSIONS
 
-    def claims(self, path: pathlib.Path, head: bytes | None) -> bool:
+    def claims(self, path: pathlib.Path, head: bytes) -> bool:
         """By the first bytes; a DICOMDIR only lists other files."""
-        return path.name != "DICOMDIR" and is_dicom(head or b"")
+        return path.name != "DICOMDIR" and is_dicom(head)
 
     def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:
         """The CT series, wherever their files lie; and what else there is, with the reason why not.

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Protocol
 from isal import igzip, igzip_lib, isal_zlib
 
 MAGIC = b"\x1f\x8b"
+DEFLATE = b"\x08"  # the one method of compression, RFC 1952
 MAX_RATIO = 1032  # zlib's technical details: no deflate stream expands further
 INPUT_BYTES = 1 << 20  # compressed bytes read at a time
 DECODE_ERROR: Any = isal_zlib.error  # an exception class, raised while reading, beside OSError and EOFError
@@ -84,14 +85,19 @@ def is_gzip(path: pathlib.Path) -> bool:
         return stream.read(2) == MAGIC
 
 
-def plain_head(head: bytes) -> bytes:
-    """What a file's first bytes say of its content: decompressed where they are gzip, as far as they reach."""
+def plain_head(head: bytes) -> bytes | None:
+    """What a file's first bytes say of its content: decompressed where they are gzip, as far as they reach.
+
+    None where they look like gzip and are not.
+    """
     if not head.startswith(MAGIC):
         return head
+    if head[2:3] not in (b"", DEFLATE):
+        return None
     try:
         plain: bytes = isal_zlib.decompressobj(wbits=31).decompress(head)
     except DECODE_ERROR:
-        return b""
+        return None
     return plain
 
 

@@ -137,10 +137,11 @@ class Nifti:
     """NIfTI, known by the names of its files; see `Format`."""
 
     accepts = ".nii.gz or .nii file"
+    extensions = EXTENSIONS
 
-    def claims(self, path: pathlib.Path, head: bytes | None) -> bool:
+    def claims(self, path: pathlib.Path, head: bytes) -> bool:
         """By name, since a damaged scan is to be reported and not passed over; but not a mask of this program."""
-        return extension_of(path) is not None and not is_own_mask(head or b"")
+        return extension_of(path) is not None and not is_own_mask(head)
 
     def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:
         """A scan per file; those in subfolders only if that is asked for.
@@ -164,7 +165,7 @@ class Nifti:
 
 def is_own_mask(head: bytes) -> bool:
     """Whether a file, given its first bytes, is a mask that this program wrote, whatever its name is."""
-    return description(plain_head(head)).startswith(PROGRAM.encode())
+    return description(plain_head(head) or b"").startswith(PROGRAM.encode())
 
 
 def _scan(path: pathlib.Path, folder: pathlib.Path) -> Scan:

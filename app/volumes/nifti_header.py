@@ -188,7 +188,20 @@ def description(head: bytes) -> bytes:
     return head[DESCRIPTION[size]].rstrip(b"\0") if size else b""
 
 
-def is_cut_in_header(head: bytes) -> bool:
-    """Whether content begins as NIfTI does and ends within its header."""
+def promised_length(head: bytes) -> int | None:
+    """The length in bytes that a NIfTI header says its content has; None where that is not known, or not all there."""
     size = _size_of_header(head)
-    return size is not None and len(head) < size
+    if size is None or len(head) < size:
+        return None
+    header = (nib.Nifti1Header if size == SIZES[0] else nib.Nifti2Header)(head[:size], check=False)
+    try:
+        voxels = int(np.prod(header.get_data_shape()))
+        return int(header.get_data_offset()) + voxels * int(header.get_data_dtype().itemsize)
+    except (HeaderDataError, KeyError, ValueError):
+        return None
+
+
+def is_cut_in_header(head: bytes) -> bool:
+    """Whether content begins as NIfTI does and ends within its header; so does none at all."""
+    size = _size_of_header(head)
+    return not head or (size is not None and len(head) < size)

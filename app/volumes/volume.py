@@ -265,12 +265,17 @@ class Format(Protocol):
         """What it reads, for a line that says what was expected: `DICOM`."""
         ...
 
-    def claims(self, path: pathlib.Path, head: bytes | None) -> bool:
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """What names of its files usually end with, in lower case."""
+        ...
+
+    def claims(self, path: pathlib.Path, head: bytes) -> bool:
         """Whether a file is one of this format, as its name and its first `HEAD_BYTES` tell.
 
         Args:
             path: the file.
-            head: its first bytes; empty where it cannot be read, or is not a regular file. None: by the name alone.
+            head: its first bytes; none where it cannot be read, or is not a regular file.
         """
         ...
 
