@@ -212,15 +212,19 @@ def check_outputs(case: Case) -> None:
         ResultError: there is such a file.
     """
     for name, path in case.outputs.items():
-        if path.exists() and not case.results[name].wrote(path):
+        if identity(path) is not None and not case.results[name].wrote(path):
             raise ResultError(
                 f"{case.scan.path}: its mask would overwrite {path}, which this program did not write, or which was "
                 "changed since; move that file, or choose another OUTPUT folder"
             )
 
 
-def check_output(folder: pathlib.Path) -> None:
+def check_output(folder: pathlib.Path, cases: Sequence[Case] = ()) -> None:
     """Make the output folder, see that a file can be made in it, and clear what killed runs left behind.
+
+    Args:
+        folder: OUTPUT.
+        cases: what will be written to it, or to subfolders.
 
     Raises:
         InputError: it cannot be used.
@@ -231,4 +235,5 @@ def check_output(folder: pathlib.Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"{folder}: not writable ({error.strerror}); check its owner, or docker run --user") from error
-    clear_stale(folder)
+    for place in {folder, *(case.base.parent for case in cases)}:
+        clear_stale(place)

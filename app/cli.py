@@ -123,7 +123,7 @@ def _part_of(cases: list[Case], part: Shard) -> list[Case]:
 
 def _segment(request: Request, choice: ModelChoice, cases: list[Case], results: dict[str, Result], part: Shard) -> int:
     """Do the cases; the exit status."""
-    check_output(request.output)
+    check_output(request.output, cases)
     if not cases:
         return DONE  # more shards than cases
     # It decodes the first scan from now on, while torch is imported. Usage errors and --help came without torch.

@@ -13,7 +13,7 @@ import click
 
 from .cases import Case, find_cases, read_list, require_ct
 from .results import DEFAULT_RESULTS, RESULTS, Result, make_results
-from .volumes import FindOptions, NameBy, is_archive, unpacked
+from .volumes import FindOptions, NameBy, clear_left_behind, is_archive, unpacked
 from .work import Resume
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ class Request:
         on_header = _show_headers if sys.stderr.isatty() else lambda *_: None
         options = FindOptions(self.recursive, self.name_by, self.resample_gaps, on_header=on_header)
         results = make_results(self.save, self.seg_type)
+        clear_left_behind()
         named = self.list_file or self.paths[0]
         with contextlib.ExitStack() as stack:
             sources = read_list(named) if self.list_file else [stack.enter_context(unpacked(named))]

@@ -335,8 +335,13 @@ def test_the_next_run_clears_what_a_killed_one_left_and_nothing_else(
     killed.kill()
     killed.wait()
     assert len(list(scratch.rglob("patient.dcm"))) == 2
-    with unpacked(tmp_path):  # a run over a folder does it too
-        pass
+    (scratch / f"{archive.PREFIX}link").symlink_to(tmp_path / "precious")
+    (tmp_path / "precious").mkdir()
+    for name in (archive.LOCK, "file"):
+        (tmp_path / "precious" / name).touch()
+    assert CliRunner().invoke(main, [str(tmp_path), str(tmp_path / "out"), "--list-series"]).exit_code == 2  # no scans
+    assert (tmp_path / "precious" / "file").exists()
+    (scratch / f"{archive.PREFIX}link").unlink()
     assert len(list(scratch.rglob("patient.dcm"))) == 1
     assert (scratch / "unpacked-by-others").exists()
     living.terminate()

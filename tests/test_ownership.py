@@ -131,6 +131,25 @@ def test_a_file_of_others_counts_as_there_and_stays(tmp_path: pathlib.Path, cont
         assert not result.wrote(tmp_path / "file"), name
 
 
+@pytest.mark.parametrize("kind", ["a folder", "a file that may not be read"])
+def test_what_cannot_be_read_is_others(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    if kind == "a folder":
+        (tmp_path / "file").mkdir()
+    else:
+        (tmp_path / "file").write_bytes(b"somebody's")
+
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(pathlib.Path, "open", refuse)  # root may read everything
+        monkeypatch.setattr("builtins.open", refuse)
+        monkeypatch.setattr(os, "open", refuse)
+        monkeypatch.setattr(Image, "open", refuse)
+    for name, result in make_results(("nifti", *(name for name in RESULTS if "nifti" not in name))).items():
+        assert result.is_whole(tmp_path / "file"), name
+        assert not result.wrote(tmp_path / "file"), name
+
+
 # Masks
 
 

@@ -30,12 +30,9 @@ class NiftiMask(Result):
         """Compressed if the scan is; see `Result.path`."""
         return beside(base, EXTENSIONS[0] if mask_extension is None else mask_extension)
 
-    def is_whole(self, path: pathlib.Path) -> bool:
-        """Whether a mask is there, and as long as its mark or its header says; see `Result.is_whole`."""
-        try:
-            head, length = first_bytes(path), plain_length(path)
-        except OSError:
-            return False
+    def looks_whole(self, path: pathlib.Path) -> bool:
+        """Whether a mask is as long as its mark or its header says; see `Result.looks_whole`."""
+        length, head = plain_length(path), first_bytes(path)
         plain = plain_head(head)
         if plain is None or (any(head) and not has_mark(plain) and not is_cut_in_header(plain)):
             return True  # of others

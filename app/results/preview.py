@@ -40,12 +40,9 @@ class Preview(Result):
         """Beside the mask."""
         return beside(base, EXTENSION)
 
-    def is_whole(self, path: pathlib.Path) -> bool:
-        """Whether a picture is there and not cut; see `Result.is_whole`."""
-        try:
-            content = path.read_bytes()
-        except OSError:
-            return False
+    def looks_whole(self, path: pathlib.Path) -> bool:
+        """Whether a picture is not cut; see `Result.looks_whole`."""
+        content = path.read_bytes()
         begins = content[: len(PNG_BEGINS)] == PNG_BEGINS[: len(content)]
         return any(content) and (content.endswith(PNG_ENDS) or not begins)
 

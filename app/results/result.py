@@ -10,6 +10,7 @@ from .. import ownership
 from ..errors import ResultError
 from ..ownership import BLANK, PROGRAM, marked
 from ..segmentation import Segmentation
+from ..volumes import identity
 from ..whole_file import beside, whole_file
 
 __all__ = ["MARK", "PROGRAM", "Result", "beside", "write_whole"]
@@ -63,14 +64,24 @@ class Result(ABC):
     def is_whole(self, path: pathlib.Path) -> bool:
         """Whether a case's output is there, and complete as far as can be told at a glance.
 
-        A crash may leave a file empty, cut, or full of zeros. A file of others is taken for complete. This default
-        suits files that carry a `MARK`.
+        A crash may leave a file empty, cut, or full of zeros. A file of others is taken for complete, as is one that
+        cannot be read.
         """
-        try:
-            with path.open("rb") as stream:
-                head, size = stream.read(ownership.HEAD_BYTES), path.stat().st_size
-        except OSError:
+        if identity(path) is None:
             return False
+        try:
+            return self.looks_whole(path)
+        except OSError:
+            return True
+
+    def looks_whole(self, path: pathlib.Path) -> bool:
+        """Whether a file that is there looks complete; this default suits files that carry a `MARK`.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with path.open("rb") as stream:
+            head, size = stream.read(ownership.HEAD_BYTES), path.stat().st_size
         return any(head) and (ownership.fits_mark(head, size) or self.has_end(path))
 
     def has_end(self, path: pathlib.Path) -> bool:
@@ -79,7 +90,7 @@ class Result(ABC):
 
     def wrote(self, path: pathlib.Path) -> bool:
         """Whether a file may be replaced: it is as this program wrote it, or what a crash left of that."""
-        return ownership.wrote(path) or (path.exists() and not self.is_whole(path))
+        return ownership.wrote(path) or not self.is_whole(path)
 
     @abstractmethod
     def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:

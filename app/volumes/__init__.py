@@ -20,7 +20,7 @@ from functools import partial
 
 from ..errors import VolumeError
 from . import dicom, nifti
-from .archive import is_archive, unpacked
+from .archive import clear_left_behind, is_archive, unpacked
 from .memory import open_image
 from .volume import (
     DEFAULT_OPTIONS,
@@ -51,6 +51,7 @@ __all__ = [
     "Scan",
     "Slices",
     "Volume",
+    "clear_left_behind",
     "find_scans",
     "format_named",
     "format_of",

@@ -48,7 +48,6 @@ def unpacked(source: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
         InputError: it is damaged, or holds more than the disk.
     """
-    clear_left_behind()
     if not is_archive(source):
         yield source
         return
@@ -92,11 +91,17 @@ def _remove(scratch: pathlib.Path) -> None:
 
 
 def clear_left_behind() -> None:
-    """Remove what killed processes unpacked: patients' data. A folder whose process lives is locked, and left alone."""
+    """Remove what killed processes of this user unpacked: patients' data.
+
+    A folder whose process lives is locked, and left alone.
+    """
     for lock in pathlib.Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
-        with contextlib.suppress(OSError), lock.open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(lock.parent)
+        with contextlib.suppress(OSError):
+            about = lock.parent.lstat()
+            if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid():  # not what others put in its place
+                with lock.open() as stream:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _remove(lock.parent)
 
 
 def _inner(folder: pathlib.Path) -> pathlib.Path:
