@@ -19,13 +19,13 @@ from .errors import ResultError
 from .host import seconds_since_process_start
 from .options import ModelChoice, Request, options_of_input, options_of_model
 from .process import set_up
-from .results import RESULTS, Result, make_results
+from .results import RESULTS, Result, finish_all, make_results
 from .run_log import RUN_LOG
 from .shards import Shard, merge_logs
 from .version import __version__
 from .volumes import Ready
 from .whole_file import printable
-from .work import DONE, RunLog, exit_status, finish
+from .work import DONE, RunLog, exit_status
 
 _log = logging.getLogger(__package__)
 
@@ -138,7 +138,8 @@ def _segment(request: Request, choice: ModelChoice, cases: list[Case], results: 
             if sys.stderr.isatty():
                 run.progress = _progress_bar
             run.do(queue)
-        return max(log.exit_status, finish(results, request.output))
+        finish_all(results, request.output)
+        return log.exit_status
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -150,8 +151,9 @@ def merge(output: pathlib.Path, save: tuple[str, ...]) -> None:
 
     def command() -> int:
         count = merge_logs(output)
+        finish_all(make_results(save), output)
         click.echo(f"{output / RUN_LOG}: {count} cases")
-        return finish(make_results(save) if save else {}, output)
+        return DONE
 
     sys.exit(exit_status(command))
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from .cases import Case, find_cases, read_list, require_ct
+from .engines import ENGINES
+from .quick_imports import without
 from .results import DEFAULT_RESULTS, RESULTS, Result, make_results
 from .volumes import FindOptions, NameBy, clear_left_behind, is_archive, unpacked
 from .work import Resume
@@ -67,6 +69,13 @@ def options_of_model(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--model", help="Bundled model: fast (default on a CPU) or paper (on a GPU)."),
             click.option(
                 "--weights", type=click.Path(path_type=pathlib.Path), help="A weights file of your own instead."
+            ),
+            click.option(
+                "--engine",
+                type=click.Choice(["auto", *ENGINES]),
+                default="auto",
+                show_default=True,
+                help="What computes; auto: torch on a GPU, on a CPU OpenVINO if installed, else torch.",
             ),
             click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True),
             click.option(
@@ -148,6 +157,7 @@ class ModelChoice:
 
     model: str | None
     weights: pathlib.Path | None
+    engine: str
     device: str
     batch_size: int | None
     no_postprocess: bool
@@ -172,9 +182,14 @@ class ModelChoice:
         """
         from .segmenter import Segmenter
 
-        return Segmenter.load(
-            self.weights or self.model, self.device, self.batch_size, postprocess=not self.no_postprocess
-        )
+        with without("openvino.tools"):  # converters of other programs' models, and the telemetry that they send
+            return Segmenter.load(
+                self.weights or self.model,
+                self.device,
+                self.batch_size,
+                postprocess=not self.no_postprocess,
+                engine=self.engine,
+            )
 
 
 def _show_headers(done: int, total: int) -> None:

@@ -23,18 +23,26 @@ def without_collection() -> Iterator[None]:
         gc.enable()
 
 
+@contextlib.contextmanager
+def without(module: str) -> Iterator[None]:
+    """Let the import of a module fail in this block, unless it is imported already; see Python's `sys.modules`."""
+    modules: dict[str, Any] = sys.modules
+    if module in modules:
+        yield
+        return
+    modules[module] = None
+    try:
+        yield
+    finally:
+        del modules[module]
+
+
 def import_nibabel() -> None:
     """Import nibabel without pydicom, which takes an eighth of the start-up.
 
     Where pydicom is installed, nibabel would import it for the sake of DICOM headers inside NIfTI files, which nothing
     here reads. The reader of DICOM imports pydicom itself when there is some to read.
     """
-    modules: dict[str, Any] = sys.modules
-    if "nibabel" in modules or "pydicom" in modules:
-        return
-    modules["pydicom"] = None  # so `import pydicom` fails, see Python's documentation of sys.modules
-    try:
-        with without_collection():
+    if "nibabel" not in sys.modules:
+        with without("pydicom"), without_collection():
             import nibabel  # noqa: F401
-    finally:
-        del modules["pydicom"]

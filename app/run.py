@@ -12,11 +12,12 @@ from functools import partial
 
 from .case_queue import CaseQueue, Opened, open_case
 from .cases import Case
-from .errors import AppError
+from .errors import AppError, ResultError
 from .failures import Failure, clear_failure, note_failure
 from .gpu_memory import MemorySampler, nvml_reader, peak_flare2021
 from .host import peak_rss_mib
 from .inference.labelling import OnSlice
+from .results import write_all
 from .run_log import CaseRecord, Environment
 from .segmentation import Segmentation
 from .segmenter import Segmenter
@@ -51,12 +52,12 @@ def predict_case(
         read_used_mib: gives the GPU memory in use; None without a GPU.
     """
     begin = time.perf_counter()
-    segmentation, problem, written = None, None, 0.0
+    segmentation, problem, seconds = None, None, dict[str, float | None]()
     segmenter.engine.peak_mib(reset=True)
     with MemorySampler(read_used_mib) as sampler:
         try:
             segmentation = _segment(segmenter, case, opened, progress)
-            written = _write(segmentation, case)
+            _write(segmentation, case, seconds)
         except Exception as error:  # whatever is wrong with one case, the others go on
             known = isinstance(error, AppError)
             problem = str(error) if known else f"{case.scan.path}: unexpected {type(error).__name__}: {error}"
@@ -65,12 +66,10 @@ def predict_case(
         else:
             clear_failure(case.base)
     surroundings = environment(segmenter, sampler.samples_mib)
-    if problem is not None or segmentation is None:
-        record = CaseRecord(case.name, "failed", problem, **vars(surroundings))
-    else:
-        record = CaseRecord.of(segmentation, surroundings)
-        record.seconds["write"] = round(written, 3)
-    record.seconds["total"] = round(time.perf_counter() - begin, 3)
+    record = CaseRecord.of(segmentation, surroundings) if segmentation else CaseRecord(case.name, **vars(surroundings))
+    if problem is not None:
+        record.status, record.error = "failed", problem
+    record.seconds |= seconds | {"total": round(time.perf_counter() - begin, 3)}
     record.series_uid = case.scan.series_uid
     return record
 
@@ -83,13 +82,22 @@ def _segment(segmenter: Segmenter, case: Case, opened: Opened | None, progress: 
         return segmenter.segment_volume(volume, slices, case=case.name, gather=gather, on_slice=on_slice)
 
 
-def _write(segmentation: Segmentation, case: Case) -> float:
-    """Write the outputs of one case; the seconds that it took."""
+def _write(segmentation: Segmentation, case: Case, seconds: dict[str, float | None]) -> None:
+    """Write the outputs of one case, and note how long that took.
+
+    Raises:
+        ResultError: some could not be written; the others were.
+    """
     begin = time.perf_counter()
-    case.base.parent.mkdir(parents=True, exist_ok=True)  # a folder of the mirrored tree
-    for name, path in case.outputs.items():
-        case.results[name].write(segmentation, path)
-    return time.perf_counter() - begin
+    try:
+        case.base.parent.mkdir(parents=True, exist_ok=True)  # a folder of the mirrored tree
+        write_all(segmentation, case.results, case.outputs)
+    except OSError as error:
+        raise ResultError(
+            f"{case.base.parent}: cannot be made ({error.strerror}); check the folder above it"
+        ) from error
+    finally:
+        seconds["write"] = round(time.perf_counter() - begin, 3)
 
 
 def environment(segmenter: Segmenter, samples_mib: Sequence[int]) -> Environment:
@@ -109,6 +117,7 @@ def environment(segmenter: Segmenter, samples_mib: Sequence[int]) -> Environment
         versions={
             "app": __version__,
             "weights": model.version,
+            **dict.fromkeys(("torch", "cuda", "openvino")),  # every line has the same fields
             **about.versions,
             "python": platform.python_version(),
         },

@@ -39,7 +39,8 @@ class CaseRecord:
 
     Attributes:
         case: its name.
-        status: whether its mask was written, could not be, or was there already; or whether it is nothing to segment.
+        status: whether its outputs were written, could not be, or were there already; or whether it is nothing to
+            segment. A case of which one output could not be written is failed, and has its figures all the same.
         error: one line for a failed case, and for one that is nothing to segment.
         seconds: start_up (of the process, in its first case), read (time spent waiting for slices), network,
             postprocess, write, total.
@@ -56,7 +57,7 @@ class CaseRecord:
         precision: of the network.
         model: its name.
         weights_sha256: of each weights file.
-        versions: of this program, the weights, torch, CUDA and Python.
+        versions: of this program, the weights, torch, CUDA, OpenVINO and Python; null where one was not used.
         series_uid: of a DICOM series; other scans have no such field.
     """
 
@@ -82,7 +83,7 @@ class CaseRecord:
 
     @classmethod
     def of(cls, segmentation: Segmentation, environment: Environment) -> CaseRecord:
-        """The record of a case whose results were written."""
+        """The record of a case that was segmented."""
         geometry = segmentation.volume.geometry
         confidence = segmentation.confidence
         return cls(
@@ -99,12 +100,12 @@ class CaseRecord:
         )
 
     def as_dict(self) -> dict[str, object]:
-        """The fields that a case of this status has: a failed one lacks its results, others have little else."""
+        """The fields that a case of this status has: one that was not segmented lacks its results."""
         fields = {name: value for name, value in asdict(self).items() if name != "series_uid" or value is not None}
         if self.status in ("skipped", "ignored"):
             kept = ("case", "status", "series_uid", *(("error",) if self.error else ()))
             return {name: fields[name] for name in kept if name in fields}
-        left_out = RESULT_FIELDS if self.status == "failed" else ()
+        left_out = RESULT_FIELDS if self.status == "failed" and self.volumes_ml is None else ()
         return {name: value for name, value in fields.items() if name not in left_out}
 
 

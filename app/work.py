@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .cases import Case
 from .errors import AppError
 from .failures import clear_failure, note_attempt, read_failure
-from .results import Result
 from .run_log import RUN_LOG, CaseRecord, append
 from .volumes import NotCt
 
@@ -106,18 +105,6 @@ class RunLog:
         return SOME_FAILED if self.failed else DONE
 
 
-def finish(results: Mapping[str, Result], output: pathlib.Path) -> int:
-    """Write what belongs to the whole folder, each kind by itself; the exit status."""
-    status = DONE
-    for result in results.values():
-        try:
-            result.finish(output)
-        except AppError as error:
-            log.error("%s", error)
-            status = SOME_FAILED
-    return status
-
-
 def report(record: CaseRecord, label: str) -> None:
     """One line for a case, and one for each of its warnings."""
     if record.status == "ignored":
@@ -135,8 +122,8 @@ def report(record: CaseRecord, label: str) -> None:
         volumes = ", ".join(f"{organ} {ml:.0f} ml" for organ, ml in (record.volumes_ml or {}).items())
         stages = ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items())
         log.info("%s: %s; %.1f s (%s)", label, volumes, sum(seconds.values()), stages)
-        for warning in record.warnings:
-            log.warning("%s: %s", record.case, warning)
+    for warning in record.warnings:
+        log.warning("%s: %s", record.case, warning)
 
 
 def exit_status(command: Callable[[], int]) -> int:

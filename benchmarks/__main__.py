@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from app.checkpoint import find_model, load_checkpoint
-from app.engines.torch_engine import CPU_INFO, best_dtype
+from app.engines.torch_engine import best_dtype
+from app.host import CPU_INFO
 from benchmarks.growth import one_scan, over_cases, over_slices, plot
 from benchmarks.levers import levers
 from benchmarks.levers import table as levers_table
@@ -116,7 +116,7 @@ def main() -> None:
     phantom = phantom_scan(args.scratch)
     found: dict[str, Any] = {
         "machine": processor(),
-        "precision": str(best_dtype(torch.device("cpu"), load_checkpoint(find_model("fast")).config.width)),
+        "precision": str(best_dtype(torch.device("cpu"))),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "start_up": start_up(middle_scan(args.scratch, 1), "fast", args.rounds),

@@ -14,8 +14,9 @@ from app.cases import Case, check_output
 from app.errors import InputError
 from app.options import ModelChoice, Request, options_of_input, options_of_model
 from app.process import set_up
+from app.results import finish_all
 from app.run_log import CaseRecord
-from app.work import RunLog, exit_status, finish, settle
+from app.work import RunLog, exit_status, settle
 
 if TYPE_CHECKING:
     from cluster.workers import Needs
@@ -59,7 +60,8 @@ def main(
             if todo:
                 needs = _start_ray(address, verbose, cpus_per_worker, gpus_per_worker, memory_mib)
                 _drive(todo, choice, needs, workers, log.add)
-            return max(log.exit_status, finish(results, request.output))
+            finish_all(results, request.output)
+            return log.exit_status
 
     sys.exit(exit_status(command))
 

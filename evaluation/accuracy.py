@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from app.organs import IGNORE, ORGANS, Organ
+from app.volumes import Geometry
 from app.volumes.nifti import extension_of
 from evaluation.labels import LabelError, check_same_grid, read_labels
 from evaluation.metrics import Protocol, Score, score_case
@@ -63,7 +64,7 @@ def evaluate_case(reference_path: pathlib.Path, predictions: pathlib.Path, proto
     name = reference_path.name.removesuffix(".gz").removesuffix(".nii")
     reference, geometry = read_labels(reference_path, [*Organ, IGNORE])
     spacing_mm = geometry.spacing_zyx_mm
-    reference_ml = volumes_ml(reference, spacing_mm)
+    reference_ml = volumes_ml(reference, geometry)
     path = predictions / reference_path.name
     if not path.exists():
         nothing = {organ: Score(0.0, 0.0) for organ in ORGANS}
@@ -71,13 +72,12 @@ def evaluate_case(reference_path: pathlib.Path, predictions: pathlib.Path, proto
     prediction, other = read_labels(path, list(Organ))
     check_same_grid(path, other, geometry)
     scores = score_case(reference, prediction, spacing_mm, protocol)
-    return CaseScores(name, scores, reference_ml, volumes_ml(prediction, spacing_mm))
+    return CaseScores(name, scores, reference_ml, volumes_ml(prediction, geometry))
 
 
-def volumes_ml(labels: NDArray[np.uint8], spacing_mm: Sequence[float]) -> dict[Organ, float]:
+def volumes_ml(labels: NDArray[np.uint8], geometry: Geometry) -> dict[Organ, float]:
     """The volume of every organ."""
-    voxel_ml = float(np.prod(spacing_mm)) / 1000
-    return {organ: float(np.count_nonzero(labels == organ)) * voxel_ml for organ in ORGANS}
+    return {organ: float(np.count_nonzero(labels == organ)) * geometry.voxel_ml for organ in ORGANS}
 
 
 def evaluate(

@@ -339,7 +339,8 @@ def test_the_next_run_clears_what_a_killed_one_left_and_nothing_else(
     (tmp_path / "precious").mkdir()
     for name in (archive.LOCK, "file"):
         (tmp_path / "precious" / name).touch()
-    assert CliRunner().invoke(main, [str(tmp_path), str(tmp_path / "out"), "--list-series"]).exit_code == 2  # no scans
+    (tmp_path / "empty").mkdir()
+    assert CliRunner().invoke(main, [str(tmp_path / "empty"), str(tmp_path / "out"), "--list-series"]).exit_code == 2
     assert (tmp_path / "precious" / "file").exists()
     (scratch / f"{archive.PREFIX}link").unlink()
     assert len(list(scratch.rglob("patient.dcm"))) == 1

@@ -16,14 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from app.errors import InputError
 from app.organs import ORGANS, Organ
 from app.results import make_results
 from app.results.outlines import outlines
-from app.volumes import Volume, open_volume
+from app.volumes import FindOptions, Volume, find_scans, open_volume
 from phantom import make_phantom
-from phantom.dicom import AXIAL, write_enhanced, write_series
+from phantom.dicom import AXIAL, store, write_enhanced, write_series
 from tests.tiny import segmentation_of
 
 SPACING = (3.0, 2.5, 12.0)
@@ -173,6 +174,125 @@ def test_a_label_map_holds_the_mask_in_less_space(
     np.testing.assert_array_equal(array.array[tuple(index.T)], labels[tuple(grid.T)])
     assert (array.array != 0).sum() == len(grid)
     assert pydicom.dcmread(name).SOPInstanceUID != pydicom.dcmread(plain).SOPInstanceUID
+
+
+@pytest.mark.parametrize("kind", ["uneven", "tilted", "oblique", "multi-frame", "gaps filled"])
+def test_outlines_lie_in_the_plane_of_the_image_that_they_name(tmp_path: pathlib.Path, kind: str) -> None:
+    """And between its pixels: at halves of columns and rows, counted by that image's own header."""
+    spacing = (6.0, 5.0, 4.0)
+    hounsfield, mask = make_phantom((40, 44, 40), spacing)
+    if kind == "multi-frame":
+        write_enhanced(tmp_path / "in" / "file", hounsfield, spacing)
+    else:
+        orientation = OBLIQUE if kind == "oblique" else AXIAL
+        tilt_mm = {"tilted": 1.5}.get(kind, 0.0)
+        skip = (17,) if kind == "gaps filled" else ()
+        jitter = np.random.default_rng(3).uniform(
+            -0.09, 0.09, (40, 3)
+        )  # to the next slice less than a twentieth of 4 mm
+        for path in write_series(tmp_path / "in", hounsfield, spacing, orientation, tilt_mm, skip=skip):
+            one = pydicom.dcmread(path)
+            place = np.array(one.ImagePositionPatient, float) + jitter[int(one.InstanceNumber) - 1]
+            one.ImagePositionPatient = [f"{value:.4f}" for value in place]
+            one.save_as(path)
+    (scan,) = find_scans(tmp_path / "in", FindOptions(resample_gaps=kind == "gaps filled"))
+    volume = scan.open()
+    labels = np.zeros(volume.geometry.shape, np.uint8, order="F")
+    labels[..., : mask.shape[2]] = mask[..., : labels.shape[2]]
+    written = pydicom.dcmread(write_all(tmp_path / "out", volume, labels).with_suffix(".rtstruct.dcm"))
+    images = {one.SOPInstanceUID: one for one in map(pydicom.dcmread, (tmp_path / "in").iterdir())}
+    contours = [contour for region in written.ROIContourSequence for contour in region.ContourSequence]
+    assert len(contours) > 60
+    for contour in contours:
+        (reference,) = contour.ContourImageSequence
+        image = images[reference.ReferencedSOPInstanceUID]
+        origin, rows, columns = plane_of(image, reference.get("ReferencedFrameNumber"))
+        away = np.array(contour.ContourData, float).reshape(-1, 3) - origin
+        assert np.abs(away @ np.cross(rows, columns)).max() < 0.001
+        halves = 2 * np.c_[away @ rows / spacing[0], away @ columns / spacing[1]]
+        assert np.abs(halves - halves.round()).max() < 0.001
+
+
+def plane_of(image: pydicom.Dataset, frame: int | None) -> NDArray[np.float64]:
+    """Position, and directions of rows and columns, of an image or of its frame, which counts from 1."""
+    place = turn = image
+    if frame is not None:
+        place = image.PerFrameFunctionalGroupsSequence[frame - 1].PlanePositionSequence[0]
+        turn = image.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+    return np.array([*place.ImagePositionPatient, *turn.ImageOrientationPatient], float).reshape(3, 3)
+
+
+NAMES = {  # character set; name and description as stored (PS3.5, annexes H to K); the name as it is read, if it is
+    "Japanese": (
+        ["", "ISO 2022 IR 87"],
+        b"Suzuki^Ichirou=\x1b$BNkLZ\x1b(B^\x1b$B0lO:\x1b(B=\x1b$B$9$:$-\x1b(B^\x1b$B$$$A$m$&\x1b(B",
+        b"\x1b$BJ!It\x1b(B CT",
+        "Suzuki^Ichirou=鈴木^一郎=すずき^いちろう",
+    ),
+    "Japanese, half width": (
+        ["ISO 2022 IR 13", "ISO 2022 IR 87"],
+        b"\xd4\xcf\xc0\xde^\xc0\xdb\xb3=\x1b$B;3ED\x1b(J^\x1b$BB@O:\x1b(J=\x1b$B$d$^$@\x1b(J^\x1b$B$?$m$&\x1b(J",
+        b"\xca\xd7",
+        "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう",
+    ),
+    "Korean": (
+        ["", "ISO 2022 IR 149"],
+        b"Hong^Gildong=\x1b$)C\xfb\xf3^\x1b$)C\xd1\xce\xd4\xd7=\x1b$)C\xc8\xab^\x1b$)C\xb1\xe6\xb5\xbf",
+        b"\x1b$)C\xba\xb9\xba\xce",
+        "Hong^Gildong=洪^吉洞=홍^길동",
+    ),
+    # pydicom leaves the escape sequences of this one in the text: the bytes are what counts.
+    "Chinese": (
+        ["", "ISO 2022 IR 58"],
+        b"Zhang^XiaoDong=\x1b$)A\xd5\xc5^\x1b$)A\xd0\xa1\xb6\xab=",
+        b"\x1b$)A\xb8\xb9\xb2\xbf",
+        None,
+    ),
+    "GB18030": (
+        "GB18030",
+        "Wang^XiaoDong=王^小东=".encode("gb18030"),
+        "腹部".encode("gb18030"),
+        "Wang^XiaoDong=王^小东",
+    ),
+    "UTF-8": ("ISO_IR 192", "Nguyễn^Văn An".encode(), "bụng".encode(), "Nguyễn^Văn An"),
+    "Greek": ("ISO_IR 126", "Διονυσιος".encode("iso8859-7"), "κοιλιά".encode("iso8859-7"), "Διονυσιος"),
+    "two alphabets": (
+        ["ISO 2022 IR 100", "ISO 2022 IR 144"],
+        "Buc^Jérôme=".encode("latin-1") + b"\x1b-L" + "Люк".encode("iso8859-5"),
+        "côté".encode("latin-1"),
+        "Buc^Jérôme=Люк",
+    ),
+    "not declared": (None, "Schön^Änne".encode("latin-1"), "Bäuche".encode("latin-1"), None),
+    "wrongly declared": ("ISO_IR 192", "Schön^Änne".encode("latin-1"), "Bäuche".encode("latin-1"), None),
+    "unknown": ("ISO_IR 999", b"Plain^Name", b"plain", "Plain^Name"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, about the sets that it does not know or that do not fit
+@pytest.mark.parametrize(
+    ("kind", "syntax"),
+    [
+        *((kind, ExplicitVRLittleEndian) for kind in NAMES),
+        *(("Japanese", ImplicitVRLittleEndian), ("Korean", ExplicitVRBigEndian)),
+    ],
+)
+def test_names_are_written_byte_for_byte_in_any_character_set(tmp_path: pathlib.Path, kind: str, syntax: str) -> None:
+    declared, name, description, read = NAMES[kind]
+    hounsfield, mask = make_phantom((40, 44, 6), (6.0, 6.0, 40.0))
+    charset = {} if declared is None else {"SpecificCharacterSet": declared}
+    for path in write_series(tmp_path / "in", hounsfield, (6.0, 6.0, 40.0), StudyDescription="", **charset):
+        one = pydicom.dcmread(path)
+        one["PatientName"].value, one["StudyDescription"].value = name, description
+        store(one, path, syntax)
+    volume = open_volume(tmp_path / "in")
+    base = write_all(tmp_path / "out", volume, np.asfortranarray(mask))
+    for extension in (".seg.dcm", ".rtstruct.dcm", ".sr.dcm"):
+        written = pydicom.dcmread(base.with_suffix(extension))
+        stored = [written.get_item(keyword).value.rstrip(b" ") for keyword in ("PatientName", "StudyDescription")]
+        assert stored == [name, description]
+        assert written.get("SpecificCharacterSet") == declared
+        assert read is None or str(written.PatientName) == read
+        assert str(written.Manufacturer) == "hrnet-ocr-abdomen"
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(1, 9), st.integers(1, 9))

@@ -268,24 +268,24 @@ def test_precisions_of_the_cpu_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cpu", "width", "dtype"),
+    ("cpu", "dtype"),
     [
-        ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16", 18, torch.bfloat16),
-        ("vendor_id : AuthenticAMD\nflags : avx2", 48, torch.float32),
-        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16", 48, torch.float32),
-        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16", 48, torch.bfloat16),
-        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16", 18, torch.float32),
-        (None, 48, torch.float32),
+        ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16", torch.bfloat16),
+        ("vendor_id : AuthenticAMD\nflags : avx2", torch.float32),
+        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16", torch.float32),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16", torch.bfloat16),
+        ("Features : asimd bf16", torch.float32),
+        (None, torch.float32),
     ],
 )
 def test_the_precision_follows_the_processor(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, cpu: str | None, width: int, dtype: torch.dtype
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, cpu: str | None, dtype: torch.dtype
 ) -> None:
     if cpu is not None:
         (tmp_path / "cpuinfo").write_text(cpu)
-    monkeypatch.setattr("app.engines.torch_engine.CPU_INFO", tmp_path / "cpuinfo")
-    assert best_dtype(torch.device("cpu"), width) == dtype
-    assert best_dtype(torch.device("cuda"), width) == torch.float16
+    monkeypatch.setattr("app.host.CPU_INFO", tmp_path / "cpuinfo")
+    assert best_dtype(torch.device("cpu")) == dtype
+    assert best_dtype(torch.device("cuda")) == torch.float16
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (2, 65, 127), (1, 2048, 70)])

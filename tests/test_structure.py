@@ -25,18 +25,19 @@ ARROWS = {
         *("case_queue", "cases", "host", "quick_imports", "options", "process", "results", "run", "run_log", "shards"),
         *("volumes", "whole_file", "work"),
     },
-    "options": {"cases", "results", "segmenter", "volumes", "work"},
+    "options": {"cases", "engines", "quick_imports", "results", "segmenter", "volumes", "work"},
     "shards": {"run_log"},
     "failures": {"whole_file"},
     "process": {"whole_file"},
     "run_log": {"segmentation", "whole_file"},
     "run": {
-        *("case_queue", "cases", "failures", "gpu_memory", "host", "inference", "run_log", "segmentation"),
-        *("segmenter", "work"),
+        *("case_queue", "cases", "failures", "gpu_memory", "host", "inference", "results", "run_log"),
+        *("segmentation", "segmenter", "work"),
     },
-    "work": {"cases", "failures", "results", "run_log", "volumes"},
+    "work": {"cases", "failures", "run_log", "volumes"},
     "case_queue": {"cases", "run_log", "volumes", "work"},
     "segmenter": {"checkpoint", "engines", "inference", "segmentation", "volumes"},
+    "volumes": {"host"},  # as many processes as CPUs
     "cases": {"results", "run_log", "volumes", "whole_file"},
     "results": {"inference", "run_log", "segmentation", "volumes", "whole_file"},
     "segmentation": {"inference", "results", "volumes"},  # results: late, for `Segmentation.save`
@@ -51,6 +52,7 @@ HOMES = {
     "click": {"cli", "options"},
     "pynvml": {"gpu_memory"},
     "isal": {"volumes.gzip_file"},
+    "openvino": {"engines.openvino_engine", "engines.openvino_graph"},
     "nibabel": {"quick_imports", "volumes.memory", "volumes.nifti", "volumes.nifti_header", "volumes.volume"},
     "cc3d": {"inference.components"},
     "safetensors": {"checkpoint"},
@@ -141,16 +143,16 @@ def test_importing_the_package_imports_no_torch() -> None:
     assert shown.stdout.startswith("False ")
 
 
-def test_a_run_over_nifti_imports_nothing_for_dicom(phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Where pydicom is installed, nibabel would: an eighth of the start-up."""
+def test_a_run_over_nifti_imports_neither_pydicom_nor_torch(phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Where pydicom is installed, nibabel would: an eighth of the start-up; and openvino its telemetry."""
     code = (
         "import atexit, sys; from app.quick_imports import import_nibabel; import_nibabel(); "
         "from app.cli import main; atexit.register(lambda: print(*sys.modules)); main()"
     )
     command = [sys.executable, "-c", code, str(phantom_path), str(tmp_path), "--device", "cpu"]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert {"nibabel", "torch"} <= set(shown.stdout.split())
-    assert not {"pydicom", "gdcm", "highdicom", "requests"} & set(shown.stdout.split())
+    assert {"nibabel", "openvino"} <= set(shown.stdout.split())
+    assert not {"pydicom", "gdcm", "highdicom", "requests", "torch", "openvino_telemetry"} & set(shown.stdout.split())
 
 
 def test_garbage_is_collected_again_once_the_libraries_are_imported() -> None:

@@ -83,7 +83,7 @@ class Run(RunState):
         for norm in frozen_norms(self.network, self.recipe.frozen_norm):
             norm.eval()
         # 16 bits where they are faster; bfloat16 on a GPU too, which needs no scaling of the loss.
-        is_faster = best_dtype(self.device, self.recipe.width) != torch.float32
+        is_faster = best_dtype(self.device) != torch.float32
         with torch.autocast(self.device.type, torch.bfloat16, enabled=is_faster):
             logits = self.together(inputs.contiguous(memory_format=torch.channels_last))
         loss = segmentation_loss(logits, cropped_labels, self.recipe.dice_weight, self.recipe.coarse_weight)

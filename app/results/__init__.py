@@ -15,14 +15,17 @@ To add an output, write a module with a class that satisfies `Result`, and give 
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
-from ..errors import InputError
-from .result import Result
+from ..errors import InputError, ResultError
+from ..segmentation import Segmentation
+from .result import Result, each_by_itself
 
-__all__ = ["DEFAULT_RESULTS", "RESULTS", "Result", "make_results"]
+__all__ = ["DEFAULT_RESULTS", "RESULTS", "Result", "finish_all", "make_results", "write_all"]
 
 # Name of an output -> its module and class; modules are imported when they are asked for, as are their libraries.
 RESULTS: dict[str, tuple[str, str]] = {
@@ -61,3 +64,35 @@ def make_results(names: Sequence[str] = DEFAULT_RESULTS, seg_type: str = "binary
         except ImportError as error:
             raise InputError(f"--save {name} needs {error.name}; install hrnet-ocr-abdomen[all]") from error
     return made
+
+
+def write_all(segmentation: Segmentation, results: Mapping[str, Result], paths: Mapping[str, pathlib.Path]) -> None:
+    """Write the outputs of one case, each by itself: one that cannot be written does not stop the others.
+
+    Args:
+        segmentation: of the case.
+        results: by name.
+        paths: where each goes.
+
+    Raises:
+        ResultError: some could not be written; the line names each with its reason, and those that were written.
+    """
+    written = []
+
+    def write(name: str) -> None:
+        results[name].write(segmentation, paths[name])
+        written.append(name)
+
+    try:
+        each_by_itself((paths[name], partial(write, name)) for name in results)
+    except ResultError as error:
+        raise ResultError(f"{error} (written all the same: {', '.join(written)})" if written else str(error)) from error
+
+
+def finish_all(results: Mapping[str, Result], output: pathlib.Path) -> None:
+    """Write what belongs to the whole folder of outputs, each output by itself.
+
+    Raises:
+        ResultError: some could not be written; the line names each with its reason.
+    """
+    each_by_itself((output, partial(result.finish, output)) for result in results.values())

@@ -31,6 +31,7 @@ PREAMBLE_BYTES = 128
 UNDEFINED = 0xFFFFFFFF  # a length that is not told, PS3.5, 7.1.1
 NAMES_ITS_MAKER = ["ManufacturerModelName", "SoftwareVersions"]
 VERSIONS_WITHOUT_MARK = ("0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.6.1")
+ENCODED = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")  # what is in an object's character set (PS3.5, 6.1.2.2)
 
 
 class DicomResult(Result):
@@ -78,16 +79,19 @@ class DicomResult(Result):
         try:
             with warnings.catch_warnings(action="ignore"):  # about values in the source that do not matter here
                 dataset = self.dataset(segmentation, segmentation.volume)
-            dataset.preamble = BLANK.ljust(PREAMBLE_BYTES, b"\0")  # a program's own, PS3.10, 7.1
-            content = io.BytesIO()
-            dataset.save_as(content, enforce_file_format=True)
+                _copy_text(dataset, segmentation.volume)
+                dataset.preamble = BLANK.ljust(PREAMBLE_BYTES, b"\0")  # a program's own, PS3.10, 7.1
+                content = io.BytesIO()
+                dataset.save_as(content, enforce_file_format=True)
             with whole_file(path) as stream:
                 stream.write(marked(content.getvalue()))
         except OSError as error:
             raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
         except (AttributeError, ValueError, TypeError, KeyError) as error:  # the source lacks what DICOM asks for
             line = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ResultError(f"{path}: the series cannot carry {self.kind} ({line}); save nifti instead") from error
+            raise ResultError(
+                f"{path}: the series cannot carry {self.kind} ({line}); repair its headers, or leave this output out"
+            ) from error
 
     @abstractmethod
     def dataset(self, segmentation: Segmentation, volume: DicomVolume) -> pydicom.Dataset:
@@ -98,16 +102,39 @@ class DicomResult(Result):
         """
 
 
+def _copy_text(dataset: pydicom.Dataset, volume: DicomVolume) -> None:
+    """Give an object its source's character set, and the text that it has from there byte for byte.
+
+    pydicom decodes more than it can encode again. What this program itself writes is ASCII, which all sets have.
+    """
+    source = pydicom.dcmread(volume.files[0].path, stop_before_pixels=True)
+    stored = {tag: source.get_item(tag).value for tag in dataset.keys() & source.keys()}  # before it is decoded
+    for tag, content in stored.items():
+        element = dataset[tag]
+        if element.VR in ENCODED and isinstance(content, bytes) and element.value == source[tag].value:
+            element.value = content
+    if "SpecificCharacterSet" in source:
+        dataset["SpecificCharacterSet"] = source["SpecificCharacterSet"]
+
+
 def source_headers(volume: DicomVolume) -> list[pydicom.Dataset]:
-    """The headers of the scan's files, each once, in the order of the slices, with what they may lack but not omit."""
+    """The headers of the scan's files, each once, in the order of the slices, with what they may lack but not omit.
+
+    They come without their character set, of which highdicom refuses many that are in use, such as every one with code
+    extensions whose first value is empty (PS3.3, C.12.1.1.2). Their text is decoded by it all the same, and
+    `DicomResult.write` gives it to the object.
+    """
     paths = dict.fromkeys(one.path for one in volume.files)
     sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
     for source in sources:
+        source.pop("SpecificCharacterSet", None)
         for keyword in MAY_BE_EMPTY:
             if keyword not in source:
                 setattr(source, keyword, "")
         if not source.get("SliceThickness"):
-            source.SliceThickness = round(float(np.linalg.norm(volume.geometry.affine[:3, 2])), 4)
+            edges = volume.geometry.affine[:3, :3]
+            area = np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]))
+            source.SliceThickness = round(float(abs(np.linalg.det(edges)) / area), 4)  # along the normal
     return sources
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from functools import partial
 from typing import Literal
 from xml.etree import ElementTree
 
@@ -11,7 +12,7 @@ from .. import ownership
 from ..organs import ORGANS, Organ
 from ..volumes.nifti_header import Header
 from .nifti_mask import NiftiMask
-from .result import MARK, PROGRAM, write_whole
+from .result import MARK, PROGRAM, each_by_itself, write_whole
 
 LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL, nifti1.h
 CARET = 30  # NIFTI_ECODE_CARET, nifti1.h: an XML label table, as Connectome Workbench and MITK read it
@@ -36,12 +37,14 @@ class NamedMask(NiftiMask):
 
     def finish(self, output: pathlib.Path) -> None:
         """Write the tables; see `Result.finish`."""
-        for name, text in (
-            ("labels.json", json.dumps(json_table(), indent=1) + "\n"),
-            ("labels.itksnap.txt", itk_snap_table()),
-            ("labels.ctbl", slicer_table()),
-        ):
-            write_whole(output / name, text.encode(), ownership.wrote)
+        tables = {
+            output / "labels.json": json.dumps(json_table(), indent=1) + "\n",
+            output / "labels.itksnap.txt": itk_snap_table(),
+            output / "labels.ctbl": slicer_table(),
+        }
+        each_by_itself(
+            (path, partial(write_whole, path, text.encode(), ownership.wrote)) for path, text in tables.items()
+        )
 
 
 def caret_table() -> bytes:

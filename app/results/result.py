@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from .. import ownership
-from ..errors import ResultError
+from ..errors import AppError, ResultError
 from ..ownership import BLANK, PROGRAM, marked
 from ..segmentation import Segmentation
 from ..volumes import identity
 from ..whole_file import beside, whole_file
 
-__all__ = ["MARK", "PROGRAM", "Result", "beside", "write_whole"]
+__all__ = ["MARK", "PROGRAM", "Result", "beside", "each_by_itself", "write_whole"]
+
+log = logging.getLogger(__name__)
 
 MARK = BLANK.decode()  # what text has where its mark will be
 
@@ -37,6 +40,27 @@ def write_whole(path: pathlib.Path, content: bytes, is_ours: Callable[[pathlib.P
             stream.write(marked(content))
     except OSError as error:
         raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
+
+
+def each_by_itself(steps: Iterable[tuple[pathlib.Path, Callable[[], None]]]) -> None:
+    """Take every step, whatever becomes of the others.
+
+    Args:
+        steps: each with the path that it writes to.
+
+    Raises:
+        ResultError: some failed; the line names the path and the reason of each.
+    """
+    problems = []
+    for path, step in steps:
+        try:
+            step()
+        except Exception as error:  # a fault in one file is no reason to lose the others
+            log.debug("%s", path, exc_info=error)
+            line = str(error) if isinstance(error, AppError) else f"unexpected {type(error).__name__}: {error}"
+            problems.append(line if line.startswith(str(path)) else f"{path}: {line}")
+    if problems:
+        raise ResultError(" ".join("; ".join(problems).split()))
 
 
 class Result(ABC):

@@ -104,13 +104,12 @@ def _observation(number: int, organ: Organ) -> Dataset:
 def _outlines(
     number: int, organ: Organ, mask: NDArray[np.uint8], volume: DicomVolume, images: dict[pathlib.Path, Dataset]
 ) -> Dataset:
-    """All outlines of an organ, in patient coordinates."""
-    to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.geometry.affine
+    """All outlines of an organ, each in the plane of the image that it names, which may lie beside the volume's own."""
     contours = []
     for file, plane in zip(volume.files, volume.planes_of_files(), strict=True):
+        steps = file.orientation * np.array(file.spacing_mm)[::-1, None]  # to the next column, to the next row
         for points in outlines(mask[:, :, plane] == organ):
-            index = np.c_[points, np.full(len(points), plane), np.ones(len(points))]
-            millimetres = (index @ to_lps.T)[:, :3]
+            millimetres = file.position + points @ steps
             item, image = Dataset(), Dataset()
             image.update(images[file.path])
             if file.frame is not None:

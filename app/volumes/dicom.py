@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, VolumeError
 from ..hounsfield import AIR
+from .dicom_names import EXTENSIONS, is_meant
 from .read_ahead import ReadAhead
 from .volume import (
     DEFAULT_OPTIONS,
@@ -32,12 +33,12 @@ from .volume import (
     the_only,
     to_int16,
 )
+from .walk import first_bytes
 
 if TYPE_CHECKING:
     from .dicom_series import Series
     from .dicom_slice import Slice
 
-EXTENSIONS = (".dcm", ".dicom", ".ima")
 PREAMBLE, MAGIC = 128, b"DICM"  # PS3.10, 7.1
 # First elements of files without a preamble, in both byte orders: group 8, element 0, 1, 5, 8 or 16.
 BARE = tuple(bytes([8, 0, element, 0]) for element in (0, 1, 5, 8, 0x16))
@@ -50,8 +51,14 @@ class Dicom:
     extensions = EXTENSIONS
 
     def claims(self, path: pathlib.Path, head: bytes) -> bool:
-        """By the first bytes; a DICOMDIR only lists other files."""
-        return path.name != "DICOMDIR" and is_dicom(head)
+        """By the first bytes; also what may be a damaged slice: it cannot be read, is empty or zeros, or is called so.
+
+        A DICOMDIR only lists other files.
+        """
+        if path.name == "DICOMDIR":
+            return False
+        is_blank = not any(head) and (path.is_file() or (path.is_symlink() and not path.exists()))
+        return is_dicom(head) or is_blank or path.suffix.lower() in EXTENSIONS
 
     def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:
         """The CT series, wherever their files lie; and what else there is, with the reason why not.
@@ -59,6 +66,8 @@ class Dicom:
         Raises:
             InputError: the library that reads them is not installed.
         """
+        if not any(is_meant(path, files) or is_dicom(first_bytes(path)) for path in files):
+            return []  # a stray file, for which no library is needed
         try:
             from . import dicom_series  # takes 0.3 s, and only DICOM needs it
         except ImportError as error:

@@ -202,6 +202,9 @@ def mask_header(volume: Volume) -> Header:
         header = nib.Nifti1Header()
         if is_rigid(volume.geometry.affine):  # a qform cannot shear
             header.set_qform(volume.geometry.affine, code="scanner")
+        else:  # whose product is the volume of a voxel; the sform has the shear
+            lps_axes = volume.geometry.orientation[:, 0]
+            header["pixdim"][1:4] = np.array(volume.geometry.spacing_zyx_mm)[2 - lps_axes]
         header.set_sform(volume.geometry.affine, code="scanner")
         header.set_xyzt_units("mm")
     header.set_data_shape(volume.geometry.shape)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
@@ -37,34 +36,38 @@ class Geometry:
     Attributes:
         shape: voxels along the stored axes.
         affine: (4, 4), stored voxel -> patient RAS, in the file's unit.
-        spacing_zyx_mm: distance of slices, rows and columns.
+        spacing_zyx_mm: distance of slices along their normal, of rows and of columns along a pixel's edges. In a
+            sheared volume, such as a tilted gantry gives, the step from a voxel to that of the next slice is longer.
         orientation: (3, 2); row i holds the LPS axis (0 x, 1 y, 2 z) of stored axis i, and -1 where it runs the other
             way.
+        unit_mm: the affine's unit in millimetres.
     """
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
     spacing_zyx_mm: tuple[float, float, float]
     orientation: NDArray[np.int64]
+    unit_mm: float = 1.0
 
     @classmethod
     def of(cls, shape: tuple[int, int, int], affine: NDArray[np.float64], unit_mm: float = 1.0) -> Geometry:
         """The geometry of a volume; `unit_mm` is the affine's unit in millimetres."""
         orientation = ornt_transform(io_orientation(affine), axcodes2ornt("LPS")).astype(np.int64)
-        spacing = voxel_sizes(affine) * unit_mm
-        z, y, x = (float(spacing[axis]) for axis in _stored_axes_zyx(orientation))
-        return cls(shape, affine, (z, y, x), orientation)
+        z, y, x = (affine[:3, axis] * unit_mm for axis in _stored_axes_zyx(orientation))
+        normal = np.cross(x, y)
+        distance = float(abs(z @ normal) / np.linalg.norm(normal))
+        return cls(shape, affine, (distance, float(np.linalg.norm(y)), float(np.linalg.norm(x))), orientation, unit_mm)
+
+    @property
+    def voxel_ml(self) -> float:
+        """The volume of a voxel, ml: the determinant, since a sheared one is smaller than its edges multiplied."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) * self.unit_mm**3 / 1000
 
     @property
     def shape_zyx(self) -> tuple[int, int, int]:
         """Slices, rows, columns."""
         z, y, x = (self.shape[axis] for axis in _stored_axes_zyx(self.orientation))
         return z, y, x
-
-    @property
-    def voxel_ml(self) -> float:
-        """The volume of a voxel, ml."""
-        return float(np.prod(self.spacing_zyx_mm)) / 1000
 
     @property
     def oriented_affine(self) -> NDArray[np.float64]:
@@ -74,9 +77,7 @@ class Geometry:
         for axis, (lps_axis, direction) in enumerate(self.orientation):
             stored[axis, int(lps_axis)] = direction
             stored[axis, 3] = 0 if direction == 1 else self.shape[axis] - 1
-        z_axis = _stored_axes_zyx(self.orientation)[0]
-        unit_mm = self.spacing_zyx_mm[0] / float(np.linalg.norm(self.affine[:3, z_axis]))
-        return np.diag([unit_mm, unit_mm, unit_mm, 1.0]) @ self.affine @ stored
+        return np.diag([self.unit_mm, self.unit_mm, self.unit_mm, 1.0]) @ self.affine @ stored
 
     @property
     def slowest_is_z(self) -> bool:
