@@ -19,6 +19,7 @@ from ..ownership import HEAD_BYTES
 from ..segmentation import Segmentation
 from ..version import __version__
 from ..whole_file import printable
+from .kidneys import Midline, find_midline
 from .result import MARK, PROGRAM, Result, beside, write_whole
 
 EXTENSION, TABLE = ".statistics.json", "statistics.csv"
@@ -128,6 +129,7 @@ def statistics(segmentation: Segmentation) -> Row:
             "components_removed": segmentation.components_removed.get(organ, 0),
             "confidence": _rounded(segmentation.confidence.get(organ), 4),
         }
+    kidneys, midline = _either_kidney(segmentation, gathering, boxes.get(Organ.KIDNEYS))
     liver, spleen = [organs.get(organ.key, {}).get("mean_hu") for organ in (Organ.LIVER, Organ.SPLEEN)]
     return {
         "program": PROGRAM,
@@ -137,10 +139,11 @@ def statistics(segmentation: Segmentation) -> Row:
         "case": segmentation.case,
         "orientation_known": segmentation.volume.geometry.orientation_known,
         "organs": organs,
-        "kidneys": _either_kidney(labels, boxes.get(Organ.KIDNEYS), gathering),
+        "kidneys": kidneys if Organ.KIDNEYS in boxes else {},
+        "kidneys_told_apart_by": midline.by,
         "liver_minus_spleen_hu": None if liver is None or spleen is None else round(liver - spleen, 1),
         "check": [organ.key for organ in segmentation.check],
-        "warnings": list(segmentation.warnings),
+        "warnings": [*segmentation.warnings, *midline.warnings],
     }
 
 
@@ -211,13 +214,24 @@ def _numbers(voxels: int, hounsfield: NDArray[np.int16], gathering: Gathering) -
     return row | {name: round(float(figure), 1) for name, figure in zip(HU_NAMES, figures, strict=True)}
 
 
-def _either_kidney(labels: Labels, box: Box | None, gathering: Gathering) -> Row:
-    """The kidneys on either side of the body's middle; a horseshoe kidney is cut there. null if no side is known."""
-    if not gathering.geometry.orientation_known:
-        return {"left": _unknown(), "right": _unknown()}
-    middle = round(gathering.middle_column())
-    sides = {"left": (middle + 1, labels.shape[2]), "right": (0, middle + 1)}  # columns grow to the patient's left
-    return {side: _region(labels, Organ.KIDNEYS, box, gathering, columns) for side, columns in sides.items()}
+def _either_kidney(segmentation: Segmentation, gathering: Gathering, box: Box | None) -> tuple[dict[str, Row], Midline]:
+    """The numbers of either kidney, and where the plane between them lies; a horseshoe kidney is cut there."""
+    midline, first_left, width = Midline(), 0, gathering.geometry.shape_zyx[2]
+    if box is not None:
+        midline = _midline(segmentation)
+        if midline.by is None:
+            return {"left": _unknown(), "right": _unknown()}, midline
+        first_left = int(np.clip(np.ceil(gathering.column_of(midline.column)), 0, width))
+    sides = {"left": (first_left, width), "right": (0, first_left)}  # columns grow to the patient's left
+    labels = segmentation.labels_zyx
+    return {side: _region(labels, Organ.KIDNEYS, box, gathering, part) for side, part in sides.items()}, midline
+
+
+def _midline(segmentation: Segmentation) -> Midline:
+    if not segmentation.volume.geometry.orientation_known:
+        return Midline(problem="the scan's orientation is not known")
+    small = segmentation.small
+    return Midline(problem="they are too small") if small is None else find_midline(small)
 
 
 def _unknown() -> Row:
