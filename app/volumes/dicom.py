@@ -56,7 +56,7 @@ class Dicom:
         """
         if path.name == "DICOMDIR":
             return False
-        is_blank = not any(head[:PREAMBLE]) and not path.is_dir() and (path.is_symlink() or path.exists())
+        is_blank = not any(head[:PREAMBLE]) and (path.is_file() or (path.is_symlink() and not path.exists()))
         return is_dicom(head) or is_blank or path.suffix.lower() in EXTENSIONS
 
     def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:
@@ -76,6 +76,8 @@ class Dicom:
 
     def open(self, path: pathlib.Path) -> Volume:
         """The one CT series in a file."""
+        if not is_dicom(first_bytes(path)):
+            raise VolumeError(f"{path}: neither NIfTI nor DICOM, or it cannot be read; copy or export it again")
         return the_only(self.find([path], path.parent, DEFAULT_OPTIONS), path).open()
 
 
