@@ -1,10 +1,11 @@
 """Mutated NIfTI files and DICOM series through the readers, and some NIfTI through the whole command line.
 
-    python -m tests.fuzz [--count 10000] [--whole 100] [--seed 0]       (make fuzz)
+    python -m tests.fuzz [--count 10000] [--series 2000] [--whole 100] [--seed 0]       (make fuzz)
 
 Every input must give slices or one of our own errors, in one line, within 2 s and without taking more memory than twice
 what the file honestly holds; and the command line must leave no file under a final name for a case that failed. An
-input that does not is kept in the folder `reports/fuzz` for the next person.
+input that does not is kept in the folder `reports/fuzz` for the next person. What happens to whole series, and what is
+right for them, is in fuzz_series.py.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from app.errors import VolumeError
 from app.failures import EXTENSION
 from app.volumes import find_scans
 from phantom.dicom import write_series
+from tests.fuzz_series import fuzz_series
 
 SHAPE = (24, 20, 6)
 SECONDS = 2.0
@@ -251,8 +253,9 @@ def main() -> None:
     """Print what came of all inputs; exit status 1 if a rule was broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--count", type=int, default=10_000, help="NIfTI files for the reader, and a tenth as many series"
+        "--count", type=int, default=10_000, help="NIfTI files for the reader, and a tenth as many damaged DICOM files"
     )
+    parser.add_argument("--series", type=int, default=2000, help="folders of DICOM series to which something happened")
     parser.add_argument("--whole", type=int, default=100, help="inputs for the command line")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -266,11 +269,16 @@ def main() -> None:
             outcomes, wrong = fuzz_reader(pathlib.Path(scratch), source, count, pathlib.Path("reports/fuzz") / kind)
             print(f"{kind}: {count} inputs in {time.perf_counter() - begin:.0f} s: {dict(outcomes)}")
             broken += wrong
-        if not args.whole:
-            sys.exit(1 if broken else 0)
-        outcomes, wrong = fuzz_whole(pathlib.Path(scratch), args.whole, args.seed, [])
-        print(f"command line: {args.whole} inputs: {dict(outcomes)}")
+        begin = time.perf_counter()
+        kept = pathlib.Path("reports/fuzz/series")
+        outcomes, rules, wrong = fuzz_series(pathlib.Path(scratch), args.series, args.seed, kept)
+        print(f"series: {args.series} folders in {time.perf_counter() - begin:.0f} s: {dict(outcomes)}")
+        print(f"series: {wrong} folders broke a rule: {dict(rules)}")
         broken += wrong
+        if args.whole:
+            outcomes, wrong = fuzz_whole(pathlib.Path(scratch), args.whole, args.seed, [])
+            print(f"command line: {args.whole} inputs: {dict(outcomes)}")
+            broken += wrong
     print(f"rules broken: {broken}")
     sys.exit(1 if broken else 0)
 

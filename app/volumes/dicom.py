@@ -77,6 +77,8 @@ class Dicom:
 
     def open(self, path: pathlib.Path) -> Volume:
         """The one CT series in a file."""
+        if not is_dicom(first_bytes(path)):
+            raise VolumeError(f"{path}: neither NIfTI nor DICOM, or it cannot be read; copy or export it again")
         return the_only(self.find([path], path.parent, DEFAULT_OPTIONS), path).open()
 
 
