@@ -16,7 +16,9 @@ SECOND := hcc015_a hcc015_b rad2022_a rad2022_b pancb001 tcga_ay4070a
 SLICES := nihpanc_0008 nihpanc_0014 nihpanc_0020 nihpanc_0027 nihpanc_0033 nihpanc_0039 nihpanc_0045 nihpanc_0055 \
     curvas_10004 curvas_10010 kits_10037 msdspleen_14
 
-.PHONY: help demo test lint fuzz soak wheel audit lock evaluate confidence compare train-fast train-paper bench bench-gpu image container-test clean
+MODELS = $(notdir $(basename $(wildcard weights/*.md)))
+
+.PHONY: help demo test lint fuzz soak wheel audit lock evaluate evaluate-hard confidence compare train-fast train-paper bench bench-gpu image container-test clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -51,28 +53,51 @@ audit: $(VENV)/.app  ## known vulnerabilities of the image's libraries, and thei
 	$(BIN)/cyclonedx-py requirements requirements.txt -o reports/sbom.json
 	$(BIN)/pip-audit -r requirements.txt --require-hashes --disable-pip
 
-lock: $(VENV)/.dev  ## resolve the pinned requirements anew from pyproject.toml; torch is left to who installs
+# Left out: torch, of which everybody chooses a build, and what only OpenVINO's converters import, where it is there.
+# One lock serves both platforms, the oldest that OpenVINO has wheels for, so it must be the same for both.
+LEFT_OUT := torch torchvision openvino-telemetry
+PLATFORMS := aarch64-manylinux_2_35 x86_64-manylinux_2_28
+lock: $(VENV)/.dev  ## resolve the pinned requirements from pyproject.toml, for x86-64 and arm64, without torch
 	$(PIP) uv
-	printf "torch; sys_platform == 'never'\ntorchvision; sys_platform == 'never'\n" > $(VENV)/no-torch.txt
+	printf "%s; sys_platform == 'never'\n" $(LEFT_OUT) > $(VENV)/left-out.txt
 	set -e; for file in "requirements.txt --extra all" "requirements-dev.txt --extra dev"; do set -- $$file; lock=$$1; shift; \
-	    $(BIN)/uv pip compile pyproject.toml "$$@" -q --upgrade --python-version 3.11 --generate-hashes \
-	        --no-annotate --no-header --overrides $(VENV)/no-torch.txt -o $(VENV)/lock.txt; \
-	    { echo "# Made by 'make lock' from pyproject.toml. Install torch first, then this file with"; \
-	        echo "# pip install --no-deps --require-hashes -r $$lock"; cat $(VENV)/lock.txt; } > $$lock; done
+	    for platform in $(PLATFORMS); do $(BIN)/uv pip compile pyproject.toml "$$@" -q --upgrade --python-version 3.11 \
+	        --python-platform $$platform --generate-hashes --no-annotate --no-header \
+	        --overrides $(VENV)/left-out.txt -o $(VENV)/lock-$$platform.txt; done; \
+	    cmp $(VENV)/lock-*.txt; \
+	    { echo "# Made by 'make lock' from pyproject.toml. For a GPU, and for training, install torch first. Then"; \
+	        echo "# pip install --no-deps --require-hashes -r $$lock"; cat $(VENV)/lock-$$platform.txt; } > $$lock; done
 
-evaluate: $(VENV)/.dev  ## score every bundled model on two sets of DATA; reports/MODEL/quick and second
+evaluate: $(VENV)/.dev  ## score every bundled model on three sets of DATA; reports/MODEL/quick, second and slices
 	$(BIN)/python $(DATA)/unpack.py cache/quick $(QUICK)
 	$(BIN)/python $(DATA)/unpack.py cache/second $(SECOND)
-	set -e; for model in $(notdir $(basename $(wildcard weights/*.md))); do for set in quick second; do \
-	    $(BIN)/python -m app cache/$$set/imagesTr reports/$$model/$$set/masks --model $$model; \
-	    $(BIN)/python -m evaluation accuracy reports/$$model/$$set/masks cache/$$set/labelsTr \
-	        --images cache/$$set/imagesTr --out reports/$$model/$$set; \
-	done; done
+	$(BIN)/python $(DATA)/unpack.py cache/slices $(SLICES)
+	set -e; for model in $(MODELS); do \
+	    for set in quick second; do \
+	        $(BIN)/python -m app cache/$$set/imagesTr reports/$$model/$$set/masks --model $$model; \
+	        $(BIN)/python -m evaluation accuracy reports/$$model/$$set/masks cache/$$set/labelsTr \
+	            --images cache/$$set/imagesTr --out reports/$$model/$$set; \
+	    done; \
+	    $(BIN)/python -m evaluation slices cache/slices --model $$model --out reports/$$model/slices; \
+	done
+
+evaluate-hard: $(VENV)/.dev  ## score every bundled model on coarser, thicker, noisier and fainter copies of three scans; reports/hard
+	$(BIN)/python $(DATA)/unpack.py cache/quick $(QUICK)
+	$(BIN)/python -m evaluation hard cache/quick --out reports/hard
 
 confidence: $(VENV)/.dev  ## does the network's confidence predict its DSC? On cases of DATA it was not trained on
 	$(BIN)/python $(DATA)/unpack.py cache/unseen $(QUICK) $(SECOND)
 	$(BIN)/python -m app cache/unseen/imagesTr reports/confidence/masks --model fast
 	$(BIN)/python -m evaluation confidence reports/confidence/masks cache/unseen/labelsTr --out reports/confidence
+
+.PHONY: figures release-check
+figures: $(VENV)/.dev  ## print the figures of `make evaluate` and of benchmarks/*.json into the documents
+	set -e; for scores in $(wildcard reports/*/*/scores.csv); do \
+	    report=$${scores%/scores.csv}; $(BIN)/python -m evaluation record $${report##*/} $$report; done
+	$(BIN)/python -m benchmarks.published
+
+release-check: $(VENV)/.dev  ## before a tag: version, changelog, image label, weights' checksums, figures
+	$(BIN)/python -m tests.release
 
 compare: $(VENV)/.dev  ## the paper's comparison on DATA: each network trained for MINUTES, scored on the held-out cases
 	$(BIN)/python $(DATA)/unpack.py cache/data
@@ -98,13 +123,13 @@ container-test: $(VENV)/.app image  ## run the image as the organisers do, and l
 
 $(VENV)/.app: requirements.txt app/results/page/package-lock.json
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) "$(TORCH)"
 	$(PIP) --no-deps --require-hashes -r requirements.txt
 	$(BIN)/python app/results/page/fetch.py
 	touch $@
 
 # torchvision's version follows torch's; it is for `make compare`.
 $(VENV)/.dev: $(VENV)/.app requirements-dev.txt
+	$(PIP) "$(TORCH)"
 	$(PIP) --no-deps --require-hashes -r requirements-dev.txt
 	$(PIP) "$$($(BIN)/python -m pip freeze | grep -i '^torch==')" torchvision
 	touch $@

@@ -14,5 +14,6 @@ if [ -n "${DROP_ROOT-}" ] && [ "$(id -u)" = 0 ] && owner=$(stat -c %u "$2" 2>/de
     become="setpriv --reuid $owner --regid $(stat -c %g "$2") --clear-groups --no-new-privs"
     if $become sh -c 'test -r "$1" && test -x "$2" && test -w "$2"' sh "$1" "$2" 2>/dev/null; then drop=$become; fi
 fi
-# -P: what lies in the working directory is never imported.
-PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" exec $drop "${PYTHON:-python3}" -P -m app "$@"
+# Nothing is imported from the working directory (-P), from the user's own packages (-s), or from a PYTHONPATH of the
+# host: Apptainer brings the host's home folder and environment into the container.
+PYTHONPATH="$here" exec $drop "${PYTHON:-python3}" -s -P -m app "$@"

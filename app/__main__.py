@@ -1,6 +1,22 @@
 """python -m app INPUT OUTPUT"""
 
-from .cli import entry
+from __future__ import annotations
+
+from . import quick_imports
+from .process import leave
+
+
+def entry() -> None:
+    """What `hrnet-ocr-abdomen` and `python -m app` run."""
+    quick_imports.import_nibabel()  # before what imports it as a matter of course
+    from .cli import main
+
+    try:
+        main()
+    except SystemExit as end:
+        leave(end.code)
+        raise
+
 
 if __name__ == "__main__":
     entry()

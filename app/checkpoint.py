@@ -1,21 +1,27 @@
-"""A model on disk: weights and configuration in one safetensors file, or in shards that each stay under 100 MB."""
+"""A model on disk: one safetensors file NAME.safetensors, read and written without torch.
+
+Tensors have the names of `network.HrnetOcr`'s state dict. A convolution's weights `X.weight` are int8, with one float32
+scale per output channel in `X.weight_scale`: weight = int8 * scale. Batch norm and biases are float32. Convolution
+weights may also be fp16 without a scale, as in format 1. The metadata has `format`, and `config`: a `ModelConfig` in
+JSON.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import pathlib
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from safetensors.numpy import save
 
+from .architecture import NORM_EPSILON, tensor_shapes
 from .errors import CheckpointError
-from .network import HrnetOcr
 from .organs import Organ
 from .whole_file import whole_file
 
@@ -23,9 +29,12 @@ HERE = pathlib.Path(__file__).resolve().parent
 # Installed, the weights lie inside the package; in the source tree and in the image, beside it.
 WEIGHTS_DIR = next((d for d in (HERE / "weights", HERE.parent / "weights") if d.is_dir()), HERE / "weights")
 MANIFEST = "SHA256SUMS"  # readable by `sha256sum --check`
-FORMAT = "hrnet-ocr/1"
-SHARD_BYTES = 95_000_000  # git hosts refuse files of 100 MB
-COUNTER = "num_batches_tracked"  # batch norm's, of no use to a trained network
+FORMAT, FORMAT_1 = "hrnet-ocr/2", "hrnet-ocr/1"
+LABELS_1 = ("background", "liver", "kidneys", "spleen", "pancreas")  # of every model of format 1
+SCALE = "_scale"  # the end of the name of an int8 tensor's scales
+LARGEST_INT8 = 127  # -128 is not used, so that the range is symmetric
+
+Tensors = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class ModelConfig:
         name: of the model, such as `fast`.
         version: of the weights.
         width: backbone width.
-        classes: labels, background included.
+        labels: what the channels of the logits mean, in their order: background, then organs in lower case.
         channels_in: input channels, odd: the slice in the middle, its neighbours on either side.
         ocr_channels: width of the OCR head.
         key_channels: width of its attention.
@@ -49,7 +58,7 @@ class ModelConfig:
     name: str
     version: str
     width: int
-    classes: int
+    labels: tuple[str, ...]
     channels_in: int
     ocr_channels: int
     key_channels: int
@@ -59,71 +68,77 @@ class ModelConfig:
     training_data: str
 
     @property
-    def organs(self) -> tuple[Organ, ...]:
-        """What the channels of the logits are, the background first."""
-        return tuple(Organ)[: self.classes]
+    def classes(self) -> int:
+        """Channels of the logits, background included."""
+        return len(self.labels)
 
-    def build(self, initialise: bool = True) -> HrnetOcr:
-        """The network with these dimensions; without `initialise` its weights are not set."""
-        channels = self.channels_in, self.ocr_channels, self.key_channels
-        return HrnetOcr(self.width, self.classes, *channels, initialise=initialise)
+    @property
+    def organs(self) -> tuple[Organ, ...]:
+        """What the channels of the logits mean, as values of a mask."""
+        return tuple(Organ[label.upper()] for label in self.labels)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model in memory: configuration, network, and the sha256 of each file it came from."""
+    """A model in memory.
+
+    Attributes:
+        config: what it is.
+        tensors: its weights in float32, by their names in `network.HrnetOcr`'s state dict.
+        sha256: of its file, by the file's name.
+    """
 
     config: ModelConfig
-    network: HrnetOcr
+    tensors: Tensors
     sha256: dict[str, str]
 
 
 def bundled_models(folder: pathlib.Path = WEIGHTS_DIR) -> list[str]:
     """Names of the models that have weights in the folder."""
-    return sorted({re.sub(r"(-\d+-of-\d+)?\.safetensors$", "", path.name) for path in folder.glob("*.safetensors")})
+    return sorted(path.stem for path in folder.glob("*.safetensors"))
 
 
-def find_model(name: str, folder: pathlib.Path = WEIGHTS_DIR) -> list[pathlib.Path]:
-    """The file, or the shards in order, of a bundled model.
+def find_model(name: str, folder: pathlib.Path = WEIGHTS_DIR) -> pathlib.Path:
+    """The file of a bundled model.
 
     Raises:
-        CheckpointError: there is no such model, or a shard of it is missing.
+        CheckpointError: there is no such model.
     """
-    single = folder / f"{name}.safetensors"
-    if single.exists():
-        return [single]
-    shards = sorted(folder.glob(f"{name}-*-of-*.safetensors"))
-    if not shards:
+    path = folder / f"{name}.safetensors"
+    if not path.exists():
         have = ", ".join(bundled_models(folder)) or "none"
         raise CheckpointError(
             f"{folder}: no weights for model '{name}' (there are: {have}); choose one of these, or give a weights file"
         )
-    count = int(shards[0].stem.rsplit("-of-", 1)[1])
-    if len(shards) != count:
-        raise CheckpointError(f"{folder}: {len(shards)} of {count} shards of model '{name}'; copy the folder again")
-    return shards
+    return path
 
 
-def load_checkpoint(paths: list[pathlib.Path]) -> Checkpoint:
-    """Read one model from its file or shards, and check everything that can be checked.
+def load_checkpoint(path: pathlib.Path) -> Checkpoint:
+    """Read a model, and check everything that can be checked.
 
     Raises:
-        CheckpointError: a file is missing, truncated, foreign, altered, or does not fit its own configuration.
+        CheckpointError: the file is missing, truncated, foreign, altered, names labels that this program does not know,
+            or does not fit its own configuration.
     """
-    weights: dict[str, Tensor] = {}
-    digests: dict[str, str] = {}
-    config: ModelConfig | None = None
-    for path in paths:
-        digests[path.name] = _checked_digest(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                config = _read_config(path, file.metadata() or {})
-                weights |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
-    if config is None:
-        raise CheckpointError("no weights file given; name a bundled model or a file")
-    return Checkpoint(config, _network(paths[0], config, weights), digests)
+    digest = _checked_digest(path)
+    config, tensors = read_file(path)
+    check(path, config, tensors)
+    return Checkpoint(config, tensors, {path.name: digest})
+
+
+def read_file(path: pathlib.Path) -> tuple[ModelConfig, Tensors]:
+    """The configuration and the tensors in a file, which may be one of several that hold a model of format 1.
+
+    Raises:
+        CheckpointError: the file is no checkpoint of this program.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            config = _read_config(path, file.metadata() or {})
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
+    return config, _in_float32(path, stored)
 
 
 def _checked_digest(path: pathlib.Path) -> str:
@@ -144,69 +159,135 @@ def _checked_digest(path: pathlib.Path) -> str:
 
 
 def _read_config(path: pathlib.Path, metadata: Mapping[str, str]) -> ModelConfig:
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, FORMAT_1):
         raise CheckpointError(f"{path}: not a checkpoint of this program (no '{FORMAT}' in its metadata)")
     try:
-        fields = json.loads(metadata["config"])
-        fields["window_hu"] = tuple(fields["window_hu"])
+        fields: dict[str, Any] = json.loads(metadata["config"])
+        if metadata["format"] == FORMAT_1:
+            if fields.pop("classes") != len(LABELS_1):
+                raise ValueError(f"{FORMAT_1} has {len(LABELS_1)} classes")
+            fields["labels"] = LABELS_1
+        if isinstance(fields["labels"], str):
+            raise TypeError("labels: expected a list of names")
+        sizes = [fields[name] for name in ("width", "channels_in", "ocr_channels", "key_channels")]
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError(f"widths and channels {sizes}: expected positive integers")
+        fields["labels"], fields["window_hu"] = tuple(map(str, fields["labels"])), tuple(fields["window_hu"])
         return ModelConfig(**fields)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its configuration cannot be read ({error}); export it again") from error
 
 
-def _network(path: pathlib.Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> HrnetOcr:
-    """The network with these weights, in float32 on the CPU, in evaluation mode."""
-    network = config.build(initialise=False)
-    state = network.state_dict()
-    wanted = {name: tuple(t.shape) for name, t in state.items() if not name.endswith(COUNTER)}
-    found = {name: tuple(t.shape) for name, t in weights.items()}
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
+def _in_float32(path: pathlib.Path, stored: Mapping[str, NDArray[Any]]) -> Tensors:
+    """Stored tensors in float32: int8 ones times their scales."""
+    tensors: Tensors = {}
+    for name, tensor in stored.items():
+        if name.removesuffix(SCALE) in stored and name.endswith(SCALE):
+            continue
+        tensors[name] = tensor.astype(np.float32)
+        if tensor.dtype != np.int8:
+            continue
+        scale = stored.get(name + SCALE)
+        if scale is None or scale.shape != tensor.shape[:1]:
             raise CheckpointError(
-                f"{path}: tensor {name} is {found.get(name, 'missing')}, "
-                f"the configuration wants {wanted.get(name, 'none of that name')}; export the model again"
+                f"{path}: tensor {name} is int8 with {'no scales' if scale is None else f'scales {scale.shape}'}, "
+                f"expected {name}{SCALE} {tensor.shape[:1]}; export the model again"
             )
-    counters = {name: torch.zeros((), dtype=torch.int64) for name in state.keys() - wanted.keys()}
-    single = {name: tensor.float() for name, tensor in weights.items()}  # stored as fp16, folded in float32
-    network.load_state_dict(single | counters, strict=True, assign=True)
-    return network.eval().requires_grad_(False)
+        tensors[name] *= scale.reshape(-1, *[1] * (tensor.ndim - 1))
+    return tensors
 
 
-def save_checkpoint(config: ModelConfig, state: Mapping[str, Tensor], folder: pathlib.Path) -> list[pathlib.Path]:
+def check(path: pathlib.Path, config: ModelConfig, tensors: Tensors) -> None:
+    """Compare a configuration with what this program knows, and the tensors with the configuration.
+
+    Raises:
+        CheckpointError: a label or a tensor is missing, unknown, repeated, or of another shape.
+    """
+    _check_labels(path, config)
+    _check_shapes(path, config, tensors)
+
+
+def _check_labels(path: pathlib.Path, config: ModelConfig) -> None:
+    known = [organ.name.lower() for organ in Organ]
+    unknown = [label for label in config.labels if label not in known]
+    if unknown:
+        raise CheckpointError(
+            f"{path}: label '{unknown[0]}' is unknown, this program has {', '.join(known)}; update the program"
+        )
+    if len(set(config.labels)) != len(config.labels) or config.labels[:1] != (known[0],):
+        raise CheckpointError(
+            f"{path}: labels {', '.join(config.labels) or 'none'}: expected {known[0]} first, and each once; "
+            "export the model again"
+        )
+
+
+def _check_shapes(path: pathlib.Path, config: ModelConfig, tensors: Tensors) -> None:
+    expected = tensor_shapes(config.width, config.classes, config.channels_in, config.ocr_channels, config.key_channels)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | shapes.keys()):
+        if expected.get(name) != shapes.get(name):
+            raise CheckpointError(
+                f"{path}: tensor {name} is {shapes.get(name, 'missing')}, "
+                f"the configuration wants {expected.get(name, 'none of that name')}; export the model again"
+            )
+
+
+def folded(tensors: Mapping[str, NDArray[np.float32]]) -> Tensors:
+    """Fold every batch norm into the convolution before it: `X.conv.weight` and `X.conv.bias` in place of `X.norm.*`.
+
+    With running statistics, norm(conv(x)) is conv'(x) with weight' = weight * s and bias' = beta - mean * s,
+    s = gamma / sqrt(variance + epsilon). Tensors without a batch norm stay as they are, and are not copied.
+    """
+    result = {name: tensor for name, tensor in tensors.items() if ".norm." not in name}
+    for name in tensors:
+        if not name.endswith(".norm.running_var"):
+            continue
+        layer = name.removesuffix(".norm.running_var")
+        gamma, beta, mean, variance = (
+            tensors[f"{layer}.norm.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        scale = gamma / np.sqrt(variance + np.float32(NORM_EPSILON))
+        result[f"{layer}.conv.weight"] = tensors[f"{layer}.conv.weight"] * scale[:, None, None, None]
+        result[f"{layer}.conv.bias"] = beta - mean * scale
+    return result
+
+
+def save_checkpoint(
+    config: ModelConfig, tensors: Mapping[str, NDArray[np.float32]], folder: pathlib.Path
+) -> pathlib.Path:
     """Write a model into a folder and enter it in the folder's manifest.
-
-    Convolutions are stored as fp16; batch norm stays float32, because running variances do not fit fp16's range.
 
     Args:
         config: of the model; its name becomes the file's.
-        state: the network's state dict.
-        folder: receives NAME.safetensors, or NAME-i-of-n.safetensors where that would exceed 95 MB.
+        tensors: its weights, named as in `network.HrnetOcr`'s state dict.
+        folder: receives NAME.safetensors.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: a tensor holds infinity or no number, as those of a training that diverged.
     """
-    tensors = {
-        name: tensor.detach().cpu().to(torch.float16 if tensor.ndim == 4 else torch.float32).contiguous()
-        for name, tensor in state.items()
-        if not name.endswith(COUNTER)
-    }
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
+    stored: dict[str, NDArray[Any]] = {}
     for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    count = len(shards)
-    names = [config.name if count == 1 else f"{config.name}-{i + 1}-of-{count}" for i in range(count)]
-    metadata = {"format": FORMAT, "config": json.dumps(asdict(config))}
+        if not np.isfinite(tensor).all():
+            raise CheckpointError(f"{config.name}: tensor {name} holds values that are not finite; train it again")
+        if tensor.ndim == 4:
+            stored[name], stored[name + SCALE] = _in_int8(tensor)
+        else:
+            stored[name] = np.ascontiguousarray(tensor, np.float32)
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{config.name}*.safetensors"):
-        if old.stem == config.name or old.stem.startswith(f"{config.name}-"):
-            old.unlink()
-    paths = [folder / f"{name}.safetensors" for name in names]
-    for path, shard in zip(paths, shards, strict=True):
-        with whole_file(path) as stream:
-            stream.write(save(shard, metadata))
+    path = folder / f"{config.name}.safetensors"
+    with whole_file(path) as stream:
+        stream.write(save(stored, {"format": FORMAT, "config": json.dumps(asdict(config))}))
     lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in sorted(folder.glob("*.safetensors"))]
     with whole_file(folder / MANIFEST) as stream:
         stream.write("".join(lines).encode())
-    return paths
+    return path
+
+
+def _in_int8(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Weights of a convolution rounded to 8 bits, and the scale of each output channel."""
+    scale = np.abs(weights).max((1, 2, 3)).astype(np.float32) / LARGEST_INT8
+    steps = weights / np.where(scale > 0, scale, 1)[:, None, None, None]
+    return np.rint(steps).astype(np.int8), scale

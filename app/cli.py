@@ -12,17 +12,19 @@ from typing import Any
 
 import click
 
-from . import quick_imports  # before what imports nibabel
+from . import quick_imports
 from .case_queue import CaseQueue
-from .cases import Case, check_output
+from .cases import Case, check_output, check_outputs
+from .errors import ResultError
 from .host import seconds_since_process_start
 from .options import ModelChoice, Request, options_of_input, options_of_model
-from .process import leave, set_up
+from .process import set_up
 from .results import RESULTS, Result, finish_all, make_results
 from .run_log import RUN_LOG
 from .shards import Shard, merge_logs
 from .version import __version__
 from .volumes import Ready
+from .whole_file import printable
 from .work import DONE, RunLog, exit_status
 
 _log = logging.getLogger(__package__)
@@ -101,7 +103,12 @@ def _list(cases: list[Case]) -> int:
     """Print what would become of every case."""
     for case in cases:
         state = case.scan.state
-        click.echo(f"{case.name}  {case.scan.path}  {'to be segmented' if isinstance(state, Ready) else state.reason}")
+        line = "to be segmented" if isinstance(state, Ready) else state.reason
+        try:
+            check_outputs(case)
+        except ResultError as error:
+            line = str(error) if isinstance(state, Ready) else line
+        click.echo(printable(f"{case.name}  {case.scan.path}  {line}"))
     return DONE
 
 
@@ -116,7 +123,7 @@ def _part_of(cases: list[Case], part: Shard) -> list[Case]:
 
 def _segment(request: Request, choice: ModelChoice, cases: list[Case], results: dict[str, Result], part: Shard) -> int:
     """Do the cases; the exit status."""
-    check_output(request.output)
+    check_output(request.output, cases)
     if not cases:
         return DONE  # more shards than cases
     # It decodes the first scan from now on, while torch is imported. Usage errors and --help came without torch.
@@ -152,15 +159,6 @@ def merge(output: pathlib.Path, save: tuple[str, ...]) -> None:
 
 
 main.commands["merge-logs"] = merge
-
-
-def entry() -> None:
-    """What `hrnet-ocr-abdomen` and `python -m app` run."""
-    try:
-        main()
-    except SystemExit as end:
-        leave(end.code)
-        raise
 
 
 @contextlib.contextmanager

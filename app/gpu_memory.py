@@ -1,8 +1,9 @@
-"""Peak GPU memory as the organisers measure it: total minus free of the whole card, sampled every 0.1 s."""
+"""Is there an NVIDIA GPU, and its peak memory as the organisers measure it: total minus free, sampled every 0.1 s."""
 
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 MIB = 1 << 20
 INTERVAL_S = 0.1
 SHARE_FLARE2021 = 0.02
+DEV = pathlib.Path("/dev")
+# Of the NVIDIA driver, of its version for Jetson, and of GPUs under Windows Subsystem for Linux.
+DEVICE_FILES = ("nvidia[0-9]*", "nvhost-gpu", "nvhost-ctrl-gpu", "dxg")
+
+
+def has_gpu(devices: pathlib.Path = DEV) -> bool:
+    """Whether there may be an NVIDIA GPU, judged by device files: asking torch would take seconds."""
+    return any(next(devices.glob(pattern), None) for pattern in DEVICE_FILES)
 
 
 def peak_flare2021(samples_mib: Sequence[int]) -> int | None:

@@ -6,14 +6,16 @@ import contextlib
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from .cases import Case, find_cases, read_list, require_ct
+from .engines import ENGINES
+from .quick_imports import without
 from .results import DEFAULT_RESULTS, RESULTS, Result, make_results
-from .volumes import FindOptions, NameBy, unpacked
+from .volumes import FindOptions, NameBy, clear_left_behind, is_archive, unpacked
 from .work import Resume
 
 if TYPE_CHECKING:
@@ -67,6 +69,13 @@ def options_of_model(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--model", help="Bundled model: fast (default on a CPU) or paper (on a GPU)."),
             click.option(
                 "--weights", type=click.Path(path_type=pathlib.Path), help="A weights file of your own instead."
+            ),
+            click.option(
+                "--engine",
+                type=click.Choice(["auto", *ENGINES]),
+                default="auto",
+                show_default=True,
+                help="What computes; auto: torch on a GPU, on a CPU OpenVINO if installed, else torch.",
             ),
             click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True),
             click.option(
@@ -128,11 +137,14 @@ class Request:
             InputError: see `read_list`, `unpacked`, `make_results`, `find_cases` and `require_ct`.
         """
         on_header = _show_headers if sys.stderr.isatty() else lambda *_: None
-        options = FindOptions(self.recursive, self.name_by, self.resample_gaps, on_header)
+        options = FindOptions(self.recursive, self.name_by, self.resample_gaps, on_header=on_header)
         results = make_results(self.save, self.seg_type)
+        clear_left_behind()
         named = self.list_file or self.paths[0]
         with contextlib.ExitStack() as stack:
             sources = read_list(named) if self.list_file else [stack.enter_context(unpacked(named))]
+            if not self.list_file and is_archive(named):
+                options = replace(options, recursive=True)  # all of it was given
             cases = find_cases(sources, self.output, results, options)
             if needs_ct:
                 require_ct(cases, named)
@@ -145,6 +157,7 @@ class ModelChoice:
 
     model: str | None
     weights: pathlib.Path | None
+    engine: str
     device: str
     batch_size: int | None
     no_postprocess: bool
@@ -169,9 +182,14 @@ class ModelChoice:
         """
         from .segmenter import Segmenter
 
-        return Segmenter.load(
-            self.weights or self.model, self.device, self.batch_size, postprocess=not self.no_postprocess
-        )
+        with without("openvino.tools"):  # converters of other programs' models, and the telemetry that they send
+            return Segmenter.load(
+                self.weights or self.model,
+                self.device,
+                self.batch_size,
+                postprocess=not self.no_postprocess,
+                engine=self.engine,
+            )
 
 
 def _show_headers(done: int, total: int) -> None:

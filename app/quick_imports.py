@@ -1,9 +1,6 @@
 """What makes the program's start quick: it starts once per scan, and most of a short run is importing libraries.
 
-Importing this imports nibabel without pydicom, so it comes first. Where pydicom is installed, nibabel would take it
-along for the sake of DICOM headers inside NIfTI files, which nothing here reads. DICOM is read as ever: its reader
-imports pydicom when there is some to read. Only the program imports this; whoever uses the package as a library gets
-nibabel as it is.
+Only the program uses this; importing the package as a library changes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def without_collection() -> Iterator[None]:
-    """Look for no garbage while libraries are imported: they make many objects, and none of them is garbage."""
+    """Disable the garbage collector while libraries are imported: they make many objects, none of which is garbage."""
     gc.disable()
     try:
         yield
@@ -26,11 +23,26 @@ def without_collection() -> Iterator[None]:
         gc.enable()
 
 
-modules: dict[str, Any] = sys.modules
-if "nibabel" not in modules and "pydicom" not in modules:
-    modules["pydicom"] = None  # so `import pydicom` fails, see Python's documentation of sys.modules
+@contextlib.contextmanager
+def without(module: str) -> Iterator[None]:
+    """Let the import of a module fail in this block, unless it is imported already; see Python's `sys.modules`."""
+    modules: dict[str, Any] = sys.modules
+    if module in modules:
+        yield
+        return
+    modules[module] = None
     try:
-        with without_collection():
-            import nibabel  # noqa: F401
+        yield
     finally:
-        del modules["pydicom"]
+        del modules[module]
+
+
+def import_nibabel() -> None:
+    """Import nibabel without pydicom, which takes an eighth of the start-up.
+
+    Where pydicom is installed, nibabel would import it for the sake of DICOM headers inside NIfTI files, which nothing
+    here reads. The reader of DICOM imports pydicom itself when there is some to read.
+    """
+    if "nibabel" not in sys.modules:
+        with without("pydicom"), without_collection():
+            import nibabel  # noqa: F401

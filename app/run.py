@@ -117,6 +117,7 @@ def environment(segmenter: Segmenter, samples_mib: Sequence[int]) -> Environment
         versions={
             "app": __version__,
             "weights": model.version,
+            **dict.fromkeys(("torch", "cuda", "openvino")),  # every line has the same fields
             **about.versions,
             "python": platform.python_version(),
         },

@@ -57,7 +57,7 @@ class CaseRecord:
         precision: of the network.
         model: its name.
         weights_sha256: of each weights file.
-        versions: of this program, the weights, torch, CUDA and Python.
+        versions: of this program, the weights, torch, CUDA, OpenVINO and Python; null where one was not used.
         series_uid: of a DICOM series; other scans have no such field.
     """
 

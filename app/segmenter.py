@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checkpoint import find_model, load_checkpoint
-from .engines import Engine, engine_class
+from .engines import Engine, choose_engine
 from .inference.body import body_box
 from .inference.components import keep_largest
 from .inference.gathering import Gathering
@@ -60,6 +60,7 @@ class Segmenter:
         device: str = "auto",
         batch_size: int | None = None,
         postprocess: bool = True,
+        engine: str = "auto",
     ) -> Segmenter:
         """Load a bundled model by name, or a weights file by path (a Path, or a string ending with .safetensors).
 
@@ -68,19 +69,19 @@ class Segmenter:
             device: `auto`, `cuda` or `cpu`.
             batch_size: slices per batch; None chooses from the free memory.
             postprocess: keep only the largest components of each organ.
+            engine: a name of `engines.ENGINES`; `auto`: torch on a GPU, OpenVINO on a CPU where it is installed.
 
         Raises:
             CheckpointError: the weights are missing, altered or foreign.
-            DeviceError: the device is not there, or has no room for the weights.
+            DeviceError: the device or the engine is not there, or there is no room for the weights.
         """
-        engine = engine_class("torch")
-        chosen = engine.find_device(device)
+        kind, chosen = choose_engine(engine, device)
         if device == "auto" and chosen == "cpu":
             log.warning("no usable NVIDIA GPU (start a container with --gpus all to use one): running on the CPU")
         name = name or DEFAULT_MODEL[chosen]
         is_file = isinstance(name, pathlib.Path) or name.endswith(MODEL_SUFFIX)
-        checkpoint = load_checkpoint([pathlib.Path(name)] if is_file else find_model(str(name)))
-        return cls(engine.load(checkpoint, chosen), batch_size=batch_size, postprocess=postprocess)
+        checkpoint = load_checkpoint(pathlib.Path(name) if is_file else find_model(str(name)))
+        return cls(kind.load(checkpoint, chosen), batch_size=batch_size, postprocess=postprocess)
 
     def segment(self, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         """Segment one scan and return its mask alone. What is odd about either is logged as a warning.

@@ -8,31 +8,23 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import platform
 from typing import Any
 
 import torch
 
-from app.checkpoint import find_model, load_checkpoint
-from app.engines.torch_engine import CPU_INFO, best_dtype
+from app.engines.torch_engine import best_dtype
+from benchmarks import tables
 from benchmarks.growth import one_scan, over_cases, over_slices, plot
 from benchmarks.levers import levers
-from benchmarks.levers import table as levers_table
 from benchmarks.processes import SHAPE, in_turn, long_scan, middle_scan, phantom_scan, turned_scan
+from benchmarks.provenance import provenance
 from benchmarks.reading import reading
-from benchmarks.reading import table as reading_table
 from benchmarks.start_up import start_up
+from evaluation.machine import processor
 
 DEPTHS = (100, 300, 1000, 3000)
 TURNED_DEPTH = 300
 PAPER_SLICES = 4  # of the paper's plain network, which takes seconds for each
-
-
-def processor() -> str:
-    """The CPU's name, as far as it tells."""
-    lines = CPU_INFO.read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else 'CPU'} ({platform.machine()})"
 
 
 def inference(scan: pathlib.Path, folder: pathlib.Path, rounds: int) -> dict[str, Any]:
@@ -67,41 +59,8 @@ def inference(scan: pathlib.Path, folder: pathlib.Path, rounds: int) -> dict[str
 
 def summary(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    start, files, run = found["start_up"], found["reading"], found["inference"]
-    lines = [
-        f"{found['machine']}, {found['threads']} threads, torch {found['torch']}, model `fast` in {found['precision']}",
-        "",
-        "| what | ours | compared with | ratio |",
-        "|---|---|---|---|",
-        f"| start until the model is ready | {start['model_ready_s']:.2f} s | `import torch` and reading the weights: "
-        f"{start['floor_s']:.2f} s | {start['ratio']:.2f} |",
-    ]
-    lines += reading_table(files)
-    lines += [
-        f"| whole process, 512 x 512 x 100 | {run['fast_seconds']:.1f} s, {run['fast_peak_mib']:.0f} MiB | plain: "
-        f"{run['plain_fast_seconds']:.1f} s, {run['plain_fast_peak_mib']:.0f} MiB | "
-        f"{run['speed_up_over_plain_fast']:.1f} |",
-        f"| | | the paper's network, plain, extrapolated from {PAPER_SLICES + 1} slices: "
-        f"{run['plain_paper_seconds_extrapolated']:.0f} s | {run['speed_up_over_plain_paper']:.1f} |",
-        f"| the paper's network, per slice (none skipped) | {run['paper_seconds_per_slice']:.2f} s | "
-        f"plain: {run['plain_paper_seconds_per_slice']:.2f} s | {run['paper_speed_up_per_slice']:.1f} |",
-        "",
-        "Start-up by stage: " + ", ".join(f"{stage} {s:.2f} s" for stage, s in start["stages_s"].items()) + ".",
-        "",
-        levers_table(found["levers"]),
-        "",
-        "| slices of 1 mm | seconds | peak MiB | network slices | network's share of the time |",
-        "|---|---|---|---|---|",
-    ]
-    for row, note in [(row, "") for row in found["over_slices"]] + [(found["turned"], ", stored as the fastest axis")]:
-        lines.append(
-            f"| {row['slices']}{note} | {row['seconds']:.1f} | {row['peak_mib']:.0f} | {row['network_slices']} | "
-            f"{row['network_share']:.2f} |"
-        )
-    lines += ["", "| cases | seconds | peak MiB | network's share of the time |", "|---|---|---|---|"]
-    for row in found["over_cases"]:
-        lines.append(f"| {row['cases']} | {row['seconds']:.1f} | {row['peak_mib']:.0f} | {row['network_share']:.2f} |")
-    return "\n".join(lines) + "\n"
+    parts = (tables.about, tables.processes, tables.start_up, tables.levers, tables.slices, tables.cases)
+    return "\n\n".join(part(found) for part in parts) + "\n"
 
 
 def main() -> None:
@@ -115,8 +74,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     phantom = phantom_scan(args.scratch)
     found: dict[str, Any] = {
+        **provenance(["fast", "paper"]),
         "machine": processor(),
-        "precision": str(best_dtype(torch.device("cpu"), load_checkpoint(find_model("fast")).config.width)),
+        "precision": str(best_dtype(torch.device("cpu"))),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "start_up": start_up(middle_scan(args.scratch, 1), "fast", args.rounds),

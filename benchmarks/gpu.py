@@ -24,35 +24,15 @@ from app.gpu_memory import MIB, MemorySampler, nvml_reader, peak_flare2021
 from app.inference.grid import network_grid
 from app.organs import ORGANS
 from app.segmenter import MODEL_SUFFIX, Segmenter
+from benchmarks import tables
 from benchmarks.processes import SHAPE, SPACING_MM, phantom_scan, run_fresh
+from benchmarks.provenance import provenance
+from benchmarks.start_up import stages
 from evaluation.overlap import dice
 
 BATCHES = (1, 2, 4, 8, 16)
 REPEATS = 20
 MATRIX_SIDE = 8192
-STAGES = """
-import json, sys, time
-from app.host import seconds_since_process_start
-marks = {"python": seconds_since_process_start()}
-def mark(stage, begin=[time.perf_counter()]):
-    now = time.perf_counter()
-    marks[stage], begin[0] = now - begin[0], now
-import app.cli
-mark("imports before torch")
-from app.quick_imports import without_collection
-with without_collection():
-    import torch
-    mark("torch")
-    import app.run
-    mark("imports after torch")
-    torch.zeros(1, device="cuda")
-    mark("CUDA start")
-    from app.segmenter import Segmenter
-    Segmenter.load(sys.argv[1], "cuda")
-    torch.cuda.synchronize()
-    mark("weights, folded, on the GPU")
-open(sys.argv[2], "w").write(json.dumps(marks))
-"""
 # What a process costs otherwise: the words that start the program, and its options.
 PROGRAM = ["-m", "app"]
 VARIANTS: dict[str, tuple[list[str], list[str]]] = {
@@ -136,7 +116,7 @@ def steady_state(model: Model, grid: tuple[int, int], batches: Sequence[int], re
 
 def load(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Model:
     """A bundled model, or one of a weights file, in its usual precision or in another."""
-    return load_onto(load_checkpoint([pathlib.Path(name)] if is_file(name) else find_model(name)), device, dtype)
+    return load_onto(load_checkpoint(pathlib.Path(name) if is_file(name) else find_model(name)), device, dtype)
 
 
 def is_file(name: str) -> bool:
@@ -166,14 +146,6 @@ def fresh_process(
     }
 
 
-def start_up_stages(name: str) -> dict[str, float]:
-    """Seconds of each stage of a GPU process's start."""
-    with tempfile.NamedTemporaryFile("r") as file:
-        run_fresh(["-c", STAGES, name, file.name])
-        stages: dict[str, float] = json.loads(file.read())
-        return stages
-
-
 def precision(name: str, scan: pathlib.Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """How far the labels in 16 bits are from those in float32: share of differing voxels, DSC per organ."""
     masks = []
@@ -190,7 +162,7 @@ def processes(name: str, scan: pathlib.Path, uuid: str, rounds: int) -> dict[str
         "fresh_process": {
             variant: [fresh_process(name, scan, "cuda", uuid, variant) for _ in range(rounds)] for variant in VARIANTS
         },
-        "start_up_stages_s": start_up_stages(name),
+        "start_up_stages_s": stages(name, "cuda"),
     }
 
 
@@ -206,34 +178,10 @@ def network(name: str, scan: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, Any]) -> str:
+def summary(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    lines = [
-        f"{found['device']}, torch {found['torch']}; fp16 matrix product {found['matrix_peak_tflops']:.0f} TFLOP/s; "
-        f"{found['gpu_idle_mib']} MiB in use before",
-        "",
-        "| model | batch | slices/s | as a CUDA graph | TFLOP/s | of the matrix peak | allocated MiB | reserved MiB |",
-        "|---" * 8 + "|",
-    ]
-    for name, model in found["models"].items():
-        for row in model["steady_state"]:
-            share = row["tflops"] / found["matrix_peak_tflops"]
-            lines.append(
-                f"| {name} {model['grid'][0]} x {model['grid'][1]} | {row['batch']} | {row['slices_per_second']:.0f} | "
-                f"{row['slices_per_second_graph']:.0f} | {row['tflops']:.1f} | {share:.0%} | "
-                f"{row['allocated_mib']:.0f} | {row['reserved_mib']:.0f} |"
-            )
-    lines += ["", "| model | variant | fresh process | its stages | GPU MiB (2021 rule) | GPU MiB (maximum) |"]
-    lines += ["|---" * 6 + "|"]
-    for name, model in found["models"].items():
-        for variant, runs in model["fresh_process"].items():
-            for run in runs:
-                stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in run["stages_s"].items())
-                memory = f"{run['gpu_flare2021_mib']} | {run['gpu_maximum_mib']}"
-                lines.append(f"| {name} | {variant} | {run['seconds']:.2f} s | {stages} | {memory} |")
-    for name, model in found["models"].items():
-        lines += ["", f"{name}, fp16 against float32: {json.dumps(model['precision'])}"]
-    return "\n".join(lines) + "\n"
+    parts = (tables.about, tables.gpu_processes, tables.gpu_network, tables.gpu_precision)
+    return "\n\n".join(part(found) for part in parts) + "\n"
 
 
 def main() -> None:
@@ -253,6 +201,7 @@ def main() -> None:
         idle_mib = read_used_mib() if read_used_mib else None
     alone = {name: processes(name, scan, uuid, args.rounds) for name in names}
     found: dict[str, Any] = {
+        **provenance(names),
         "device": card.name,
         "torch": torch.__version__,
         "gpu_idle_mib": idle_mib,
@@ -260,8 +209,8 @@ def main() -> None:
         "matrix_peak_tflops": matrix_peak_tflops(torch.device("cuda"), torch.float16),
     }
     (args.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
-    (args.out / "gpu.md").write_text(table(found))
-    print(table(found))
+    (args.out / "gpu.md").write_text(summary(found))
+    print(summary(found))
 
 
 if __name__ == "__main__":

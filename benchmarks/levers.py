@@ -27,6 +27,7 @@ from app.inference.labelling import Findings, Labelling
 from app.inference.plan import Plan
 from app.organs import ORGANS
 from app.volumes import open_volume
+from benchmarks.tables import lever_table
 from benchmarks.whole_slices import whole_slice
 from evaluation.overlap import dice
 
@@ -78,20 +79,10 @@ def levers(scan: pathlib.Path, model: str, label: pathlib.Path | None = None) ->
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
-    organs = [organ.key for organ in ORGANS]
-    lines = [f"| lever | seconds | network slices | {' | '.join(f'DSC {o}' for o in organs)} |", "|---" * 7 + "|"]
-    for row in rows:
-        cells = " | ".join(f"{row[organ]:.4f}" for organ in organs)
-        lines.append(f"| {row['lever']} | {row['seconds']:.1f} | {row['network_slices']} | {cells} |")
-    return "\n".join(lines)
-
-
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scan", type=pathlib.Path)
     parser.add_argument("model", nargs="?", default="fast")
     parser.add_argument("label", nargs="?", type=pathlib.Path)
-    print(table(levers(**vars(parser.parse_args()))))
+    print(lever_table(levers(**vars(parser.parse_args()))))

@@ -17,6 +17,7 @@ from app.engines.torch_images import network_input, to_scan, windowed_slice
 from app.inference.components import keep_largest
 from app.inference.grid import network_grid
 from app.inference.plan import neighbour_rows, neighbour_step
+from app.network import load
 from app.volumes import Geometry
 
 
@@ -24,7 +25,7 @@ from app.volumes import Geometry
 def main(scan: str, mask: str, model: str) -> None:
     """Segment one scan."""
     checkpoint = load_checkpoint(find_model(model))
-    config, network = checkpoint.config, checkpoint.network
+    config, network = checkpoint.config, load(checkpoint)
     image = nib.load(scan)
     voxels = image.get_fdata()
     geometry = Geometry.of(voxels.shape, image.affine)

@@ -16,9 +16,11 @@ import nibabel as nib
 import numpy as np
 from isal import igzip
 
+from app.host import peak_rss_mib
 from phantom import make_phantom
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+POLL_SECONDS = 0.005
 SHAPE, SPACING_MM = (512, 512, 100), (0.8, 0.8, 3.0)
 
 
@@ -35,39 +37,26 @@ class Cost:
     peak_mib: float
 
 
-# The kernel's own figure of a finished process starts at its parent's size, so the process tells its peak itself.
-TELL_PEAK = """
-import atexit, os, runpy, sys
-def tell(path=sys.argv.pop(1)):
-    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-    open(path, "w").write(peak.split()[1])
-def tell_and_leave(status, leave=os._exit):
-    tell()
-    leave(status)
-atexit.register(tell)
-os._exit = tell_and_leave  # what the program ends by, where no exit handler runs
-"""
-RUN_MODULE = "\nruns = sys.argv.pop(1)\nrunpy.run_module(runs, run_name='__main__', alter_sys=True)\n"
-
-
 def run_fresh(words: Sequence[str]) -> Cost:
-    """Run Python with these arguments, `-c CODE ...` or `-m MODULE ...`, in a fresh process.
+    """Run Python with these arguments in a fresh process.
+
+    Its peak memory is read while it runs: the kernel's figure of a finished process starts at its parent's size.
 
     Raises:
         BenchmarkError: it failed.
     """
-    kind, what, *arguments = words
-    with tempfile.NamedTemporaryFile("r") as peak:
-        code = ["-c", TELL_PEAK + what, peak.name] if kind == "-c" else ["-c", TELL_PEAK + RUN_MODULE, peak.name, what]
-        begin, before = time.monotonic(), os.times()
-        done = subprocess.run(
-            [sys.executable, *code, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+    with tempfile.TemporaryFile("w+") as errors:
+        begin, before, peak = time.monotonic(), os.times(), 0.0
+        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors)
+        while process.poll() is None:
+            peak = max(peak, peak_rss_mib(process.pid) or 0.0)
+            time.sleep(POLL_SECONDS)
         seconds, after = time.monotonic() - begin, os.times()
-        if done.returncode:
-            raise BenchmarkError(f"{' '.join(words)[:200]}: exit {done.returncode}: {done.stderr[-400:]}")
-        cpu = after.children_user + after.children_system - before.children_user - before.children_system
-        return Cost(seconds, cpu, int(peak.read()) / 1024)
+        if process.returncode:
+            errors.seek(0)
+            raise BenchmarkError(f"{' '.join(words)[:200]}: exit {process.returncode}: {errors.read()[-400:]}")
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return Cost(seconds, cpu, peak)
 
 
 def in_turn(commands: Sequence[Sequence[str]], rounds: int) -> list[Cost]:

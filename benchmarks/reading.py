@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
 from benchmarks.processes import in_turn, long_scan
+from benchmarks.tables import COLUMNS, reading_rows
+from evaluation.tables import table
 from phantom.dicom import write_series
 
-PLAIN = {"read": "nibabel", "write": "nibabel", "read DICOM": "dcm2niix, then nibabel (which has this peak)"}
 REPEATS = 4  # in one process, so that its start does not drown the writing
 IMPORTS = """
 import pathlib, sys
@@ -96,15 +97,6 @@ def _compared(codes: tuple[str, str, str], arguments: Sequence[str], rounds: int
     }
 
 
-def table(found: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """A row of Markdown per part: ours, the other's, and the ratio."""
-    return [
-        f"| {part}, 512 x 512 x 300 | {row['seconds']:.2f} s, {row['peak_mib']:.0f} MiB | {PLAIN[part]}: "
-        f"{row['plain_seconds']:.2f} s, {row['plain_peak_mib']:.0f} MiB | {row['speed_up']:.1f} |"
-        for part, row in found.items()
-    ]
-
-
 if __name__ == "__main__":
     SCRATCH = pathlib.Path("cache/bench")
-    print("\n".join(table(reading(long_scan(SCRATCH, 300), SCRATCH, rounds=1))))
+    print(table(COLUMNS, reading_rows(reading(long_scan(SCRATCH, 300), SCRATCH, rounds=1))))

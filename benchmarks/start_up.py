@@ -18,18 +18,25 @@ marks = {"python": seconds_since_process_start()}
 def mark(stage, begin=[time.perf_counter()]):
     now = time.perf_counter()
     marks[stage], begin[0] = now - begin[0], now
+from app.quick_imports import import_nibabel, without_collection
+import_nibabel()
 import app.cli
 mark("click, numpy, nibabel, isal")
-from app.quick_imports import without_collection
 with without_collection():
     import torch
     mark("torch")
     import app.run
     mark("the rest of the program")
+    name, device, out = sys.argv[1:]
+    if device == "cuda":
+        torch.zeros(1, device=device)
+        mark("CUDA start")
     from app.segmenter import Segmenter
-    Segmenter.load(sys.argv[1], "cpu")
+    Segmenter.load(name, device)
+    if device == "cuda":
+        torch.cuda.synchronize()
     mark("weights, folded")
-open(sys.argv[2], "w").write(json.dumps(marks))
+open(out, "w").write(json.dumps(marks))
 """
 FLOOR = "import pathlib, sys, torch; [pathlib.Path(path).read_bytes() for path in sys.argv[1:]]"
 IMPORTED = """
@@ -40,19 +47,26 @@ open(sys.argv[1], "w").write(json.dumps(sorted(name for name in names if not nam
 """
 
 
+def stages(model: str, device: str) -> dict[str, float]:
+    """Seconds of each stage of a fresh process, until the model is ready on its device."""
+    with tempfile.NamedTemporaryFile("r") as file:
+        run_fresh(["-c", STAGES, model, device, file.name])
+        found: dict[str, float] = json.loads(file.read())
+        return found
+
+
 def start_up(scan: pathlib.Path, model: str, rounds: int) -> dict[str, Any]:
     """Seconds of each stage, the time at which the model was ready in a real run, and the floor; medians."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        stages, ready = [], []
+        rows, ready = [], []
         for _ in range(rounds):
-            run_fresh(["-c", STAGES, model, str(folder / "stages.json")])
-            stages.append(json.loads((folder / "stages.json").read_text()))
+            rows.append(stages(model, "cpu"))
             run_fresh(["-m", "app", str(scan), str(folder), "--device", "cpu", "--model", model])
             ready.append(json.loads((folder / "run_log.jsonl").read_text().splitlines()[-1])["seconds"]["start_up"])
-        (floor,) = in_turn([["-c", FLOOR, *map(str, find_model(model))]], rounds)
+        (floor,) = in_turn([["-c", FLOOR, str(find_model(model))]], rounds)
     return {
-        "stages_s": {stage: statistics.median(row[stage] for row in stages) for stage in stages[0]},
+        "stages_s": {stage: statistics.median(row[stage] for row in rows) for stage in rows[0]},
         "model_ready_s": statistics.median(ready),
         "floor_s": floor.seconds,
         "ratio": statistics.median(ready) / floor.seconds,

@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from app import checkpoint
+from app.checkpoint import save_checkpoint
+from app.network import build, tensors_of
 from app.organs import IGNORE
 from phantom import write_phantom
 from tests.tiny import CONFIG, TINY, randomise
@@ -27,14 +28,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A model of width 2 with random weights: fast, and wrong."""
     config = replace(CONFIG, spacing_mm=6.0)  # a coarse grid saves time
-    network = randomise(config.build(), seed=9)
+    network = randomise(build(config), seed=9)
     with torch.no_grad():  # no class may win everywhere
         logits = network(torch.rand(1, 3, 128, 128)).refined
         network.ocr_head.classify.bias -= logits.mean((0, 2, 3))
         scale = 1 / logits.std((0, 2, 3))
         network.ocr_head.classify.weight *= scale[:, None, None, None]
         network.ocr_head.classify.bias *= scale
-    return checkpoint.save_checkpoint(config, network.state_dict(), tmp_path_factory.mktemp("weights"))[0]
+    return save_checkpoint(config, tensors_of(network.state_dict()), tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="session")
@@ -63,4 +64,4 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def cases(data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
     """The same two as training sees them."""
-    return load_cases([data], tmp_path_factory.mktemp("cache"), TINY)
+    return load_cases([data], tmp_path_factory.mktemp("cache"), TINY.model)

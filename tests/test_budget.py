@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from app.checkpoint import Checkpoint
-from app.engines.torch_engine import activation_bytes, load_onto
+from app.engines.batching import activation_bytes
+from app.engines.torch_engine import load_onto
+from app.network import build, tensors_of
 from app.volumes import gzip_file, open_volume
 from benchmarks.growth import over_slices
 from tests.conftest import ROOT
@@ -67,8 +69,10 @@ def test_a_batch_takes_no_more_than_its_estimate(dimensions: tuple[int, int, int
     """And twice the slices take at most twice the memory."""
     width, channels, keys = dimensions
     config = replace(CONFIG, width=width, ocr_channels=channels, key_channels=keys)
-    model = load_onto(Checkpoint(config, config.build(), {}), torch.device("cpu"), torch.float32)
+    model = load_onto(
+        Checkpoint(config, tensors_of(build(config).state_dict()), {}), torch.device("cpu"), torch.float32
+    )
     one, two = (allocator_peak(model.network, torch.rand(n, config.channels_in, 128, 128)) for n in (1, 2))
-    assert 0.2 * activation_bytes(config, (128, 128), torch.float32) < one  # the estimate is not idle either
-    assert one < activation_bytes(config, (128, 128), torch.float32)
+    assert 0.2 * activation_bytes(config, (128, 128), value_bytes=4) < one  # the estimate is not idle either
+    assert one < activation_bytes(config, (128, 128), value_bytes=4)
     assert two < 2.05 * one

@@ -51,7 +51,7 @@ NESTED = {
     "volumes_ml": {"liver", "kidneys", "spleen", "pancreas"},
     "confidence": {"liver", "kidneys", "spleen", "pancreas"},
     "gpu_peak_mib": {"flare2021", "maximum", "torch"},
-    "versions": {"app", "weights", "torch", "cuda", "python"},
+    "versions": {"app", "weights", "torch", "cuda", "openvino", "python"},
 }
 
 

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 
 import nibabel as nib
@@ -366,6 +367,33 @@ def test_a_terminal_gets_a_progress_bar(folders: Folders, tiny_weights: pathlib.
     assert re.search(r"\[1/1\] good +\[#+\] +100%", shown)
 
 
+@pytest.mark.parametrize("comes_by", ["home", "PYTHONPATH"])
+def test_predict_sh_imports_nothing_of_the_hosts(folders: Folders, tmp_path: pathlib.Path, comes_by: str) -> None:
+    """Apptainer mounts the host's home folder and passes its environment on."""
+    inputs, outputs = folders
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    packages = tmp_path / "home" / ".local" / "lib" / version / "site-packages"
+    for name in ("nibabel", "click"):
+        (packages / name).mkdir(parents=True)
+        (packages / name / "__init__.py").write_text("raise ImportError('a library of the host')\n")
+    # An interpreter outside a virtual environment, as in the image: others ignore the user's own packages anyway.
+    prefix = tmp_path / "prefix" / "lib" / version
+    prefix.mkdir(parents=True)
+    for path in pathlib.Path(sysconfig.get_path("stdlib")).iterdir():
+        if path.name != "site-packages":
+            (prefix / path.name).symlink_to(path)
+    (prefix / "site-packages").symlink_to(sysconfig.get_path("purelib"))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")} | {
+        "PYTHONHOME": str(tmp_path / "prefix"),
+        "PYTHON": str(pathlib.Path(sys.base_prefix) / "bin" / version),
+        **({"HOME": str(tmp_path / "home")} if comes_by == "home" else {"PYTHONPATH": str(packages)}),
+    }
+    command = ["sh", str(ROOT / "predict.sh"), str(inputs), str(outputs), "--list-series"]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "to be segmented" in shown.stdout
+
+
 def test_predict_sh_is_posix_and_passes_its_arguments(folders: Folders, tiny_weights: pathlib.Path) -> None:
     inputs, outputs = folders
     environment = os.environ | {"PYTHON": sys.executable}
@@ -382,7 +410,7 @@ def test_predict_sh_is_posix_and_passes_its_arguments(folders: Folders, tiny_wei
 )
 def test_the_program_ends_without_dismantling_what_it_imported(arguments: list[str], status: int, line: str) -> None:
     """With torch that takes a tenth of a second. What was printed is there all the same, and the exit status."""
-    code = "import atexit, sys; atexit.register(print, 'dismantled'); from app.cli import entry; entry()"
+    code = "import atexit, sys; atexit.register(print, 'dismantled'); from app.__main__ import entry; entry()"
     shown = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -392,8 +420,38 @@ def test_the_program_ends_without_dismantling_what_it_imported(arguments: list[s
 
 
 def test_output_that_cannot_be_written_is_no_success() -> None:
-    code = "from app.cli import entry; entry()"
+    code = "from app.__main__ import entry; entry()"
     with pathlib.Path("/dev/full").open("w") as full:
         command = [sys.executable, "-c", code, "--version"]
         shown = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert shown.returncode != 0
+
+
+def test_names_of_any_bytes_reach_every_table_page_and_line(
+    folders: Folders, tiny_weights: pathlib.Path, phantom_path: pathlib.Path
+) -> None:
+    """Latin-1 of an old share, a line end, colours of a terminal: one case's name spoils nobody's table."""
+    inputs, outputs = folders
+    names = [b"good", b"M\xfcller", b"a\nb", b"\x1b[31mred"]
+    for name in names[1:]:
+        shutil.copy(phantom_path, os.fsencode(inputs) + b"/" + name + b"_0000.nii.gz")
+    (inputs / os.fsdecode(b"bad\xe9.nii.gz")).write_text("not a scan")
+    kinds = [word for name in ("nifti", "statistics", "preview", "viewer") for word in ("--save", name)]
+    command = [sys.executable, "-m", "app", inputs, outputs, "--weights", tiny_weights, "--device", "cpu"]
+    shown = subprocess.run([*command, *kinds], cwd=ROOT, capture_output=True, check=False)
+    assert shown.returncode == 1, shown.stderr
+    lines = shown.stderr.decode().splitlines()
+    assert all(line.startswith(("INFO: ", "WARNING: ", "ERROR: ")) for line in lines)
+    assert sum(line.startswith("ERROR: ") for line in lines) == 1
+    assert b"\x1b" not in shown.stderr
+    for name in names:
+        for extension in (b".nii.gz", b".statistics.json", b".preview.png", b".viewer.html"):
+            assert pathlib.Path(os.fsdecode(os.fsencode(outputs) + b"/" + name + extension)).exists()
+    table = (outputs / "statistics.csv").read_text()
+    assert {line.split(",")[0] for line in table.splitlines()[1:]} == {"good", r"M\xfcller", r"a\nb", r"\x1b[31mred"}
+    index = (outputs / "index.html").read_text()
+    assert r"M\xfcller" in index
+    assert 'href="M%FCller.viewer.html"' in index
+    assert len((outputs / "run_log.jsonl").read_text().splitlines()) == 5
+    listed = subprocess.run([*command, "--list-series"], cwd=ROOT, capture_output=True, check=True).stdout
+    assert len(listed.decode().splitlines()) == 5

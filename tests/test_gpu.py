@@ -26,7 +26,7 @@ LITTLE_BYTES = 350e6  # 16 inputs of 1024 x 1024 fit, a batch of 16 does not
 
 @pytest.fixture
 def on_gpu(tiny_weights: pathlib.Path) -> Model:
-    return load_onto(load_checkpoint([tiny_weights]), torch.device("cuda"))
+    return load_onto(load_checkpoint(tiny_weights), torch.device("cuda"))
 
 
 class TestOnGpu:
@@ -69,7 +69,7 @@ class TestOnGpu:
 @pytest.mark.parametrize(("device", "name"), [("cuda", "paper"), ("cpu", "fast")])
 def test_the_default_model_depends_on_the_device(device: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TorchEngine, "find_device", lambda wanted: wanted)
-    monkeypatch.setattr("app.segmenter.load_checkpoint", lambda paths: Checkpoint(CONFIG, CONFIG.build(), {}))
+    monkeypatch.setattr("app.segmenter.load_checkpoint", lambda path: Checkpoint(CONFIG, {}, {}))
     model = Model(CONFIG, nn.Identity(), torch.device("cpu"), torch.float32)
     monkeypatch.setattr("app.engines.torch_engine.load_onto", lambda *_: model)
     asked: list[str] = []

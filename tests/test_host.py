@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from app import host
+from app.engines import torch_engine
 from app.host import allowed_cpus, allowed_memory
-from app.inference import predictor
 
 
 def cgroup(folder: pathlib.Path, **files: str) -> pathlib.Path:
@@ -52,16 +52,42 @@ def test_memory(tmp_path: pathlib.Path, files: dict[str, str], left: int | None)
     assert allowed_memory(cgroup(tmp_path, **files)) == left
 
 
+@pytest.mark.parametrize(
+    ("affinity", "quota", "variable", "threads"),
+    [
+        (8, None, None, 8),
+        (8, 3, None, 3),
+        (2, 3, None, 2),
+        (8, None, "4", 4),
+        (8, None, "16", 8),
+        (8, None, "4,2", 4),
+        (8, None, "", 8),
+        (8, None, "many", 8),
+        (8, None, "0", 8),
+        (8, 2, "1", 1),
+    ],
+)
+def test_threads(
+    monkeypatch: pytest.MonkeyPatch, affinity: int, quota: int | None, variable: str | None, threads: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(affinity)))
+    monkeypatch.setattr(host, "allowed_cpus", lambda: quota)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert host.thread_count() == threads
+
+
 def test_a_run_takes_no_more_threads_and_memory_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     try:
-        for allowed, expected in ((None, threads), (threads + 5, threads), (1, 1)):
-            monkeypatch.setattr(predictor, "allowed_cpus", lambda allowed=allowed: allowed)
-            predictor.limit_threads()
+        for allowed, expected in ((threads, threads), (threads + 5, threads), (1, 1)):
+            monkeypatch.setattr(torch_engine, "thread_count", lambda allowed=allowed: allowed)
+            torch_engine.limit_threads()
             assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(threads)
     monkeypatch.setattr(host, "allowed_memory", lambda: 12345)
-    assert predictor.free_memory(torch.device("cpu")) == 12345
+    assert torch_engine.free_memory(torch.device("cpu")) == 12345
     monkeypatch.setattr(host, "allowed_memory", lambda: None)
-    assert predictor.free_memory(torch.device("cpu")) > 12345
+    assert torch_engine.free_memory(torch.device("cpu")) > 12345

@@ -18,7 +18,7 @@ from app.engines.torch_engine import Model, TorchEngine, best_dtype, choose_batc
 from app.errors import DeviceError, InferenceError, NoMemoryError
 from app.inference.grid import network_grid
 from app.inference.labelling import Findings, Labelling, OnSlice
-from app.network import HrnetOcrLogits
+from app.network import HrnetOcrLogits, build, tensors_of
 from tests.tiny import CONFIG, randomise
 
 SPACING = (3.0, 1.0, 1.0)
@@ -100,7 +100,7 @@ def test_labels_lie_where_the_brightness_is() -> None:
 @pytest.mark.parametrize("descending", [False, True])
 @pytest.mark.parametrize("batch_size", [2, 3, 7, 20])
 def test_batch_size_and_order_change_no_label(batch_size: int, descending: bool) -> None:
-    network = randomise(CONFIG.build(), seed=5)
+    network = randomise(build(CONFIG), seed=5)
     volume = scan(7)
     volume[:] += np.random.default_rng(1).normal(0, 30, volume.shape).astype(np.int16)
     one_by_one, labels = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.uint8)
@@ -160,7 +160,7 @@ def test_thin_slices_are_interpolated_between_anchors(descending: bool) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_order_and_batch_size_change_no_label_of_thin_slices(batch_size: int) -> None:
-    network = randomise(CONFIG.build(), seed=5)
+    network = randomise(build(CONFIG), seed=5)
     volume = scan(30)
     found = []
     for descending, size in ((False, 4), (True, batch_size)):
@@ -227,7 +227,7 @@ def test_no_memory_for_the_weights_is_one_clear_line(refusal: Exception, monkeyp
     def full(*_: object, **__: object) -> None:
         raise refusal
 
-    checkpoint = Checkpoint(CONFIG, CONFIG.build(), {})
+    checkpoint = Checkpoint(CONFIG, tensors_of(build(CONFIG).state_dict()), {})
     monkeypatch.setattr(nn.Module, "to", full)
     with pytest.raises(DeviceError, match="cpu: no memory left for the weights; free the GPU or choose device cpu"):
         load_onto(checkpoint, torch.device("cpu"))
@@ -259,7 +259,8 @@ def test_precisions_of_the_cpu_agree() -> None:
     volume = scan(3)
     found = []
     for dtype in (torch.float32, torch.bfloat16):
-        placed = load_onto(Checkpoint(CONFIG, randomise(CONFIG.build(), seed=6), {}), torch.device("cpu"), dtype)
+        tensors = tensors_of(randomise(build(CONFIG), seed=6).state_dict())
+        placed = load_onto(Checkpoint(CONFIG, tensors, {}), torch.device("cpu"), dtype)
         labels = np.zeros(volume.shape, np.uint8)
         label_slices(placed, slices(volume), SPACING, labels)
         found.append(labels)
@@ -267,24 +268,24 @@ def test_precisions_of_the_cpu_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cpu", "width", "dtype"),
+    ("cpu", "dtype"),
     [
-        ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16", 18, torch.bfloat16),
-        ("vendor_id : AuthenticAMD\nflags : avx2", 48, torch.float32),
-        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16", 48, torch.float32),
-        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16", 48, torch.bfloat16),
-        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16", 18, torch.float32),
-        (None, 48, torch.float32),
+        ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16", torch.bfloat16),
+        ("vendor_id : AuthenticAMD\nflags : avx2", torch.float32),
+        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16", torch.float32),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16", torch.bfloat16),
+        ("Features : asimd bf16", torch.float32),
+        (None, torch.float32),
     ],
 )
 def test_the_precision_follows_the_processor(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, cpu: str | None, width: int, dtype: torch.dtype
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, cpu: str | None, dtype: torch.dtype
 ) -> None:
     if cpu is not None:
         (tmp_path / "cpuinfo").write_text(cpu)
-    monkeypatch.setattr("app.engines.torch_engine.CPU_INFO", tmp_path / "cpuinfo")
-    assert best_dtype(torch.device("cpu"), width) == dtype
-    assert best_dtype(torch.device("cuda"), width) == torch.float16
+    monkeypatch.setattr("app.host.CPU_INFO", tmp_path / "cpuinfo")
+    assert best_dtype(torch.device("cpu")) == dtype
+    assert best_dtype(torch.device("cuda")) == torch.float16
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (2, 65, 127), (1, 2048, 70)])

@@ -20,14 +20,15 @@ WINGS = ("volumes", "engines", "inference", "results", "network")
 # From each room of app/ to those that it may import; every room may import those in FOR_ALL.
 ARROWS = {
     "": {"segmenter"},  # the package itself, when Segmenter is asked for
-    "__main__": {"cli"},
+    "__main__": {"cli", "process", "quick_imports"},
     "cli": {
         *("case_queue", "cases", "host", "quick_imports", "options", "process", "results", "run", "run_log", "shards"),
-        *("volumes", "work"),
+        *("volumes", "whole_file", "work"),
     },
-    "options": {"cases", "results", "segmenter", "volumes", "work"},
+    "options": {"cases", "engines", "quick_imports", "results", "segmenter", "volumes", "work"},
     "shards": {"run_log"},
     "failures": {"whole_file"},
+    "process": {"whole_file"},
     "run_log": {"segmentation", "whole_file"},
     "run": {
         *("case_queue", "cases", "failures", "gpu_memory", "host", "inference", "results", "run_log"),
@@ -36,19 +37,22 @@ ARROWS = {
     "work": {"cases", "failures", "run_log", "volumes"},
     "case_queue": {"cases", "run_log", "volumes", "work"},
     "segmenter": {"checkpoint", "engines", "inference", "segmentation", "volumes"},
+    "volumes": {"host"},  # as many processes as CPUs
     "cases": {"results", "run_log", "volumes", "whole_file"},
     "results": {"inference", "run_log", "segmentation", "volumes", "whole_file"},
     "segmentation": {"inference", "results", "volumes"},  # results: late, for `Segmentation.save`
     "inference": {"checkpoint", "engines", "volumes"},
-    "engines": {"checkpoint", "gpu_memory", "host", "network"},
-    "checkpoint": {"network", "whole_file"},
+    "engines": {"architecture", "checkpoint", "gpu_memory", "host", "network"},
+    "network": {"architecture", "checkpoint"},
+    "checkpoint": {"architecture", "whole_file"},
 }
-FOR_ALL = {"errors", "hounsfield", "organs", "strides", "version"}
+FOR_ALL = {"errors", "hounsfield", "organs", "ownership", "strides", "version"}
 # Which library lives where.
 HOMES = {
     "click": {"cli", "options"},
     "pynvml": {"gpu_memory"},
     "isal": {"volumes.gzip_file"},
+    "openvino": {"engines.openvino_engine", "engines.openvino_graph"},
     "nibabel": {"quick_imports", "volumes.memory", "volumes.nifti", "volumes.nifti_header", "volumes.volume"},
     "cc3d": {"inference.components"},
     "safetensors": {"checkpoint"},
@@ -62,7 +66,7 @@ HOMES = {
 }
 WITH_TORCH = {
     *("engines.torch_engine", "engines.torch_images", "network", "network.hrnet", "network.hrnet_ocr", "network.ocr"),
-    "checkpoint",
+    "network.loading",
 }
 
 
@@ -116,6 +120,13 @@ def test_the_package_knows_itself_by_relative_imports_only(path: pathlib.Path) -
     }
 
 
+@pytest.mark.parametrize("wing", WINGS)
+def test_a_wing_lists_its_rooms(wing: str) -> None:
+    listed = (ROOT / "app" / wing / "__init__.py").read_text()
+    missing = [p.name for p in (ROOT / "app" / wing).glob("[a-z]*.py") if p.name not in listed]
+    assert not missing
+
+
 @pytest.mark.parametrize(("library", "homes"), HOMES.items())
 def test_each_library_has_its_home(library: str, homes: set[str]) -> None:
     assert {module(p) for p in APP if library in imports(p)[1]} == homes
@@ -132,13 +143,16 @@ def test_importing_the_package_imports_no_torch() -> None:
     assert shown.stdout.startswith("False ")
 
 
-def test_a_run_over_nifti_imports_nothing_for_dicom(phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Where pydicom is installed, nibabel would: an eighth of the start-up."""
-    code = "import atexit, sys; from app.cli import main; atexit.register(lambda: print(*sys.modules)); main()"
+def test_a_run_over_nifti_imports_neither_pydicom_nor_torch(phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Where pydicom is installed, nibabel would: an eighth of the start-up; and openvino its telemetry."""
+    code = (
+        "import atexit, sys; from app.quick_imports import import_nibabel; import_nibabel(); "
+        "from app.cli import main; atexit.register(lambda: print(*sys.modules)); main()"
+    )
     command = [sys.executable, "-c", code, str(phantom_path), str(tmp_path), "--device", "cpu"]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert {"nibabel", "torch"} <= set(shown.stdout.split())
-    assert not {"pydicom", "gdcm", "highdicom", "requests"} & set(shown.stdout.split())
+    assert {"nibabel", "openvino"} <= set(shown.stdout.split())
+    assert not {"pydicom", "gdcm", "highdicom", "requests", "torch", "openvino_telemetry"} & set(shown.stdout.split())
 
 
 def test_garbage_is_collected_again_once_the_libraries_are_imported() -> None:
@@ -187,7 +201,7 @@ from .read_ahead import ReadAhead
 from .volume import Geometry, Scan
 
 class Stacked:
-    accepts = "a stack"
+    accepts, extensions = "a stack", (".stack",)
 
     def claims(self, path, head):
         return head.startswith(b"STACK")
@@ -211,17 +225,14 @@ class StackedVolume:
         return ReadAhead(planes, depth=2)
 """
 MADE_UP_OUTPUT = """
-from .result import Result, beside, write_whole
+from .result import MARK, Result, beside, write_whole
 
 class Count(Result):
     def path(self, base, mask_extension):
         return beside(base, ".count.txt")
 
-    def wrote(self, path):
-        return False
-
     def write(self, segmentation, path):
-        write_whole(path, str(int((segmentation.mask > 0).sum())).encode())
+        write_whole(path, f"{(segmentation.mask > 0).sum()} {MARK}".encode())
 """
 ROWS = {  # the one row (and its import), by wing
     "volumes": [
@@ -259,7 +270,7 @@ def test_adding_a_format_or_an_output_takes_one_file_and_one_row(
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     mask = np.asarray(nib.load(tmp_path / "out" / "case.nii.gz").dataobj)
-    assert (tmp_path / "out" / "case.count.txt").read_text() == str(int((mask > 0).sum()))
+    assert (tmp_path / "out" / "case.count.txt").read_text().split()[0] == str(int((mask > 0).sum()))
     code = (
         "import sys; from app import Segmenter\n"
         "mask = Segmenter.load(sys.argv[1], 'cpu').segment(sys.argv[2])\nprint(int((mask > 0).sum()))"

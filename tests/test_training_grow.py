@@ -10,13 +10,15 @@ import torch
 from click.testing import CliRunner
 
 from app.checkpoint import ModelConfig
+from app.network import build
 from tests.tiny import CONFIG, TINY, randomise
 from training.__main__ import main
 from training.engine import Run
 from training.grow import fit_input_channels, grown_weights
 from training.recipes.fast import RECIPE as FAST
 from training.sampling import SliceSampler
-from training.state import LAST, TrainingError, model_config
+from training.state import RunState
+from training.weights import LAST, TrainingError
 
 SMALL = replace(CONFIG, width=3, ocr_channels=8, key_channels=4, channels_in=7)
 WIDER = {
@@ -31,7 +33,7 @@ WIDER = {
 
 @pytest.mark.parametrize("target", WIDER.values(), ids=WIDER.keys())
 def test_the_wider_network_computes_the_same(target: ModelConfig) -> None:
-    small, large = randomise(SMALL.build(), seed=0), target.build().eval()
+    small, large = randomise(build(SMALL), seed=0), build(target).eval()
     large.load_state_dict(grown_weights(small.state_dict(), SMALL, large, target))
     one_slice = torch.rand(2, 1, 64, 96, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -52,7 +54,7 @@ def test_every_new_channel_gets_a_gradient() -> None:
     """In training mode; of convolutions, all but those behind the silent query channels."""
     torch.manual_seed(0)
     target = WIDER["everything"]
-    small, large = randomise(SMALL.build(), seed=0), target.build()
+    small, large = randomise(build(SMALL), seed=0), build(target)
     large.load_state_dict(grown_weights(small.state_dict(), SMALL, large, target))
     logits = large.train()(torch.rand(4, 3, 64, 96))
     (logits.refined.square().mean() + logits.coarse.square().mean()).backward()
@@ -65,27 +67,31 @@ def test_every_new_channel_gets_a_gradient() -> None:
 def test_a_network_cannot_shrink() -> None:
     target = replace(SMALL, width=2)
     with pytest.raises(ValueError, match="width cannot shrink from 3 to 2"):
-        grown_weights(SMALL.build().state_dict(), SMALL, target.build(), target)
+        grown_weights(build(SMALL).state_dict(), SMALL, build(target), target)
 
 
 def test_grow_begins_a_run_that_train_goes_on_with(tmp_path: pathlib.Path, cases: list[object]) -> None:
     recipe = tmp_path / "own.py"
-    recipe.write_text("from dataclasses import replace\nfrom training.recipes.fast import RECIPE as FAST\n")
-    recipe.write_text(recipe.read_text() + "RECIPE = replace(FAST, width=20, channels_in=3, batch=2, crop=(64, 64))\n")
+    recipe.write_text(
+        "from dataclasses import replace\n"
+        "from training.recipes.fast import RECIPE as FAST\n"
+        "RECIPE = replace(FAST, model=replace(FAST.model, width=20, channels_in=3))\n"
+    )
     arguments = ["grow", "fast", "--recipe", str(recipe), "--to", str(tmp_path / "run")]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    wide = replace(FAST, width=20, channels_in=3, batch=2, crop=(64, 64))
-    run = Run(tmp_path / "run", wide, torch.device("cpu"))
-    run.resume()
-    assert run.progress.step == 0
+    crops = replace(FAST.crops, batch=2, size=(64, 64))
+    wide = replace(FAST, model=replace(FAST.model, width=20, channels_in=3), crops=crops)
+    grown = RunState(tmp_path / "run", wide, torch.device("cpu"))
+    grown.resume()
+    assert grown.progress.step == 0
     stem = "backbone.stem.0.conv.weight"
-    assert torch.equal(run.network.state_dict()[stem], run.average.module.state_dict()[stem])
+    assert torch.equal(grown.network.state_dict()[stem], grown.average.module.state_dict()[stem])
     batch = SliceSampler(cases, [1.0, 1.0], wide, seed=0).batch()
-    assert run.step(batch) < 0.7 * Run(tmp_path / "random", wide, torch.device("cpu")).step(batch)
+    random = RunState(tmp_path / "random", wide, torch.device("cpu"))
+    assert Run(grown).step(batch) < 0.7 * Run(random).step(batch)
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1
     assert f"{LAST}: there is a run already; choose another folder" in result.output
     with pytest.raises(TrainingError, match="fast cannot grow into the recipe's network: width cannot shrink"):
-        Run(tmp_path / "other", TINY, torch.device("cpu")).grow_from("fast")
-    assert model_config(wide, "x", "1", "").width == 20
+        RunState(tmp_path / "other", TINY, torch.device("cpu")).grow_from("fast")

@@ -1,15 +1,16 @@
-"""A training run's averaged weights -> a model in weights/ that `app` loads."""
+"""A training run's averaged weights, or a file of an older format -> a model in weights/ that `app` loads."""
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from app.checkpoint import save_checkpoint
-from training.recipes import HRNET_OCR, Recipe
-from training.state import TrainingError, averaged_weights, load_run, model_config, trained_weights
+from app.checkpoint import check, read_file, save_checkpoint
+from app.network import tensors_of
+from training.weights import TrainingError, averaged_weights, load_run, run_config, trained_weights
 
 
 def export(
@@ -19,8 +20,8 @@ def export(
     training_data: str,
     folder: pathlib.Path,
     average_with: Sequence[str] = (),
-) -> list[pathlib.Path]:
-    """Write a run's averaged weights, of its best validation where there is one, as model `name`; returns its files.
+) -> pathlib.Path:
+    """Write a run's averaged weights, of its best validation where there is one, as model `name`; returns its file.
 
     Args:
         run_dir: holds last.pt, and best.pt where the recipe has a patience.
@@ -36,13 +37,24 @@ def export(
         TrainingError: there is no such run, its network is not HRNet-OCR, or not that of what it is averaged with.
     """
     state = load_run(run_dir)
-    recipe = Recipe(**state["recipe"])
-    if recipe.architecture != HRNET_OCR:
-        raise TrainingError(f"{run_dir}: a run of {recipe.architecture}; the container runs {HRNET_OCR} only")
+    config = replace(run_config(run_dir, state), name=name, version=version, training_data=training_data)
     weights = averaged_weights(state)
-    others = [trained_weights(source, recipe.channels_in) for source in average_with]
+    others = [trained_weights(source, config.channels_in) for source in average_with]
     for source, other in zip(average_with, others, strict=True):
         if {key: value.shape for key, value in other.items()} != {key: value.shape for key, value in weights.items()}:
             raise TrainingError(f"{source}: its network is not that of {run_dir}; average runs of one recipe")
     weights = {key: torch.stack([one[key].float() for one in (weights, *others)]).mean(0) for key in weights}
-    return save_checkpoint(model_config(recipe, name, version, training_data), weights, folder)
+    return save_checkpoint(config, tensors_of(weights), folder)
+
+
+def convert(paths: Sequence[pathlib.Path], folder: pathlib.Path) -> pathlib.Path:
+    """Write a model of an older format, one file or all of its shards, in today's format; returns its file.
+
+    Raises:
+        CheckpointError: a file is no checkpoint of this program, or the shards are not all of one model.
+    """
+    parts = [read_file(path) for path in paths]
+    config = parts[0][0]
+    tensors = {name: tensor for _, part in parts for name, tensor in part.items()}
+    check(paths[0], config, tensors)
+    return save_checkpoint(config, tensors, folder)

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint, ModelConfig
-from ..errors import NoMemoryError
 
 Array = Any  # of the engine's own kind
 Box = tuple[slice, slice]  # rows and columns of the grid, multiples of 32 in size
@@ -132,11 +131,3 @@ class Engine(Protocol):
     def peak_mib(self, reset: bool = False) -> int | None:
         """Peak memory of the device that the engine took since the last reset; None where it does not count it."""
         ...
-
-
-def no_memory(device: str, grid: Sequence[int]) -> NoMemoryError:
-    """The error for a slice of this height and width."""
-    return NoMemoryError(
-        f"{device}: not enough memory for a slice of {grid[0]} x {grid[1]}; "
-        "free memory, or choose model fast or device cpu"
-    )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pathlib
 import platform
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, ModelConfig
-from ..errors import DeviceError, NoMemoryError
+from ..errors import DeviceError
 from ..gpu_memory import MIB
-from ..host import allowed_cpus, available_memory
-from ..network import fold_batch_norm
-from ..strides import LOGITS_STRIDE
-from .engine import Array, Box, EngineInfo, no_memory
+from ..host import available_memory, has_fast_bfloat16, thread_count
+from ..network import fold_batch_norm, load
+from .batching import activation_bytes, in_batches, is_out_of_memory, memory_errors, require_memory
+from .engine import Array, Box, EngineInfo
 from .torch_images import network_input, to_scan, windowed_slice
 
 MAX_BATCH = {"cuda": 8, "cpu": 4}  # larger ones cost memory and gain little
@@ -30,9 +28,6 @@ MAX_BATCH = {"cuda": 8, "cpu": 4}  # larger ones cost memory and gain little
 GPU_BATCH_BYTES = 500 << 20
 # By default cuBLAS set some 100 MiB more aside on an H100, for products of matrices that hardly occur here.
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":16:8"
-CPU_INFO = pathlib.Path("/proc/cpuinfo")
-AMX_WIDTH = 32  # a tile's depth for bfloat16
-LEAST_OF_ESTIMATE = 0.2  # of the estimated memory that a slice takes at least, see tests/test_budget.py
 FREE_SHARE = 0.5  # of the free memory that a batch may be planned to take
 
 
@@ -46,18 +41,14 @@ class Model:
     dtype: torch.dtype
 
 
-def best_dtype(device: torch.device, width: int) -> torch.dtype:
-    """fp16 on a GPU; on a CPU the faster of bfloat16 and float32, known from the width and the CPU's instructions.
+def best_dtype(device: torch.device) -> torch.dtype:
+    """fp16 on a GPU; on a CPU the faster of bfloat16 and float32, known from its instructions.
 
-    Not timed at run time, because labels must not depend on how busy a machine is. The rule rests on
-    `python -m benchmarks.cpu_precision`: AMD's AVX-512 units take bfloat16 nearly twice as fast; on Intel's, it was
-    slower than float32 without tiles (AMX), which need channels that fill them; other CPUs emulate it.
+    Not timed at run time, because labels must not depend on how busy a machine is.
     """
     if device.type == "cuda":
         return torch.float16
-    about = CPU_INFO.read_text() if CPU_INFO.exists() else ""
-    is_fast = ("AuthenticAMD" in about and "avx512_bf16" in about) or ("amx_bf16" in about and width >= AMX_WIDTH)
-    return torch.bfloat16 if is_fast else torch.float32
+    return torch.bfloat16 if has_fast_bfloat16() else torch.float32
 
 
 def load_onto(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None = None) -> Model:
@@ -67,22 +58,15 @@ def load_onto(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype |
         DeviceError: the device has no room for the weights.
     """
     os.environ.setdefault(*CUBLAS_WORKSPACE)  # read when cuBLAS is first used
-    dtype = dtype or best_dtype(device, checkpoint.config.width)
-    network = fold_batch_norm(checkpoint.network)
+    dtype = dtype or best_dtype(device)
+    network = fold_batch_norm(load(checkpoint))
     try:
         network = network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise DeviceError(f"{device}: no memory left for the weights; free the GPU or choose device cpu") from error
     return Model(checkpoint.config, network, device, dtype)
-
-
-def activation_bytes(config: ModelConfig, grid: Sequence[int], dtype: torch.dtype) -> int:
-    """An upper estimate of the memory that one slice takes inside the network."""
-    features = 15 * config.width
-    per_logit_pixel = 4 * features + 6 * config.ocr_channels + 512
-    return grid[0] * grid[1] // LOGITS_STRIDE**2 * per_logit_pixel * dtype.itemsize
 
 
 def choose_batch_size(model: Model, grid: Sequence[int], free_bytes: int) -> int:
@@ -90,7 +74,7 @@ def choose_batch_size(model: Model, grid: Sequence[int], free_bytes: int) -> int
     room = int(free_bytes * FREE_SHARE)
     if model.device.type == "cuda":
         room = min(room, GPU_BATCH_BYTES)
-    fits = room // activation_bytes(model.config, grid, model.dtype)
+    fits = room // activation_bytes(model.config, grid, model.dtype.itemsize)
     return min(MAX_BATCH[model.device.type], max(1, fits))
 
 
@@ -100,6 +84,11 @@ def free_memory(device: torch.device) -> int:
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
     return available_memory()
+
+
+def limit_threads() -> None:
+    """Give this process no more threads than it has CPU time for; more of them wait for each other."""
+    torch.set_num_threads(min(torch.get_num_threads(), thread_count()))
 
 
 class TorchSession:
@@ -117,8 +106,8 @@ class TorchSession:
     def __init__(self, model: Model, grid: tuple[int, int], batch_size: int | None = None) -> None:
         self.model, self.grid = model, grid
         free_bytes = free_memory(model.device)
-        if LEAST_OF_ESTIMATE * activation_bytes(model.config, grid, model.dtype) > free_bytes:
-            raise no_memory(str(model.device), grid)  # a CPU would not refuse: the system would end the process
+        slice_bytes = activation_bytes(model.config, grid, model.dtype.itemsize)
+        require_memory(slice_bytes, free_bytes, str(model.device), grid)
         self.batch_size = batch_size or choose_batch_size(model, grid, free_bytes)
 
     def prepare(self, hounsfield: NDArray[np.int16]) -> Array:
@@ -128,19 +117,7 @@ class TorchSession:
 
     def logits(self, images: Sequence[Sequence[Array]], box: Box) -> Iterator[Array]:
         """See `Session.logits`."""
-        left = list(images)
-        while left:
-            # Even batches, since a small rest would cost more per slice.
-            batch = left[: -(-len(left) // -(-len(left) // self.batch_size))]
-            try:
-                logits = refined_logits(self.model, batch, box)
-            except NoMemoryError:
-                if len(batch) == 1:
-                    raise
-                self.batch_size = len(batch) // 2
-                continue
-            del left[: len(batch)]
-            yield from logits
+        return in_batches(self, images, lambda batch: refined_logits(self.model, batch, box))
 
     def zeros(self, shape: Sequence[int]) -> Array:
         """See `Session.zeros`."""
@@ -179,7 +156,7 @@ class TorchEngine:
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: str) -> TorchEngine:
         """See `Engine.load`. On a CPU it takes no more threads than a container's limit allows."""
-        torch.set_num_threads(min(torch.get_num_threads(), allowed_cpus() or torch.get_num_threads()))
+        limit_threads()
         return cls(load_onto(checkpoint, torch.device(device)), checkpoint.sha256)
 
     def about(self) -> EngineInfo:
@@ -196,7 +173,7 @@ class TorchEngine:
     @contextlib.contextmanager
     def session(self, grid: tuple[int, int], batch_size: int | None = None) -> Iterator[TorchSession]:
         """See `Engine.session`."""
-        with torch.inference_mode(), memory_errors(self.model.device, grid):
+        with torch.inference_mode(), _memory_errors(self.model.device, grid):
             yield TorchSession(self.model, grid, batch_size)
 
     def peak_mib(self, reset: bool = False) -> int | None:
@@ -215,7 +192,7 @@ def refined_logits(model: Model, images: Sequence[Sequence[Tensor]], box: Box) -
     Raises:
         NoMemoryError: the batch does not fit into memory.
     """
-    with memory_errors(model.device, [part.stop - part.start for part in box]):
+    with _memory_errors(model.device, [part.stop - part.start for part in box]):
         batch = torch.stack([torch.stack([channel[box] for channel in image]) for image in images])
         batch = batch.contiguous(memory_format=torch.channels_last)
         # float32: between two pixels logits differ by less than 16 bits can tell.
@@ -223,23 +200,5 @@ def refined_logits(model: Model, images: Sequence[Sequence[Tensor]], box: Box) -
     return logits
 
 
-@contextlib.contextmanager
-def memory_errors(device: torch.device, grid: Sequence[int]) -> Iterator[None]:
-    """Whatever runs out of memory inside becomes a `NoMemoryError`, and what it had allocated is free again."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        traceback.clear_frames(error.__traceback__)  # their variables hold the tensors
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        raise no_memory(str(device), grid) from error
-
-
-def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Python and PyTorch's GPU allocator have classes for it; others (CPU, CUDA, cuDNN, cuBLAS) are known by a text."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        text in str(error)
-        for text in ("can't allocate memory", "could not create a memory", "out of memory", "STATUS_ALLOC_FAILED")
-    )
+def _memory_errors(device: torch.device, grid: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+    return memory_errors(str(device), grid, torch.cuda.empty_cache if device.type == "cuda" else lambda: None)

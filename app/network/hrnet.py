@@ -12,11 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-STEM_WIDTH = 64
-STAGE1_WIDTH = 256  # four bottlenecks of 64, expansion 4
-STAGE1_BLOCKS = 4
-MODULES_PER_STAGE = (1, 4, 3)  # stages 2, 3 and 4
-BLOCKS_PER_BRANCH = 4
+from ..architecture import (
+    BLOCKS_PER_BRANCH,
+    MODULES_PER_STAGE,
+    NORM_EPSILON,
+    STAGE1_BLOCKS,
+    STAGE1_WIDTH,
+    STEM_WIDTH,
+    branch_widths,
+)
 
 
 def resize(features: Tensor, size: Sequence[int]) -> Tensor:
@@ -61,7 +65,7 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = Conv(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
-        self.norm: nn.Module = nn.BatchNorm2d(channels_out)
+        self.norm: nn.Module = nn.BatchNorm2d(channels_out, NORM_EPSILON)
         self.activation: nn.Module = nn.ReLU(inplace=True) if activate else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
@@ -179,7 +183,7 @@ class Hrnet(nn.Module):
 
     def __init__(self, width: int = 48, channels_in: int = 3) -> None:
         super().__init__()
-        widths = [width, 2 * width, 4 * width, 8 * width]
+        widths = branch_widths(width)
         self.channels_out = sum(widths)
         self.stem = nn.Sequential(
             ConvNorm(channels_in, STEM_WIDTH, kernel=3, stride=2), ConvNorm(STEM_WIDTH, STEM_WIDTH, kernel=3, stride=2)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from .hrnet import ConvNorm, Hrnet, he_initialise
+from .hrnet import Hrnet, he_initialise
 from .ocr import FcnHead, OcrHead
 
 
@@ -51,27 +50,3 @@ class HrnetOcr(nn.Module):
         features = self.backbone(image)
         coarse = self.fcn_head(features)
         return HrnetOcrLogits(self.ocr_head(features, coarse), coarse)
-
-
-@torch.no_grad()
-def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Fold every batch norm into the convolution before it, in place, and return the network in evaluation mode.
-
-    With running statistics, norm(conv(x)) is conv'(x) with weight' = weight * s and bias' = beta - mean * s,
-    s = gamma / sqrt(variance + eps). The folded network is for inference only.
-    """
-    network.eval()
-    for block in network.modules():
-        if not isinstance(block, ConvNorm) or not isinstance(block.norm, nn.BatchNorm2d):
-            continue
-        conv, norm = block.conv, block.norm
-        assert norm.running_mean is not None  # BatchNorm2d's default, as is the next
-        assert norm.running_var is not None
-        # float32: the product of two fp16 roundings would cost a decimal digit.
-        scale = norm.weight.float() / torch.sqrt(norm.running_var.float() + norm.eps)
-        bias = norm.bias.float() - norm.running_mean.float() * scale
-        weight = conv.weight.float() * scale[:, None, None, None]
-        conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
-        conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
-        block.norm = nn.Identity()
-    return network

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from ..errors import ResultError
 from ..inference.gathering import Gathering
 from ..organs import ORGANS, Organ, bounding_box
+from ..ownership import HEAD_BYTES
 from ..segmentation import Segmentation
 from ..version import __version__
+from ..whole_file import printable
 from .kidneys import Midline, find_midline
-from .result import PROGRAM, Result, beside, write_whole
+from .result import MARK, PROGRAM, Result, beside, write_whole
 
 EXTENSION, TABLE = ".statistics.json", "statistics.csv"
 PERCENTILES = (5, 50, 95)
@@ -48,25 +50,62 @@ class Statistics(Result):
         """Beside the mask."""
         return beside(base, EXTENSION)
 
-    def wrote(self, path: pathlib.Path) -> bool:
-        """Whether this program wrote a file; see `Result.wrote`."""
-        return bool(read(path))
-
     def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
         """Write the JSON file; see `Result.write`."""
-        write_whole(path, (json.dumps(statistics(segmentation), indent=1, allow_nan=False) + "\n").encode())
+        row = statistics(segmentation)
+        about = {"program": row.pop("program"), "digest": MARK}
+        write_whole(path, (json.dumps(about | row, indent=1, allow_nan=False) + "\n").encode())
+
+    def has_end(self, path: pathlib.Path) -> bool:
+        """Whether a file is whole JSON; see `Result.has_end`."""
+        try:
+            json.loads(path.read_text())
+        except (OSError, ValueError):
+            return False
+        return True
 
     def finish(self, output: pathlib.Path) -> None:
         """Write the table of all cases in the folder, those of earlier runs too; see `Result.finish`."""
-        cases = [found for path in sorted(output.rglob(f"[!.]*{EXTENSION}")) if (found := read(path))]
-        rows = [{"case": case["case"], "organ": name, **_flat(row)} for case in cases for name, row in _regions(case)]
+        files = {path: found for path in sorted(output.rglob(f"[!.]*{EXTENSION}")) if (found := read(path))}
+        rows = [
+            {"case": printable(case["case"]), "organ": name, **_flat(row)}
+            for case in files.values()
+            for name, row in _regions(case)
+        ]
         if rows:
             table = io.StringIO(newline="")
             columns = list(dict.fromkeys(name for row in rows for name in row))
             writer = csv.DictWriter(table, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-            write_whole(output / TABLE, table.getvalue().encode(), b"case,organ,volume_ml,")
+            write_whole(
+                output / TABLE, table.getvalue().encode(), lambda path: _is_as_written(path, table.getvalue(), files)
+            )
+
+
+def _is_as_written(path: pathlib.Path, table: str, files: Mapping[pathlib.Path, Row]) -> bool:
+    """Whether a table holds nothing but what the cases' statistics held when it was written.
+
+    A CSV file has no room for a mark. A row may differ from the new table's if its case was done since, and may be left
+    over if its case's file is gone; another difference is somebody's work.
+    """
+    try:
+        with path.open("rb") as raw:
+            if not any(raw.read(HEAD_BYTES)):
+                return True  # empty or zeros, as a crash may leave it
+        with path.open(newline="") as stream:
+            there = csv.DictReader(stream)
+            rows, columns = list(there), there.fieldnames or []
+        new = csv.DictReader(io.StringIO(table, newline=""))
+        now = {(row["case"], row["organ"]): row for row in new}
+        written = path.stat().st_mtime
+        since = {printable(case["case"]) for file, case in files.items() if file.stat().st_mtime >= written}
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
+    if list(columns[:3]) != ["case", "organ", "volume_ml"] or not set(columns) <= set(new.fieldnames or []):
+        return False
+    known = [(row, now[row["case"], row["organ"]]) for row in rows if (row["case"], row["organ"]) in now]
+    return all(row["case"] in since or row.items() <= same.items() for row, same in known)
 
 
 def read(path: pathlib.Path) -> Row:

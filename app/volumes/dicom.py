@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, VolumeError
 from ..hounsfield import AIR
+from .dicom_names import EXTENSIONS, is_meant
 from .read_ahead import ReadAhead
 from .volume import (
     DEFAULT_OPTIONS,
@@ -32,6 +33,7 @@ from .volume import (
     the_only,
     to_int16,
 )
+from .walk import first_bytes
 
 if TYPE_CHECKING:
     from .dicom_series import Series
@@ -46,10 +48,17 @@ class Dicom:
     """DICOM, known by the content of its files; see `Format`."""
 
     accepts = "DICOM"
+    extensions = EXTENSIONS
 
     def claims(self, path: pathlib.Path, head: bytes) -> bool:
-        """By the first bytes; a DICOMDIR only lists other files."""
-        return path.name != "DICOMDIR" and is_dicom(head)
+        """By the first bytes; also a file that may be a damaged slice, since it has no first bytes or is called so.
+
+        A DICOMDIR only lists other files.
+        """
+        if path.name == "DICOMDIR":
+            return False
+        is_blank = not any(head[:PREAMBLE]) and (path.is_file() or (path.is_symlink() and not path.exists()))
+        return is_dicom(head) or is_blank or path.suffix.lower() in EXTENSIONS
 
     def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:
         """The CT series, wherever their files lie; and what else there is, with the reason why not.
@@ -57,6 +66,8 @@ class Dicom:
         Raises:
             InputError: the library that reads them is not installed.
         """
+        if not any(is_meant(path, files) or is_dicom(first_bytes(path)) for path in files):
+            return []  # a stray file, for which no library is needed
         try:
             from . import dicom_series  # takes 0.3 s, and only DICOM needs it
         except ImportError as error:

@@ -1,7 +1,13 @@
 """DICOM headers -> series that are volumes: what belongs together, in which order, and what is wrong with it.
 
-No public reader survives everything that scanners and archives produce, so nothing here relies on file names, instance
-numbers or the number of files. Slices are grouped by series, orientation, size, spacing and image type, and sorted by
+    headers       `_read_all`: a file gives slices, is not CT, or cannot be read
+    groups        `_groups`: one series, patient, study, frame of reference, image type, size, spacing and orientation
+    volumes       `_arrange`: a group is divided into volumes where it has to be (dicom_phases.py)
+    what is left  `_torn`, `_one_place`: slices of one place are not a CT to segment, unless they are a scan torn apart
+    unreadable    `_blame`: a file that cannot be read fails the series that it may belong to (dicom_names.py)
+
+No public reader survives everything that scanners and archives produce, so nothing here relies on instance numbers or
+the number of files, and on file names only to say to which series an unreadable file belongs. Slices are sorted by
 their position along the normal of the slices (DICOM PS3.3, C.7.6.2).
 """
 
@@ -13,21 +19,25 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .dicom_slice import Slice, SliceError, read_header, series_of, slices_of, stored_pixels, why_no_ct
+from ..host import usable_cpus
+from .dicom_names import is_meant, is_named_like
+from .dicom_phases import divide
+from .dicom_slice import PATIENT, OtherObject, Slice, Unreadable, read_slices
+from .dicom_stack import Pixels, Stack
 from .volume import DEFAULT_OPTIONS, FindOptions
 
-FEWEST_SLICES = 2  # one has no distance to the next
 MANY_FILES = 2048  # from here on, several processes read headers faster than one
-SAME_MM = 0.01  # positions nearer than this are one
-GAP_SHARE = 0.05  # by which a distance of slices may differ from the others; scanners round to 0.1 mm
-LINE_MM = 1.0  # by which a slice may lie beside the line that the others' corners form
+MOST_PROCESSES = 8  # each takes 70 MiB; more wait for the disk
+# Directions whose cosines differ by less, and spacings that differ by a smaller share, are the same: the outermost of
+# 512 pixels of 1 mm moves by half a millimetre.
+SAME_SHARE = 1e-3
+TORN_APART = 4  # lone slices that together would be a volume, from which on they are a scan
 
 
 @dataclass(frozen=True)
@@ -56,167 +66,269 @@ class Series:
 
 
 def find_series(paths: Sequence[pathlib.Path], options: FindOptions = DEFAULT_OPTIONS) -> list[Series]:
-    """The series that these DICOM files hold, in order of name; those that cannot be segmented too, with the reason."""
-    parts: dict[tuple[Any, ...], list[Slice]] = defaultdict(list)
+    """The series that these files hold, in order of name; those that cannot be segmented too, with the reason.
+
+    Args:
+        paths: DICOM files, and others that may be meant to be such.
+        options: how they are looked for.
+    """
+    slices: list[Slice] = []
     others: dict[str, Series] = {}
-    for done, found in enumerate(_read_all(paths), 1):
+    unreadable: list[Unreadable] = []
+    for done, read in enumerate(_read_all(paths), 1):
         options.on_header(done, len(paths))
-        if isinstance(found, Series):
-            others.setdefault(f"{found.uid}{found.not_ct}", found)
-            continue
-        for one in found:
-            parts[one.series, one.part].append(one)
-    volumes = [series for slices in parts.values() for series in arrange(slices, options)]
-    return _distinct_names([*volumes, *others.values()])
+        if isinstance(read, OtherObject):
+            name = _name(read.number, read.series)
+            series = Series(name, read.series, read.path.parent, not_ct=read.reason)
+            others.setdefault(f"{read.series}{read.reason}", series)
+        elif isinstance(read, Unreadable):
+            unreadable.append(read)
+        else:
+            slices += read
+    volumes: list[Series] = []
+    left: list[Stack] = []
+    for group in _groups(slices):
+        arranged, at_one_place = _arrange(group, options)
+        volumes += arranged
+        left += at_one_place
+    torn, left = _torn(left, options)
+    found = _blame([*volumes, *torn, *_one_place(left, options)], unreadable)
+    return _distinct_names([*found, *others.values()])
 
 
-def _read_all(paths: Sequence[pathlib.Path]) -> Iterator[list[Slice] | Series]:
-    """What each file is; many files are read by several processes."""
-    if len(paths) < MANY_FILES:
-        yield from map(_read, paths)
-        return
-    # Not forked: the child of a process with threads may wait for a lock that none of its own will free.
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_read, paths, chunksize=MANY_FILES // 8)
+def _read_all(paths: Sequence[pathlib.Path]) -> Iterator[list[Slice] | OtherObject | Unreadable]:
+    """What each file is; many files are read by several processes, and by this one if one of those was killed."""
+    done = 0
+    processes = min(usable_cpus(), MOST_PROCESSES)
+    if len(paths) >= MANY_FILES and processes > 1:
+        try:
+            # Not forked: the child of a process with threads may wait for a lock that none of its own will free.
+            with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+                for read in pool.map(read_slices, paths, chunksize=MANY_FILES // 8):
+                    yield read
+                    done += 1
+        except BrokenProcessPool:  # most likely for want of memory, of which one process needs least
+            pass
+    yield from map(read_slices, paths[done:])
 
 
-def _read(path: pathlib.Path) -> list[Slice] | Series:
-    """The slices of a file, or what else it is."""
-    try:
-        header = read_header(path)
-        uid, number = series_of(header, path)
-        reason = why_no_ct(header)
-        if reason:
-            return Series(_name(number, uid), uid, path.parent, not_ct=reason)
-        return slices_of(header, path, uid, number)
-    except Exception as error:  # pydicom raises whatever a damaged header makes of it
-        kind = "" if isinstance(error, SliceError) else f"{type(error).__name__}: "
-        line = f"cannot be read as a CT slice ({kind}{error}); export it again"
-        return Series(path.name, str(path), path, problem=" ".join(line.split()))
+def _groups(slices: Iterable[Slice]) -> list[list[Slice]]:
+    """Slices that may share a volume, in an order that depends on the headers alone.
+
+    They are of one series, patient, study, frame of reference, image type and size, and their directions and spacings
+    are the same but for rounding.
+    """
+    alike: dict[tuple[object, ...], list[Slice]] = defaultdict(list)
+    for one in slices:
+        alike[one.series, one.identity, one.kind, one.shape].append(one)
+    return [group for _, several in sorted(alike.items(), key=lambda item: item[0]) for group in _clusters(several)]
+
+
+def _clusters(slices: Sequence[Slice]) -> list[list[Slice]]:
+    """Slices whose directions and spacings are the same as those of the first of their cluster, but for rounding.
+
+    Values are compared and never rounded, since rounding tells values apart that are nearly the same.
+    """
+    clusters: list[list[Slice]] = []
+    for one in sorted(slices, key=lambda one: (one.orientation.ravel().tolist(), one.spacing_mm)):
+        for cluster in clusters:
+            if _is_parallel(cluster[0], one):
+                cluster.append(one)
+                break
+        else:
+            clusters.append([one])
+    return clusters
+
+
+def _is_parallel(one: Slice, other: Slice) -> bool:
+    """Whether directions and spacings of two slices are the same but for rounding."""
+    spacings = zip(one.spacing_mm, other.spacing_mm, strict=True)
+    return bool(
+        all(abs(a - b) <= SAME_SHARE * a for a, b in spacings)
+        and np.abs(one.orientation - other.orientation).max() <= SAME_SHARE
+    )
 
 
 def _name(number: int, uid: str) -> str:
-    return f"series{number:03d}_{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
+    return f"series{number:03d}_{_hash_of(uid)}"
+
+
+def _hash_of(uid: str) -> str:
+    """What makes a name that others may have one series' own, whatever else lies in INPUT now or later."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:8]
 
 
 def _distinct_names(found: Iterable[Series]) -> list[Series]:
-    """The same with a counter added to names that several have."""
+    """The same with a hash of what they hold added to names that several have.
+
+    A number would change what a name stands for when another part, phase or patient of the same UID comes or goes.
+    """
     by_name: dict[str, list[Series]] = defaultdict(list)
     for series in found:
         by_name[series.name].append(series)
     named = []
     for name, several in sorted(by_name.items()):
-        if len(several) == 1:
-            named += several
-        else:
-            named += [replace(series, name=f"{name}_{i}") for i, series in enumerate(several, 1)]
+        volumes = [series for series in several if series.not_ct is None]
+        for series in several:
+            is_the_one = len(several) == 1 or (len(volumes) == 1 and series is volumes[0])
+            named.append(series if is_the_one else replace(series, name=f"{name}_{_hash_of(_content(series))}"))
     return named
+
+
+def _content(series: Series) -> str:
+    """What a volume's headers hold, wherever its files lie; or what else it is."""
+    slices = sorted(
+        repr((one.identity, one.kind, one.shape, one.spacing_mm, one.orientation.tolist(), one.position.tolist()))
+        + repr(one.marks)
+        for one in series.slices
+    )
+    return "\n".join(slices) or f"{series.not_ct or series.problem}"
 
 
 def _name_by(options: FindOptions, first: Slice) -> str:
     """The name of a slice's series as it is asked for; by number where the files do not have what it takes."""
     named = {
         "uid": first.series,
-        "accession": first.accession and f"{first.accession}_series{first.number:03d}",
-        "folder": first.path.parent.name,
+        "accession": first.accession and f"{first.accession}_{_name(first.number, first.series)}",
+        "folder": f"{first.path.parent.name}_{_hash_of(first.series)}",
     }
     return re.sub(r"[^\w.-]+", "_", named.get(options.name_by, "")).strip("._") or _name(first.number, first.series)
 
 
-def arrange(slices: Sequence[Slice], options: FindOptions = DEFAULT_OPTIONS) -> list[Series]:
-    """Sort slices of one series and part into volumes: one, or several if each position occurs more than once."""
-    first = slices[0]
-    is_multi_frame = first.frame is not None
-    series = Series(_name_by(options, first), first.series, first.path if is_multi_frame else first.path.parent)
-    ordered = sorted(slices, key=lambda one: (one.along_normal, one.acquisition, one.instance))
-    stacks: list[list[Slice]] = []
-    doubles = 0
-    for one in ordered:
-        near = [one.along_normal - stack[-1].along_normal < SAME_MM for stack in stacks]
-        here = [stack for stack, is_near in zip(stacks, near, strict=True) if is_near]
-        if any(_same_pixels(stack[-1], one) for stack in here):
-            doubles += 1
-            continue
-        free = [stack for stack, is_near in zip(stacks, near, strict=True) if not is_near]
-        # Of its own acquisition if there is one; scanners that count every slice as an acquisition have none.
-        fitting = [stack for stack in free if stack[-1].acquisition == one.acquisition] or free
-        if fitting:
-            min(fitting, key=lambda stack: stack[-1].along_normal).append(one)
-        else:
-            stacks.append([one])
-    twice = (f"{doubles} slices occur twice; one of each was used",) if doubles else ()
-    return [_volume(series, stack, options.resample_gaps, twice) for stack in stacks]
+def _series_of(first: Slice, options: FindOptions) -> Series:
+    """The series of a slice, without its slices."""
+    path = first.path.parent if first.frame is None else first.path
+    return Series(_name_by(options, first), first.series, path)
 
 
-def _volume(series: Series, stack: Sequence[Slice], resample_gaps: bool, warnings: tuple[str, ...]) -> Series:
+def _arrange(group: Sequence[Slice], options: FindOptions) -> tuple[list[Series], list[Stack]]:
+    """The volumes of a group, or what is wrong with it; and stacks of one place, which are none."""
+    stack, pixels = Stack.of(group), Pixels()
+    if stack.at_one_place:
+        return [], [stack]
+    division = divide(stack, pixels)
+    long = [part for part in division.parts if not part.at_one_place]
+    series = _series_of(stack.slices[0], options)
+    arranged = []
+    for number, part in enumerate(long, 1):
+        one = _volume(series, part, pixels, options.resample_gaps)
+        if division.problem:
+            one = replace(one, problem=f"{division.problem}; send each volume as a series of its own")
+        elif len(long) > 1:
+            said = f"volume {number} of {len(long)} of one series, told apart by {division.by}"
+            one = replace(one, warnings=(said, *one.warnings))
+        arranged.append(one)
+    return arranged, [part for part in division.parts if part.at_one_place]
+
+
+def _volume(series: Series, stack: Stack, pixels: Pixels, resample_gaps: bool) -> Series:
     """A series of one stack, with what is wrong or odd about it."""
-    places, problem = tuple(float(i) for i in range(len(stack))), _problem(stack)
-    if problem is None and (odd := _uneven(stack)).size:
-        filled = _even_places(stack)
+    single, problem, warnings = stack.without_copies(pixels), None, []
+    if single is None:
+        problem = (
+            f"{len(stack)} slices at {len(stack.firsts())} places, and nothing in their headers divides them into "
+            "volumes of one slice per place; send each volume as a series of its own"
+        )
+        return replace(series, slices=stack.slices, problem=problem)
+    if single.copies:
+        warnings.append(f"{single.copies} slices occur twice; one of each was used")
+    places = tuple(float(i) for i in range(len(single)))
+    if single.is_shifted:
+        problem = "its slices are shifted against each other; expected them on one line, export it again"
+    elif single.uneven().size and single.interleaves:
+        problem = (
+            "its slices are several even stacks that interleave, and nothing in their headers tells these apart; send "
+            "each volume as a series of its own"
+        )
+    elif single.uneven().size:
+        filled = single.even_places()
         made_up = sum(not place.is_integer() for place in filled)
         if not resample_gaps:
-            problem = f"{_gaps_line(stack, odd)}; send the missing slices, or interpolate them with --resample-gaps"
-        elif made_up > len(stack):
-            problem = f"{_gaps_line(stack, odd)}; more slices would be made up than there are, send the missing ones"
+            problem = f"{single.gaps_line()}; send the missing slices, or interpolate them with --resample-gaps"
+        elif made_up > len(single):
+            problem = f"{single.gaps_line()}; more slices would be made up than there are, send the missing ones"
         else:
             places = filled
-            warnings = (*warnings, f"{made_up} of {len(places)} slices were interpolated: {_gaps_line(stack, odd)}")
-    return replace(series, slices=tuple(stack), places=places, problem=problem, warnings=(*warnings, *_oddities(stack)))
+            warnings.append(f"{made_up} of {len(places)} slices were interpolated: {single.gaps_line()}")
+    if any(one.intercept is None for one in single.slices):
+        warnings.append("no rescale intercept; stored values were taken for Hounsfield units")
+    return replace(series, slices=single.slices, places=places, problem=problem, warnings=tuple(warnings))
 
 
-def _same_pixels(one: Slice, other: Slice) -> bool:
-    """Whether two slices at one position are copies of each other."""
-    if one.path == other.path:
-        return one.frame == other.frame
-    try:
-        return bool(np.array_equal(stored_pixels(one), stored_pixels(other)))
-    except Exception:  # damaged pixels are no copy; the case that they belong to will say what is wrong with them
-        return False
+def _torn(left: Sequence[Stack], options: FindOptions) -> tuple[list[Series], list[Stack]]:
+    """Lone slices that together would be a volume: a scan whose UIDs were replaced file by file; and the other stacks.
+
+    They are refused: nobody can say whether they are one scan, and passing over them would lose it.
+    """
+    alike: dict[tuple[object, ...], list[Slice]] = defaultdict(list)
+    for one in (stack.slices[0] for stack in left if len(stack) == 1):
+        alike[one.identity[: len(PATIENT)], one.kind, one.shape].append(one)
+    torn = []
+    for cluster in (cluster for several in alike.values() for cluster in _clusters(several)):
+        if len(cluster) >= TORN_APART and Stack.of(cluster).as_volume(Pixels()):
+            series = len({one.series for one in cluster})
+            frames = len({one.identity for one in cluster})
+            problem = (
+                f"{len(cluster)} slices that would be one volume belong to {series} series, and to {frames} studies or "
+                "frames of reference; expected one of each, export it again"
+            )
+            torn.append(replace(_series_of(cluster[0], options), slices=tuple(cluster), problem=problem))
+    taken = {id(one) for series in torn for one in series.slices}
+    return torn, [stack for stack in left if id(stack.slices[0]) not in taken]
 
 
-def _problem(stack: Sequence[Slice]) -> str | None:
-    """Why these slices, in order of their position, are no volume; None if they are one."""
-    if len(stack) < FEWEST_SLICES:
-        return f"{len(stack)} slices, expected {FEWEST_SLICES} or more"
-    corners = np.array([one.position for one in stack])
-    along = np.array([one.along_normal for one in stack])
-    share = (along - along[0]) / (along[-1] - along[0])
-    line = corners[0] + share[:, None] * (corners[-1] - corners[0])
-    if np.abs(corners - line).max() > LINE_MM:
-        return "its slices are shifted against each other; expected them on one line, export it again"
-    return None
+def _one_place(left: Sequence[Stack], options: FindOptions) -> list[Series]:
+    """A line for each series that has slices of one place: it is not a CT to segment, and no failure."""
+    by_series: dict[str, list[Stack]] = defaultdict(list)
+    for stack in left:
+        by_series[stack.slices[0].series].append(stack)
+    found = []
+    for stacks in by_series.values():
+        slices = tuple(one for stack in stacks for one in stack.slices)
+        if len(slices) == 1:
+            what = "a single image, no volume"
+        elif len(stacks) == 1:
+            what = f"{len(slices)} images of one place, no volume (bolus tracking or another dynamic series)"
+        else:
+            what = f"{len(slices)} images of {len(stacks)} planes, no volume (such as a radial or rotating reformat)"
+        found.append(replace(_series_of(slices[0], options), slices=slices, not_ct=what))
+    return found
 
 
-def _gaps(stack: Sequence[Slice]) -> tuple[NDArray[np.float64], float]:
-    """The distances of neighbouring slices, and the usual one."""
-    gaps = np.diff([one.along_normal for one in stack])
-    return gaps, float(np.median(gaps))
+def _blame(found: Sequence[Series], unreadable: Sequence[Unreadable]) -> list[Series]:
+    """The same, but what may lack an unreadable file is refused; files that no series may lack are cases by themselves.
+
+    A file belongs to the series that it names; one that names none, to every series that has files in its folder under
+    names of the same kind: at the end of a stack nothing else shows that it is missing.
+    """
+    if not unreadable:
+        return list(found)
+    # Frames of a multi-frame file lack no other file.
+    files = [{one.path for one in series.slices if one.frame is None} for series in found]
+    lacks: dict[int, list[Unreadable]] = defaultdict(list)
+    alone: dict[pathlib.Path, list[Unreadable]] = defaultdict(list)
+    for one in unreadable:
+        owners = [i for i, series in enumerate(found) if series.uid == one.series]
+        owners = owners or [i for i, paths in enumerate(files) if is_named_like(one.path, paths)]
+        for i in owners:
+            lacks[i].append(one)
+        if not owners:
+            alone[one.path.parent].append(one)
+    blamed = [
+        replace(series, problem=_unread(lacks[i]), not_ct=None) if i in lacks else series
+        for i, series in enumerate(found)
+    ]
+    for folder, several in alone.items():
+        paths = [one.path for one in several]
+        meant = [one for one in several if one.is_dicom or is_meant(one.path, paths)]
+        if meant:
+            name = hashlib.sha256("/".join(one.path.name for one in meant).encode()).hexdigest()[:8]
+            path = folder if len(meant) > 1 else meant[0].path
+            blamed.append(Series(f"unreadable_{name}", str(folder), path, problem=_unread(meant)))
+    return blamed
 
 
-def _uneven(stack: Sequence[Slice]) -> NDArray[np.int64]:
-    """The slices after which the distance is not the usual one."""
-    gaps, usual = _gaps(stack)
-    return np.flatnonzero(np.abs(gaps - usual) > GAP_SHARE * usual)
-
-
-def _gaps_line(stack: Sequence[Slice], odd: NDArray[np.int64]) -> str:
-    """Where the distance is not the usual one."""
-    along, usual = [one.along_normal for one in stack], _gaps(stack)[1]
-    where = ", ".join(f"{along[i]:.1f} to {along[i + 1]:.1f}" for i in odd[:3]) + (" ..." if odd.size > 3 else "")
-    return f"slices are {usual:.4g} mm apart, but not at {where} mm along their normal ({odd.size} places)"
-
-
-def _even_places(stack: Sequence[Slice]) -> tuple[float, ...]:
-    """Places at the usual distance among slices that are not; those near a slice are its own."""
-    along, usual = np.array([one.along_normal for one in stack]), _gaps(stack)[1]
-    count = 1 + round(float(along[-1] - along[0]) / usual)
-    places = np.interp(np.linspace(along[0], along[-1], count), along, np.arange(len(stack)))
-    nearest = np.rint(places)
-    return tuple(np.where(np.abs(places - nearest) < GAP_SHARE, nearest, places).tolist())
-
-
-def _oddities(stack: Sequence[Slice]) -> list[str]:
-    """Warnings about slices that are a volume."""
-    if any(one.intercept is None for one in stack):
-        return ["no rescale intercept; stored values were taken for Hounsfield units"]
-    return []
+def _unread(files: Sequence[Unreadable]) -> str:
+    """How many files cannot be read, and why the first of them cannot."""
+    what = "a file" if len(files) == 1 else f"{len(files)} files"
+    return f"{what} cannot be read as a CT slice ({files[0].path.name}: {files[0].reason}); export it again"

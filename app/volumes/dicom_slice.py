@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import pathlib
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,46 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-TAGS = [
-    *("SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "AcquisitionNumber"),
-    *("InstanceNumber", "ImageType", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "NumberOfFrames"),
-    *("ImagePositionPatient", "RescaleSlope", "RescaleIntercept", "SamplesPerPixel", "PixelRepresentation"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit", "SharedFunctionalGroupsSequence", "BitsAllocated"),
-    *("PerFrameFunctionalGroupsSequence", "AccessionNumber"),
-]
+from .dicom import PREAMBLE, is_dicom
+from .walk import HEAD_BYTES
+
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+# Whose and which: slices that differ here never share a volume.
+PATIENT = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex")
+IDENTITY = (*PATIENT, "StudyInstanceUID", "FrameOfReferenceUID")
+# Times and the dates that go with them.
+TIMES = {
+    "AcquisitionTime": "AcquisitionDate",
+    "ContentTime": "ContentDate",
+    "SeriesTime": "SeriesDate",
+    "InstanceCreationTime": "InstanceCreationDate",
+}
+# What may tell volumes of one series apart, in single-frame and in multi-frame files (PS3.3, C.7.6 and C.8.15). Tube
+# current and exposure follow the patient's thickness from slice to slice, and so tell nothing.
+MARKS = (
+    *("AcquisitionNumber", "FrameAcquisitionNumber", "AcquisitionUID", "IrradiationEventUID"),
+    *("TemporalPositionIdentifier", "TemporalPositionIndex", "TemporalPositionTimeOffset", "PhaseNumber", "StackID"),
+    *("TriggerTime", "NominalPercentageOfCardiacPhase", "NominalCardiacTriggerDelayTime", "CardiacCyclePosition"),
+    *("ActualCardiacTriggerDelayTime", "NominalPercentageOfRespiratoryPhase", "NominalRespiratoryTriggerDelayTime"),
+    *("ContrastBolusAgent", "ContrastBolusAgentNumber", "ContrastBolusAgentPhase", "ContrastBolusVolume"),
+    *("ContrastBolusStartTime", "ContrastBolusStopTime", "ContrastBolusTotalDose", "ContrastBolusIngredient"),
+    *("KVP", "ConvolutionKernel", "FilterType", "ReconstructionAlgorithm", "ReconstructionDiameter", "SliceThickness"),
+    *("ScanOptions", "PatientPosition", "ProtocolName", "AcquisitionProtocolName", "SeriesNumber", "SeriesDescription"),
+    *("ImageComments", "FrameComments", "DerivationDescription", "StationName", "DeviceSerialNumber"),
+    *("AcquisitionDateTime", "FrameAcquisitionDateTime", "FrameReferenceDateTime", *TIMES),
+)
+INDEX_VALUES = 6  # dimensions of a multi-frame file that are looked at
+NO_DATE = "00010101"  # goes with a time that has no date
+SMALLEST_SINE = 0.1  # between the directions of rows and columns, which are at right angles in a sound file
+MARK_NAMES = (*MARKS, "InstanceNumber", *(f"DimensionIndexValues {i + 1}" for i in range(INDEX_VALUES)))
+TAGS = [
+    *("SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "ImageType", "Rows", "Columns"),
+    *("NumberOfFrames", "RescaleSlope", "RescaleIntercept", "SamplesPerPixel", "PixelRepresentation", "BitsAllocated"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "SharedFunctionalGroupsSequence", "AccessionNumber"),
+    *("PerFrameFunctionalGroupsSequence", *GEOMETRY, *IDENTITY, *MARKS, *TIMES.values()),
+]
+TAG_OF = {name: pydicom.tag.Tag(name) for name in (*TAGS, "FrameType", "DimensionIndexValues")}
+TAGS_TO_READ = [TAG_OF[name] for name in TAGS]
 CT_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2": "CT Image Storage",
     "1.2.840.10008.5.1.4.1.1.2.1": "Enhanced CT Image Storage",
@@ -30,7 +63,11 @@ CT_CLASSES = {
 
 
 class SliceError(Exception):
-    """A header lacks what a slice of a volume needs; `find_series` makes a line of that."""
+    """A header lacks what a slice of a volume needs; `read_slices` makes an `Unreadable` of it."""
+
+
+class NotDicomError(SliceError):
+    """A file does not begin as DICOM does."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +77,16 @@ class Slice:
     Attributes:
         path: the file.
         frame: its number in a multi-frame file; None in a file of one slice.
+        frames: how many the file has.
         series: its series UID, or the folder where that is empty.
         number: of the series.
-        part: what else tells volumes of one series apart: orientation, size, spacing, image type.
+        identity: values of `IDENTITY`, comparable.
+        kind: image type.
         shape: rows and columns.
         spacing_mm: distance of rows and of columns.
-        orientation: (2, 3), directions of rows and of columns in patient LPS.
+        orientation: (2, 3), directions of rows and of columns in patient LPS, of length 1.
         position: of the first pixel's centre, in patient LPS, mm.
-        acquisition: acquisition number.
-        instance: instance number.
+        marks: values of `MARK_NAMES`; empty where the header has none.
         slope: of stored values to HU.
         intercept: likewise; None where the file gives none.
         padding: lowest and highest stored value that is no measurement; None without padding.
@@ -57,24 +95,20 @@ class Slice:
 
     path: pathlib.Path
     frame: int | None
+    frames: int
     series: str
     number: int
-    part: tuple[Any, ...]
+    identity: tuple[str, ...]
+    kind: tuple[str, ...]
     shape: tuple[int, int]
     spacing_mm: tuple[float, float]
     orientation: NDArray[np.float64]
     position: NDArray[np.float64]
-    acquisition: int
-    instance: int
+    marks: tuple[str, ...]
     slope: float
     intercept: float | None
     padding: tuple[int, int] | None
     accession: str = ""
-
-    @property
-    def along_normal(self) -> float:
-        """Its position along the normal of the slices, mm."""
-        return float(np.dot(np.cross(self.orientation[0], self.orientation[1]), self.position))
 
 
 class BoundedFile(io.BufferedReader):
@@ -90,24 +124,92 @@ class BoundedFile(io.BufferedReader):
         return super().read(left if size is None or size < 0 else min(size, left))
 
 
-def read_header(path: pathlib.Path) -> pydicom.Dataset:
+@dataclass(frozen=True)
+class OtherObject:
+    """What a DICOM file is if nobody would segment it.
+
+    Attributes:
+        path: the file.
+        series: its series UID, or the folder where that is empty.
+        number: of the series.
+        reason: what it is.
+    """
+
+    path: pathlib.Path
+    series: str
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that cannot be read as a CT slice.
+
+    Attributes:
+        path: the file.
+        reason: a few words.
+        is_dicom: whether its first bytes are DICOM's.
+        series: the UID of the series that it names; None where it names none.
+    """
+
+    path: pathlib.Path
+    reason: str
+    is_dicom: bool
+    series: str | None
+
+
+def read_slices(path: pathlib.Path) -> list[Slice] | OtherObject | Unreadable:
+    """The slices of a file: one, or one per frame of a multi-frame file; or why it has none."""
+    header = pydicom.Dataset()
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about values of no interest
+            header = _read_header(path)
+            series = str(header.get("SeriesInstanceUID") or path.parent)
+            number = int(header.get("SeriesNumber") or 0)
+            if reason := _why_not_ct(header):
+                return OtherObject(path, series, number, reason)
+            return _slices(header, path, series, number)
+    except Exception as error:  # pydicom raises whatever a damaged header makes of it
+        is_dicom = not isinstance(error, OSError | NotDicomError)
+        return Unreadable(path, _why_unreadable(error), is_dicom, header.get("SeriesInstanceUID"))
+
+
+def _why_unreadable(error: Exception) -> str:
+    """A few words for what went wrong while a header was read."""
+    if isinstance(error, FileNotFoundError):
+        return "a link to a file that is not there"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    kind = "" if isinstance(error, SliceError) else f"{type(error).__name__}: "
+    return " ".join(f"{kind}{error}".split())
+
+
+def _read_header(path: pathlib.Path) -> pydicom.Dataset:
     """The elements of a file that tell what it is and where it lies; its pixels are not read."""
-    with warnings.catch_warnings(action="ignore"), BoundedFile(path) as file:  # about values of no interest
-        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS, force=True)
+    if path.exists() and not path.is_file():
+        raise NotDicomError("not a regular file")
+    with BoundedFile(path) as file:
+        head = file.peek(HEAD_BYTES)[:HEAD_BYTES]
+        if not is_dicom(head):
+            raise NotDicomError("0 bytes" if not head else "zeros" if not any(head[:PREAMBLE]) else "not DICOM")
+        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS_TO_READ, force=True)
 
 
-def series_of(header: pydicom.Dataset, path: pathlib.Path) -> tuple[str, int]:
-    """The UID of a file's series, or the folder where that is empty; and the series' number."""
-    return str(header.get("SeriesInstanceUID") or path.parent), int(header.get("SeriesNumber") or 0)
+def _why_not_ct(header: pydicom.Dataset) -> str | None:
+    """Why nobody would segment this; None if it is CT.
 
-
-def why_no_ct(header: pydicom.Dataset) -> str | None:
-    """Why nobody would segment this; None if it is CT."""
-    if not header.get("Modality") and not header.get("SOPClassUID"):
+    Raises:
+        SliceError: the header ends before it tells.
+    """
+    modality = header.get("Modality")
+    sop_class = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
+    if not modality:
+        if sop_class in CT_CLASSES or sop_class not in pydicom.uid.UID_dictionary:  # it may end early
+            raise SliceError("no Modality")
         return "no image"
-    if header.get("Modality") != "CT":
-        return f"modality {header.get('Modality') or 'unknown'}, not CT"
-    if str(header.get("SOPClassUID")) not in CT_CLASSES:
+    if modality != "CT":
+        return f"modality {modality}, not CT"
+    if sop_class and sop_class not in CT_CLASSES:
         return "a secondary capture or another object, no CT image"
     if "LOCALIZER" in (header.get("ImageType") or ()):
         return "a localizer"
@@ -116,13 +218,13 @@ def why_no_ct(header: pydicom.Dataset) -> str | None:
     return None
 
 
-def slices_of(header: pydicom.Dataset, path: pathlib.Path, uid: str, number: int) -> list[Slice]:
-    """The slices of one file; a multi-frame file has one per frame."""
+def _slices(header: pydicom.Dataset, path: pathlib.Path, series: str, number: int) -> list[Slice]:
     frames = header.get("PerFrameFunctionalGroupsSequence")
     if not frames:
-        return [_slice(header, (header,), path, None, uid, number)]
+        return [_slice(header, (header,), path, None, series, number)]
     shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
-    return [_slice(header, (*_groups(frame), *_groups(shared)), path, i, uid, number) for i, frame in enumerate(frames)]
+    common = (*_groups(shared), header)
+    return [_slice(header, (*_groups(frame), *common), path, i, series, number) for i, frame in enumerate(frames)]
 
 
 def _groups(functional_groups: pydicom.Dataset) -> list[pydicom.Dataset]:
@@ -135,23 +237,21 @@ def _slice(
     groups: Sequence[pydicom.Dataset],
     path: pathlib.Path,
     frame: int | None,
-    uid: str,
+    series: str,
     number: int,
 ) -> Slice:
     def first(name: str, default: Any = None) -> Any:  # noqa: ANN401 (whatever DICOM has)
-        values = [group.get(name) for group in (*groups, header) if group.get(name) is not None]
-        return values[0] if values else default
+        tag = TAG_OF[name]
+        values = (group[tag].value for group in groups if tag in group)
+        return next((value for value in values if value is not None), default)
 
     missing = [name for name in GEOMETRY if first(name) is None]
     if missing:
         raise SliceError(f"no {', no '.join(missing)}")
-    orientation = np.array(first("ImageOrientationPatient"), np.float64).reshape(2, 3)
     position = np.array(first("ImagePositionPatient"), np.float64).reshape(3)
     rows_mm, columns_mm = (float(mm) for mm in first("PixelSpacing"))
-    if not (np.isfinite(orientation).all() and np.isfinite(position).all()) or min(rows_mm, columns_mm) <= 0:
-        raise SliceError("position, orientation or spacing are not numbers")
-    shape = int(header.Rows), int(header.Columns)
-    kind = tuple(first("FrameType") or header.get("ImageType") or ())
+    if not np.isfinite(position).all() or not (0 < rows_mm < np.inf and 0 < columns_mm < np.inf):
+        raise SliceError("position or spacing are not numbers")
     padding, limit = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
     if padding is not None:
         bounds = sorted((_stored(padding, header), _stored(padding if limit is None else limit, header)))
@@ -159,20 +259,63 @@ def _slice(
     return Slice(
         path=path,
         frame=frame,
-        series=uid,
+        frames=int(header.get("NumberOfFrames") or 1),
+        series=series,
         number=number,
-        part=(tuple(orientation.round(2).ravel() + 0.0), shape, (round(rows_mm, 4), round(columns_mm, 4)), kind),
-        shape=shape,
+        identity=tuple(sys.intern(_comparable(name, header.get(name))) for name in IDENTITY),
+        kind=tuple(sys.intern(str(word)) for word in first("FrameType") or header.get("ImageType") or ()),
+        shape=(int(header.Rows), int(header.Columns)),
         spacing_mm=(rows_mm, columns_mm),
-        orientation=orientation,
+        orientation=_directions(first("ImageOrientationPatient")),
         position=position,
-        acquisition=int(header.get("AcquisitionNumber") or 0),
-        instance=int(header.get("InstanceNumber") or 0),
+        marks=_marks(first, frame),
         slope=float(first("RescaleSlope", 1.0)),
         intercept=None if intercept is None else float(intercept),
         padding=None if padding is None else (bounds[0], bounds[1]),
         accession=str(header.get("AccessionNumber") or ""),
     )
+
+
+def _directions(orientation: Sequence[float]) -> NDArray[np.float64]:
+    """Directions of rows and columns (2, 3), of length 1."""
+    directions: NDArray[np.float64] = np.array(orientation, np.float64).reshape(2, 3)
+    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
+    if not (np.isfinite(lengths).all() and lengths.all()):
+        raise SliceError("orientation is not two directions")
+    directions /= lengths
+    if np.linalg.norm(np.cross(*directions)) < SMALLEST_SINE:
+        raise SliceError("orientation is not a plane")
+    return directions
+
+
+def _comparable(name: str, value: object) -> str:
+    """An element of `IDENTITY` as text that does not depend on the character set that the file declares.
+
+    Of a name only the alphabetic group is taken (PS3.5, 6.2), of which letters of the default repertoire are left.
+    """
+    text = str(value or "").encode("ascii", "ignore").decode()
+    if name == "PatientName":
+        return "".join(letter for letter in text.partition("=")[0].casefold() if letter.isalnum())
+    return text.strip()
+
+
+def _marks(first: Callable[[str], Any], frame: int | None) -> tuple[str, ...]:
+    """The values of `MARK_NAMES`, for the `first` of a slice's functional groups that has them."""
+    marks = [_text(first(name)) for name in MARKS]
+    for name, date in TIMES.items():
+        place = MARKS.index(name)
+        marks[place] = marks[place] and f"{_text(first(date)) or NO_DATE}{marks[place]}"
+    instance = _text(first("InstanceNumber"))
+    # The frames of a file are numbered by their order in it.
+    marks.append(instance if frame is None else f"{instance or 0}.{frame:09d}")
+    index = first("DimensionIndexValues")
+    marks += [_text(one) for one in (index if isinstance(index, Sequence) else [index])]
+    marks += [""] * len(MARK_NAMES)
+    return tuple(sys.intern(mark) for mark in marks[: len(MARK_NAMES)])
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value).strip()
 
 
 def _stored(value: Any, header: pydicom.Dataset) -> int:  # noqa: ANN401 (bytes or int, as pydicom guesses)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
@@ -37,9 +36,11 @@ class Geometry:
     Attributes:
         shape: voxels along the stored axes.
         affine: (4, 4), stored voxel -> patient RAS, in the file's unit.
-        spacing_zyx_mm: distance of slices, rows and columns.
+        spacing_zyx_mm: distance of slices along their normal, of rows and of columns along a pixel's edges. In a
+            sheared volume, such as a tilted gantry gives, the step from a voxel to that of the next slice is longer.
         orientation: (3, 2); row i holds the LPS axis (0 x, 1 y, 2 z) of stored axis i, and -1 where it runs the other
             way.
+        unit_mm: the affine's unit in millimetres.
         orientation_known: whether the file says where left, front and head are; if not, the affine is a guess.
     """
 
@@ -47,26 +48,28 @@ class Geometry:
     affine: NDArray[np.float64]
     spacing_zyx_mm: tuple[float, float, float]
     orientation: NDArray[np.int64]
+    unit_mm: float = 1.0
     orientation_known: bool = True
 
     @classmethod
     def of(cls, shape: tuple[int, int, int], affine: NDArray[np.float64], unit_mm: float = 1.0) -> Geometry:
         """The geometry of a volume; `unit_mm` is the affine's unit in millimetres."""
         orientation = ornt_transform(io_orientation(affine), axcodes2ornt("LPS")).astype(np.int64)
-        spacing = voxel_sizes(affine) * unit_mm
-        z, y, x = (float(spacing[axis]) for axis in _stored_axes_zyx(orientation))
-        return cls(shape, affine, (z, y, x), orientation)
+        z, y, x = (affine[:3, axis] * unit_mm for axis in _stored_axes_zyx(orientation))
+        normal = np.cross(x, y)
+        distance = float(abs(z @ normal) / np.linalg.norm(normal))
+        return cls(shape, affine, (distance, float(np.linalg.norm(y)), float(np.linalg.norm(x))), orientation, unit_mm)
+
+    @property
+    def voxel_ml(self) -> float:
+        """The volume of a voxel, ml: the determinant, since a sheared one is smaller than its edges multiplied."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) * self.unit_mm**3 / 1000
 
     @property
     def shape_zyx(self) -> tuple[int, int, int]:
         """Slices, rows, columns."""
         z, y, x = (self.shape[axis] for axis in _stored_axes_zyx(self.orientation))
         return z, y, x
-
-    @property
-    def voxel_ml(self) -> float:
-        """The volume of a voxel, ml."""
-        return float(np.prod(self.spacing_zyx_mm)) / 1000
 
     @property
     def oriented_affine(self) -> NDArray[np.float64]:
@@ -76,9 +79,7 @@ class Geometry:
         for axis, (lps_axis, direction) in enumerate(self.orientation):
             stored[axis, int(lps_axis)] = direction
             stored[axis, 3] = 0 if direction == 1 else self.shape[axis] - 1
-        z_axis = _stored_axes_zyx(self.orientation)[0]
-        unit_mm = self.spacing_zyx_mm[0] / float(np.linalg.norm(self.affine[:3, z_axis]))
-        return np.diag([unit_mm, unit_mm, unit_mm, 1.0]) @ self.affine @ stored
+        return np.diag([self.unit_mm, self.unit_mm, self.unit_mm, 1.0]) @ self.affine @ stored
 
     @property
     def slowest_is_z(self) -> bool:
@@ -187,14 +188,17 @@ class FindOptions:
     Attributes:
         recursive: look for NIfTI in subfolders too; DICOM is always looked for in the whole tree.
         name_by: what DICOM series are called by. `number`: series number and a hash of the series UID, which tell
-            nothing of the patient; `uid`: the series UID; `accession`: accession and series number; `folder`: its name.
+            nothing of the patient; `uid`: the series UID; `accession`: accession and series number, `folder`: the
+            folder's name, both with that hash, so that a name stays a series' own when others come or go.
         resample_gaps: interpolate slices that are missing from a DICOM series, instead of refusing it.
+        leave_out: a folder in the tree that is not looked into, OUTPUT.
         on_header: called with the number of DICOM headers read so far, and of all.
     """
 
     recursive: bool = False
     name_by: NameBy = "number"
     resample_gaps: bool = False
+    leave_out: pathlib.Path | None = None
     on_header: Callable[[int, int], None] = lambda done, total: None
 
 
@@ -262,6 +266,11 @@ class Format(Protocol):
     @property
     def accepts(self) -> str:
         """What it reads, for a line that says what was expected: `DICOM`."""
+        ...
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """What names of its files usually end with, in lower case."""
         ...
 
     def claims(self, path: pathlib.Path, head: bytes) -> bool:

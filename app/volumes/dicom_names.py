@@ -1,0 +1,50 @@
+"""What the name of a file that cannot be read says: whether it is meant to be a slice, and beside which others.
+
+What cannot be read says nothing of itself but its name and its folder. So a stray README fails no series, and a slice
+does whatever happened to it: a dead link, no permission, 0 bytes, zeros, a header that ends early.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Collection, Sequence
+
+EXTENSIONS = (".dcm", ".dicom", ".ima")
+
+
+def is_named_like(path: pathlib.Path, slices: Collection[pathlib.Path]) -> bool:
+    """Whether a file lies beside some slices, under a name of the same kind.
+
+    Names are of one kind if they have the same extension, or none and a digit; and begin with the same letters, if all
+    slices there do: `IM0012` and `IM0013`, `CT.1.dcm` and `CT.2.dcm`, but not `README` nor `RS.1.dcm`.
+    """
+    beside = [one.name for one in slices if one.parent == path.parent]
+    if _ending(path.name) not in {_ending(name) for name in beside}:
+        return False
+    letters = {_first_letters(name) for name in beside}
+    return len(letters) > 1 or _first_letters(path.name) in letters
+
+
+def is_meant(path: pathlib.Path, beside: Sequence[pathlib.Path]) -> bool:
+    """Whether a file is called as DICOM is, where no slice lies beside it.
+
+    Its name has DICOM's extension; or a digit and no extension, and it is one of several such files in its folder.
+    """
+    if path.suffix.lower() in EXTENSIONS:
+        return True
+    alike = (one for one in beside if one.parent == path.parent and one != path and _ending(one.name) == ("", True))
+    return _ending(path.name) == ("", True) and any(alike)
+
+
+def _ending(name: str) -> tuple[str, bool]:
+    """The extension, which begins with a letter; and for names without one whether they have a digit."""
+    extension = pathlib.PurePath(name).suffix.lower()
+    if extension[1:2].isalpha():
+        return extension, True
+    return "", any(letter.isdigit() for letter in name)
+
+
+def _first_letters(name: str) -> str:
+    """What stands before the first digit or dot."""
+    ends = [i for i, letter in enumerate(name) if letter.isdigit() or letter == "."]
+    return name[: ends[0] if ends else None].casefold()

@@ -1,0 +1,299 @@
+"""The CPU engine without torch: its graph, its images and its labels are those of the torch engine, to rounding."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app import Segmenter
+from app.checkpoint import Checkpoint, ModelConfig, bundled_models, folded
+from app.engines import choose_engine, engine_class, torch_images
+from app.engines.numpy_images import prepared, to_labels
+from app.engines.openvino_engine import OpenvinoEngine, best_precision, compile_network
+from app.engines.openvino_graph import network_graph
+from app.errors import DeviceError, NoMemoryError
+from app.gpu_memory import has_gpu
+from app.network import HrnetOcr, build, tensors_of
+from app.organs import ORGANS
+from evaluation.overlap import dice
+from phantom import write_phantom
+from tests.conftest import ROOT
+from tests.tiny import CONFIG, randomise
+
+WINDOW = (-125.0, 275.0)
+SIZES = [(1, 96, 160), (3, 32, 64), (1, 32, 32), (2, 64, 224)]  # images, height, width
+WIDTHS = {18: (7, 128, 64), 32: (7, 128, 64), 48: (3, 512, 256)}  # channels in, OCR head's, attention's
+
+
+def random_model(config: ModelConfig, seed: int) -> tuple[HrnetOcr, Checkpoint]:
+    """A network with random weights whose attention is sharp enough to show, and its checkpoint."""
+    network = randomise(build(config), seed)
+    with torch.no_grad():
+        for part in (network.ocr_head.attention.query, network.ocr_head.attention.key):
+            part[1].norm.weight *= 4
+    return network, Checkpoint(config, tensors_of(network.state_dict()), {})
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_logits_are_those_of_torch(width: int) -> None:
+    channels_in, ocr_channels, key_channels = WIDTHS[width]
+    config = replace(CONFIG, width=width, channels_in=channels_in, ocr_channels=ocr_channels, key_channels=key_channels)
+    network, checkpoint = random_model(config, seed=width)
+    compiled = compile_network(checkpoint, "float32")
+    for n, height, across in SIZES:
+        image = torch.rand(n, channels_in, height, across, generator=torch.Generator().manual_seed(n))
+        with torch.inference_mode():
+            expected = network(image).refined.numpy()
+        found = compiled(image.numpy())[0]
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+        assert expected.std(axis=(2, 3)).min() > 1e-2  # neither has one value everywhere
+
+
+def test_another_number_of_labels() -> None:
+    network, checkpoint = random_model(replace(CONFIG, labels=("background", "spleen", "liver")), seed=3)
+    image = torch.rand(1, 3, 64, 96)
+    with torch.inference_mode():
+        expected = network(image).refined.numpy()
+    np.testing.assert_allclose(compile_network(checkpoint, "float32")(image.numpy())[0], expected, rtol=0, atol=1e-4)
+
+
+def test_the_graph_takes_every_tensor_once() -> None:
+    _, checkpoint = random_model(CONFIG, seed=0)
+    tensors = folded(checkpoint.tensors)
+    read: list[str] = []
+
+    class Recorded(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:  # noqa: ANN401
+            read.append(name)
+            return super().__getitem__(name)
+
+    network_graph(Recorded(tensors), CONFIG.channels_in)
+    assert set(read) == set(tensors)
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid"),
+    [
+        ((512, 512), (256, 256)),
+        ((512, 512), (384, 448)),
+        ((333, 401), (320, 512)),
+        ((700, 61), (32, 64)),
+        ((64, 64), (64, 64)),
+        ((1, 40), (32, 32)),
+    ],
+)
+def test_slices_reach_the_grid_and_come_back_as_in_torch(shape: tuple[int, int], grid: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    hounsfield = rng.integers(-1024, 1500, shape).astype(np.int16)
+    before = hounsfield.copy()
+    found = prepared(hounsfield, WINDOW, grid)
+    expected = torch_images.network_input(torch_images.windowed_slice(torch.from_numpy(hounsfield), WINDOW, grid))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(hounsfield, before)
+    logits = torch.from_numpy(rng.normal(size=(1, 5, grid[0] // 4, grid[1] // 4)).astype(np.float32))
+    smooth = torch.nn.functional.avg_pool2d(logits, 5, 1, 2)
+    for background in (-9.0, 0.0, 0.3, 9.0):
+        smooth[0, 0] += background
+        labels = to_labels(smooth[0].numpy(), shape)
+        assert labels.dtype == np.uint8
+        wanted = torch_images.to_scan(smooth, shape).max(1)[1][0].numpy()
+        assert np.count_nonzero(labels != wanted) <= 1e-4 * labels.size
+        smooth[0, 0] -= background
+
+
+def test_a_single_organ_pixel_at_the_edge_is_not_cut_off() -> None:
+    logits = np.zeros((3, 8, 8), np.float32)
+    logits[0] = 1
+    logits[2, 0, 7] = 9
+    wanted = torch_images.to_scan(torch.from_numpy(logits)[None], (50, 60)).max(1)[1][0].numpy()
+    assert np.count_nonzero(wanted == 2) > 10
+    np.testing.assert_array_equal(to_labels(logits, (50, 60)), wanted)
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("phantom") / "p_0000.nii.gz"
+    write_phantom(path, None, (192, 192, 40), (2.0, 2.0, 6.0), axes="RAS", seed=5)
+    return path
+
+
+@pytest.mark.parametrize("model", bundled_models())
+def test_masks_of_both_engines_agree(phantom: pathlib.Path, model: str) -> None:
+    masks = [Segmenter.load(model, "cpu", engine=engine).segment(phantom) for engine in ("openvino", "torch")]
+    for organ in ORGANS:
+        one, other = (mask == organ for mask in masks)
+        assert one.any()
+        assert dice(one, other) > 0.999, organ
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_batches_change_no_label(phantom: pathlib.Path, tiny_weights: pathlib.Path, batch_size: int) -> None:
+    one, other = (
+        Segmenter.load(tiny_weights, "cpu", size, engine="openvino", postprocess=False).segment(phantom)
+        for size in (None, batch_size)
+    )
+    assert len(np.unique(one)) > 1
+    assert np.mean(one != other) < 1e-4
+
+
+def test_a_slice_for_which_there_is_no_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = OpenvinoEngine(random_model(CONFIG, seed=0)[1], "float32")
+    monkeypatch.setattr("app.engines.openvino_engine.available_memory", lambda: 1000)
+    with (
+        pytest.raises(NoMemoryError, match="cpu: not enough memory for a slice of 512 x 512"),
+        engine.session((512, 512)),
+    ):
+        pass
+
+
+def test_memory_that_runs_out_in_the_network_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = OpenvinoEngine(random_model(CONFIG, seed=0)[1], "float32")
+    box = slice(0, 32), slice(0, 32)
+    images = [[np.full((32, 32), i + c, np.float32) / 9 for c in range(3)] for i in range(5)]
+    with engine.session((32, 32)) as session:
+        expected = list(session.logits(images, box))
+    with engine.session((32, 32), 4) as session:
+        real = session._request
+
+        class Refuses:
+            def infer(self, inputs: list[np.ndarray], **options: bool) -> Any:  # noqa: ANN401
+                if len(inputs[0]) > 2:
+                    raise RuntimeError("std::bad_alloc")
+                return real.infer(inputs, **options)
+
+        monkeypatch.setattr(session, "_request", Refuses())
+        found = list(session.logits(images, box))
+        assert session.batch_size == 1  # half of three
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "is_fast", "precision"),
+    [(["FP32", "BF16"], True, "bfloat16"), (["FP32", "BF16"], False, "float32"), (["FP32"], True, "float32")],
+)
+def test_bfloat16_only_where_the_cpu_is_fast_with_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: list[str], is_fast: bool, precision: str
+) -> None:
+    class Core:
+        def get_property(self, *_: str) -> list[str]:
+            return capabilities
+
+    monkeypatch.setattr("app.engines.openvino_engine.has_fast_bfloat16", lambda: is_fast)
+    assert best_precision(Core()) == precision
+
+
+class TestChoice:
+    """Of an engine and a device."""
+
+    @pytest.fixture(autouse=True)
+    def machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.installed, self.gpu, self.usable = {"openvino", "torch"}, False, False
+        monkeypatch.setattr("app.engines.find_spec", lambda name: name in self.installed or None)
+        monkeypatch.setattr("app.engines.has_gpu", lambda: self.gpu)
+        monkeypatch.setattr("torch.cuda.is_available", lambda: self.usable)
+
+    def choose(self, *wanted: str) -> tuple[str, str]:
+        engine, device = choose_engine(*wanted)
+        return engine.__name__, device
+
+    def test_on_a_cpu(self) -> None:
+        assert self.choose() == ("OpenvinoEngine", "cpu")
+        assert self.choose("auto", "cpu") == ("OpenvinoEngine", "cpu")
+        self.installed = {"torch"}
+        assert self.choose() == ("TorchEngine", "cpu")
+
+    def test_on_a_gpu(self) -> None:
+        self.gpu = self.usable = True
+        assert self.choose() == ("TorchEngine", "cuda")
+        assert self.choose("auto", "cpu") == ("OpenvinoEngine", "cpu")
+        assert self.choose("openvino") == ("OpenvinoEngine", "cpu")
+
+    def test_a_gpu_that_torch_cannot_use(self) -> None:
+        self.gpu = True
+        assert self.choose() == ("OpenvinoEngine", "cpu")
+
+    def test_a_gpu_without_torch_is_a_hint(self, caplog: pytest.LogCaptureFixture) -> None:
+        self.gpu, self.installed = True, {"openvino"}
+        with caplog.at_level(logging.WARNING):
+            assert self.choose() == ("OpenvinoEngine", "cpu")
+        assert "there is an NVIDIA GPU, but nothing to use it with: pip install" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("installed", "wanted", "message"),
+        [
+            ({"openvino"}, ("torch", "auto"), "engine torch: torch is not installed; pip install"),
+            ({"torch"}, ("openvino", "auto"), "engine openvino: openvino is not installed; pip install openvino"),
+            ({"openvino"}, ("auto", "cuda"), "engine torch: torch is not installed"),
+            ({"openvino", "torch"}, ("auto", "cuda"), "device cuda: no usable NVIDIA GPU"),
+            ({"openvino", "torch"}, ("openvino", "cuda"), "engine openvino computes on the CPU"),
+            (set(), ("auto", "auto"), "engine openvino: openvino is not installed"),
+        ],
+    )
+    def test_what_is_not_there_is_one_line(self, installed: set[str], wanted: tuple[str, str], message: str) -> None:
+        self.installed = installed
+        with pytest.raises(DeviceError, match=message):
+            choose_engine(*wanted)
+
+
+def test_an_engine_is_imported_when_it_is_asked_for() -> None:
+    code = "import sys; from app.engines import engine_class; print('openvino' in sys.modules, 'torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout == "False False\n"
+    assert engine_class("torch").__name__ == "TorchEngine"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"), [([], False), (["nvidia0"], True), (["dxg"], True), (["nvidiactl", "nvram"], False)]
+)
+def test_device_files_tell_of_a_gpu(tmp_path: pathlib.Path, files: list[str], expected: bool) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    assert has_gpu(tmp_path) == expected
+
+
+FORBIDDEN = """
+import sys
+
+class Forbidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "openvino_telemetry"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Forbidden())
+"""
+
+
+def test_a_run_needs_no_torch_and_no_telemetry(
+    phantom_path: pathlib.Path, tmp_path: pathlib.Path, tiny_weights: pathlib.Path
+) -> None:
+    code = FORBIDDEN + "from app.__main__ import entry\nentry()\n"
+    saved = [word for name in ("nifti", "statistics", "preview", "viewer") for word in ("--save", name)]
+    options = ["--device", "cpu", "--weights", str(tiny_weights), *saved]
+    command = [sys.executable, "-c", code, str(phantom_path), str(tmp_path), *options]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert (tmp_path / "phantom.nii.gz").exists()
+
+
+def test_everything_but_the_torch_engine_imports_without_torch() -> None:
+    code = FORBIDDEN + (
+        "import importlib, pkgutil, app\n"
+        "names = [m.name for m in pkgutil.walk_packages(app.__path__, 'app.', onerror=lambda name: None)]\n"
+        "names = [n for n in names if not n.startswith('app.network') and 'torch' not in n and n != 'app.__main__']\n"
+        "[importlib.import_module(name) for name in names]\n"
+        "print(len(names), 'torch' in sys.modules)\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    count, has_torch = shown.stdout.split()
+    assert int(count) > 40
+    assert has_torch == "False"
