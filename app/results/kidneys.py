@@ -27,7 +27,7 @@ from ..organs import Organ, bounding_box
 
 By = Literal["spine", "gap", "body", "spleen", "liver"]
 
-# On 54 scans of the training data whose bone is not clipped, the spine had 450 mm2 or more, other places 143 or less.
+# On the 54 scans of our training set whose bone is not clipped the spine has 450 mm2 or more, other places 143 or less.
 SPINE_MM2 = 200.0
 SPINE_HALF_MM = 25.0  # to either side of its middle; vertebral bodies are 40 to 55 mm wide
 BEHIND_MM = 40.0  # how far behind the kidneys the spine's processes are looked for
