@@ -1,4 +1,5 @@
-# A slim image with the CUDA 11.8 runtime of torch's own wheel: the host needs an NVIDIA driver and nothing else.
+# A slim image with the CUDA 11.8 runtime of torch's own wheel: the host needs an NVIDIA driver and nothing else. Without
+# a GPU it uses OpenVINO; for an image that does only that: --build-arg TORCH_VERSION=
 ARG BASE_IMAGE=python:3.11-slim
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE}
@@ -8,7 +9,7 @@ LABEL org.opencontainers.image.title="HRNet-OCR abdomen" \
       org.opencontainers.image.version="0.6.1" \
       org.opencontainers.image.licenses="Apache-2.0"
 
-# Which torch: an empty TORCH_INDEX_URL takes it from pip's usual index, for an image without CUDA.
+# Which torch: none where TORCH_VERSION is empty; an empty TORCH_INDEX_URL takes it from pip's usual index.
 ARG TORCH_VERSION=2.7.1+cu118
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cu118
 
@@ -26,7 +27,8 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 WORKDIR /workspace
 # torch is pinned, but the option for its index hides that from the rule.
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} "torch==${TORCH_VERSION}"
+RUN if [ -n "${TORCH_VERSION}" ]; then pip install --no-cache-dir \
+        ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} "torch==${TORCH_VERSION}"; fi
 COPY --chmod=755 requirements.txt ./
 RUN pip install --no-cache-dir --no-deps --require-hashes -r requirements.txt
 # 755: readable by any user, whatever the umask of the checkout.

@@ -51,14 +51,20 @@ audit: $(VENV)/.app  ## known vulnerabilities of the image's libraries, and thei
 	$(BIN)/cyclonedx-py requirements requirements.txt -o reports/sbom.json
 	$(BIN)/pip-audit -r requirements.txt --require-hashes --disable-pip
 
-lock: $(VENV)/.dev  ## resolve the pinned requirements anew from pyproject.toml; torch is left to who installs
+# Left out: torch, of which everybody chooses a build, and what only OpenVINO's converters import, where it is there.
+# One lock serves both platforms, the oldest that OpenVINO has wheels for, so it must be the same for both.
+LEFT_OUT := torch torchvision openvino-telemetry
+PLATFORMS := aarch64-manylinux_2_35 x86_64-manylinux_2_28
+lock: $(VENV)/.dev  ## resolve the pinned requirements from pyproject.toml, for x86-64 and arm64, without torch
 	$(PIP) uv
-	printf "torch; sys_platform == 'never'\ntorchvision; sys_platform == 'never'\n" > $(VENV)/no-torch.txt
+	printf "%s; sys_platform == 'never'\n" $(LEFT_OUT) > $(VENV)/left-out.txt
 	set -e; for file in "requirements.txt --extra all" "requirements-dev.txt --extra dev"; do set -- $$file; lock=$$1; shift; \
-	    $(BIN)/uv pip compile pyproject.toml "$$@" -q --upgrade --python-version 3.11 --generate-hashes \
-	        --no-annotate --no-header --overrides $(VENV)/no-torch.txt -o $(VENV)/lock.txt; \
-	    { echo "# Made by 'make lock' from pyproject.toml. Install torch first, then this file with"; \
-	        echo "# pip install --no-deps --require-hashes -r $$lock"; cat $(VENV)/lock.txt; } > $$lock; done
+	    for platform in $(PLATFORMS); do $(BIN)/uv pip compile pyproject.toml "$$@" -q --upgrade --python-version 3.11 \
+	        --python-platform $$platform --generate-hashes --no-annotate --no-header \
+	        --overrides $(VENV)/left-out.txt -o $(VENV)/lock-$$platform.txt; done; \
+	    cmp $(VENV)/lock-*.txt; \
+	    { echo "# Made by 'make lock' from pyproject.toml. For a GPU, and for training, install torch first. Then"; \
+	        echo "# pip install --no-deps --require-hashes -r $$lock"; cat $(VENV)/lock-$$platform.txt; } > $$lock; done
 
 evaluate: $(VENV)/.dev  ## score every bundled model on two sets of DATA; reports/MODEL/quick and second
 	$(BIN)/python $(DATA)/unpack.py cache/quick $(QUICK)
@@ -107,13 +113,13 @@ container-test: $(VENV)/.app image  ## run the image as the organisers do, and l
 
 $(VENV)/.app: requirements.txt app/results/page/package-lock.json
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) "$(TORCH)"
 	$(PIP) --no-deps --require-hashes -r requirements.txt
 	$(BIN)/python app/results/page/fetch.py
 	touch $@
 
 # torchvision's version follows torch's; it is for `make compare`.
 $(VENV)/.dev: $(VENV)/.app requirements-dev.txt
+	$(PIP) "$(TORCH)"
 	$(PIP) --no-deps --require-hashes -r requirements-dev.txt
 	$(PIP) "$$($(BIN)/python -m pip freeze | grep -i '^torch==')" torchvision
 	touch $@

@@ -91,7 +91,7 @@ def test_masks_survive_nodes_and_processes_that_die(
         records.append(record)
         append(tmp_path, record)
 
-    choice = ModelChoice(None, tiny_weights, "cpu", None, no_postprocess=False)
+    choice = ModelChoice(None, tiny_weights, "auto", "cpu", None, no_postprocess=False)
     driver = Driver(Deadly(choice), Needs(cpus=1, memory_mib=1000), 2, on_record)
 
     def trouble() -> None:
@@ -259,7 +259,7 @@ def test_a_worker_measures_what_a_plain_run_measures(
 ) -> None:
     """GPU memory, and in the first record the time until the model was ready."""
     monkeypatch.setattr("app.run.nvml_reader", lambda card: contextlib.nullcontext(lambda: 1234))
-    work = Segmenting(ModelChoice(None, tiny_weights, "cpu", None, no_postprocess=False))
+    work = Segmenting(ModelChoice(None, tiny_weights, "auto", "cpu", None, no_postprocess=False))
     loaded = work.load()
     first, second = (work.do(loaded, case) for case in find_cases(scans, tmp_path)[:2])
     assert first.status == second.status == "done"

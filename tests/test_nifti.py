@@ -17,7 +17,7 @@ import pytest
 
 from app.errors import ResultError, VolumeError
 from app.results import nifti_mask
-from app.volumes import gzip_file, nifti, open_volume
+from app.volumes import gzip_file, nifti, open_image, open_volume
 from app.volumes.read_ahead import ReadAhead
 from tests.nifti_files import (
     SHAPE_LPS,
@@ -118,6 +118,31 @@ def test_qform_alone_and_neither_are_enough(path: pathlib.Path) -> None:
     image.set_qform(None, code=0)
     nib.save(image, path)
     assert open_volume(path).geometry.spacing_zyx_mm == pytest.approx(SPACING_LPS[::-1])
+
+
+@pytest.mark.parametrize(("qform", "sform", "known"), [(0, 0, False), (1, 0, True), (0, 4, True), (2, 1, True)])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_header_without_orientation_is_warned_of(
+    path: pathlib.Path, kind: type[nib.Nifti1Image], qform: int, sform: int, known: bool
+) -> None:
+    image = kind(volume_lps(), affine_lps())
+    image.set_qform(affine_lps() if qform else None, code=qform)
+    image.set_sform(affine_lps() if sform else None, code=sform)
+    nib.save(image, path)
+    for volume in (open_volume(path), open_image(nib.load(path)), open_image(image)):
+        assert volume.geometry.orientation_known == known
+        assert any("its orientation is not known" in warning for warning in volume.warnings) != known
+        assert volume.geometry.spacing_zyx_mm == pytest.approx(SPACING_LPS[::-1])
+
+
+def test_images_in_memory_without_an_affine_have_no_orientation() -> None:
+    assert not open_image(nib.Nifti1Image(volume_lps(), None)).geometry.orientation_known
+    assert open_image(nib.Nifti1Image(volume_lps(), np.eye(4))).geometry.orientation_known
+    assert open_image(nib.MGHImage(volume_lps(), affine_lps())).geometry.orientation_known
+    analyze = nib.AnalyzeImage(volume_lps(), None)
+    assert not open_image(analyze).geometry.orientation_known
+    assert open_image(nib.AnalyzeImage(volume_lps(), affine_lps())).geometry.orientation_known
+    assert open_image(volume_lps(), affine_lps()).geometry.orientation_known
 
 
 def test_oblique_and_sheared_affines(path: pathlib.Path) -> None:

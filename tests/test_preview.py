@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -19,9 +20,15 @@ from tests.test_statistics import gathered
 from tests.tiny import segmentation_of
 
 
-def picture(folder: pathlib.Path, axes: str, organs: tuple[Organ, ...] = ORGANS) -> np.ndarray:
+def written(folder: pathlib.Path, axes: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """A phantom and its label."""
     image, label = folder / "x_0000.nii.gz", folder / "x.nii.gz"
     write_phantom(image, label, (100, 90, 40), (3.9, 3.7, 6.0), axes=axes)
+    return image, label
+
+
+def picture(folder: pathlib.Path, axes: str, organs: tuple[Organ, ...] = ORGANS) -> np.ndarray:
+    image, label = written(folder, axes)
     volume = open_volume(image)
     mask = np.asarray(nib.load(label).dataobj).copy(order="F")
     mask[~np.isin(mask, organs)] = 0
@@ -54,6 +61,19 @@ def test_the_same_patient_gives_the_same_picture_in_every_orientation(tmp_path: 
         (tmp_path / axes).mkdir()
         pictures.append(picture(tmp_path / axes, axes))
     np.testing.assert_array_equal(*pictures)
+
+
+def test_letters_of_directions_are_left_out_where_they_are_not_known(tmp_path: pathlib.Path) -> None:
+    volume = open_volume(written(tmp_path, "LAS")[0])
+    mask = np.asarray(nib.load(tmp_path / "x.nii.gz").dataobj)
+    pictures = []
+    for known in (True, False):
+        seen = replace(volume, geometry=replace(volume.geometry, orientation_known=known))
+        gathering = gathered(seen, seen.geometry.orient(mask))
+        pictures.append(np.asarray(preview(segmentation_of(seen, mask, gathering=gathering))))
+    lettered = np.argwhere((pictures[0] != pictures[1]).any(2))
+    assert len(lettered) > 20
+    assert (pictures[0][tuple(lettered.T)].max(1) > 200).any()
 
 
 def test_a_missing_organ_and_no_organ(tmp_path: pathlib.Path) -> None:

@@ -86,7 +86,7 @@ def test_a_slice_that_cannot_fit_into_memory_is_refused_before_the_system_ends_t
     phantom_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, tiny_weights: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     shutil.copy(phantom_path, tmp_path / "a_0000.nii.gz")
-    monkeypatch.setattr("app.engines.torch_engine.available_memory", lambda: 1000)
+    monkeypatch.setattr("app.engines.openvino_engine.available_memory", lambda: 1000)
     arguments = [str(tmp_path), str(tmp_path / "out"), "--device", "cpu", "--weights", str(tiny_weights)]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1
@@ -97,7 +97,10 @@ def test_a_slice_that_cannot_fit_into_memory_is_refused_before_the_system_ends_t
 @pytest.mark.parametrize(
     "refusal", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 18.00 MiB"), MemoryError("12.1 GiB")]
 )
-@pytest.mark.parametrize("place", ["labelling.to_scan", "predictor.windowed_slice", "predictor.network_input"])
+@pytest.mark.parametrize(
+    "place",
+    ["openvino_engine.prepared", "openvino_engine.to_labels", "torch_engine.windowed_slice", "torch_engine.to_scan"],
+)
 def test_memory_that_runs_out_beside_the_network_is_one_clear_line_and_the_next_case_goes_on(
     place: str,
     refusal: Exception,
@@ -108,7 +111,7 @@ def test_memory_that_runs_out_beside_the_network_is_one_clear_line_and_the_next_
 ) -> None:
     for name in "ab":
         shutil.copy(phantom_path, tmp_path / f"{name}_0000.nii.gz")
-    module, name = f"app.inference.{place}".rsplit(".", 1)
+    module, name = f"app.engines.{place}".rsplit(".", 1)
     real, calls = getattr(importlib.import_module(module), name), itertools.count()
 
     def full_at_first(*arguments: object) -> object:
@@ -117,8 +120,9 @@ def test_memory_that_runs_out_beside_the_network_is_one_clear_line_and_the_next_
         return real(*arguments)
 
     monkeypatch.setattr(f"{module}.{name}", full_at_first)
-    arguments = [str(tmp_path), str(tmp_path / "out"), "--device", "cpu", "--weights", str(tiny_weights)]
-    assert CliRunner().invoke(main, arguments).exit_code == 1
+    engine = place.split("_")[0]
+    arguments = [str(tmp_path), str(tmp_path / "out"), "--engine", engine, "--weights", str(tiny_weights)]
+    assert CliRunner().invoke(main, [*arguments, "--device", "cpu"]).exit_code == 1
     one, two = map(json.loads, (tmp_path / "out" / "run_log.jsonl").read_text().splitlines())
     assert one["error"].startswith("cpu: not enough memory for a slice of 64 x 64; free memory")
     assert two["status"] == "done"

@@ -104,7 +104,7 @@ def _segments(segmentation: Segmentation) -> list[Any]:
 def frames_of(mask: NDArray[np.uint8], volume: DicomVolume) -> NDArray[np.uint8]:
     """A mask (columns, rows, slices) as (frames, rows, columns), in the order of the source's files and frames."""
     frames = [one.frame for one in volume.files]
-    count = 1 + max(frame if frame is not None else i for i, frame in enumerate(frames))
+    count = len(frames) if frames[0] is None else volume.files[0].frames  # a file may hold several volumes
     labels = np.zeros((count, mask.shape[1], mask.shape[0]), np.uint8)
     for i, (frame, plane) in enumerate(zip(frames, volume.planes_of_files(), strict=True)):
         labels[i if frame is None else frame] = mask[:, :, plane].T

@@ -62,7 +62,7 @@ class Plane:
         hounsfield: (rows, columns).
         labels: likewise.
         size_mm: height and width.
-        letters: of the patient's direction at its left and upper side.
+        letters: of the patient's direction at its left and upper side; empty where that is not known.
     """
 
     hounsfield: NDArray[np.int16]
@@ -75,7 +75,8 @@ def preview(segmentation: Segmentation) -> Image.Image:
     """The picture of a case; a few words where no organ was found."""
     if segmentation.gathering is None:
         raise ResultError(f"{segmentation.case}: a preview needs the scan's values, which were not gathered")
-    rows = [] if segmentation.small is None else _rows(segmentation.small)
+    small = segmentation.small
+    rows = [] if small is None else _rows(small, segmentation.volume.geometry.orientation_known)
     page = Image.new("RGB", (WIDTH, sum(row.height + GAP for row in rows) + 2 * LINE + 2 * GAP), PAPER)
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(FONT)
     draw.text((GAP, GAP), segmentation.case, INK, font)
@@ -95,19 +96,21 @@ def preview(segmentation: Segmentation) -> Image.Image:
     return page
 
 
-def _rows(small: Reduced) -> list[Image.Image]:
+def _rows(small: Reduced, orientation_known: bool) -> list[Image.Image]:
     """The row of planes and the row of slices, as wide as the page."""
     box = around_organs(small.labels, small.spacing_zyx_mm)
     hounsfield, labels = small.hounsfield[box], small.labels[box]
     depth, height, width = (n * mm for n, mm in zip(labels.shape, small.spacing_zyx_mm, strict=True))
 
+    right, anterior, superior = "RAS" if orientation_known else ("", "", "")
+
     def axial(z: int) -> Plane:
-        return Plane(hounsfield[z], labels[z], (height, width), ("R", "A"))
+        return Plane(hounsfield[z], labels[z], (height, width), (right, anterior))
 
     y, x = best_plane(labels, 1), best_plane(labels, 2)
     # Slices count from the feet, pictures from the top.
-    coronal = Plane(hounsfield[::-1, y], labels[::-1, y], (depth, width), ("R", "S"))
-    sagittal = Plane(hounsfield[::-1, :, x], labels[::-1, :, x], (depth, height), ("A", "S"))
+    coronal = Plane(hounsfield[::-1, y], labels[::-1, y], (depth, width), (right, superior))
+    sagittal = Plane(hounsfield[::-1, :, x], labels[::-1, :, x], (depth, height), (anterior, superior))
     with_organs = np.flatnonzero(labels.any((1, 2)))
     places = with_organs[np.linspace(0, len(with_organs) - 1, SLICES + 2).round().astype(int)[1:-1]]
     return [_row([axial(best_plane(labels, 0)), coronal, sagittal]), _row([axial(int(z)) for z in places])]

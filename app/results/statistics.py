@@ -21,6 +21,7 @@ from .result import PROGRAM, Result, beside, write_whole
 
 EXTENSION, TABLE = ".statistics.json", "statistics.csv"
 PERCENTILES = (5, 50, 95)
+HU_NAMES = ("mean_hu", "sd_hu", *(f"p{p:02d}_hu" if p != 50 else "median_hu" for p in PERCENTILES))
 # First and last slice, row and column of a scan in LPS order.
 SIDES = (("inferior", "superior"), ("anterior", "posterior"), ("right", "left"))
 
@@ -95,6 +96,7 @@ def statistics(segmentation: Segmentation) -> Row:
         "model": segmentation.model.name,
         "model_version": segmentation.model.version,
         "case": segmentation.case,
+        "orientation_known": segmentation.volume.geometry.orientation_known,
         "organs": organs,
         "kidneys": _either_kidney(labels, boxes.get(Organ.KIDNEYS), gathering),
         "liver_minus_spleen_hu": None if liver is None or spleen is None else round(liver - spleen, 1),
@@ -163,19 +165,25 @@ def _tightened(labels: Labels, organ: Organ, box: Box) -> Box | None:
 
 def _numbers(voxels: int, hounsfield: NDArray[np.int16], gathering: Gathering) -> Row:
     row: Row = {"volume_ml": round(voxels * gathering.geometry.voxel_ml, 2), "voxels": voxels}
-    names = ("mean_hu", "sd_hu", *(f"p{p:02d}_hu" if p != 50 else "median_hu" for p in PERCENTILES))
     if not len(hounsfield):
-        return row | dict.fromkeys(names)
+        return row | dict.fromkeys(HU_NAMES)
     values = hounsfield.astype(np.float64)
     figures = [values.mean(), values.std(), *np.percentile(values, PERCENTILES)]
-    return row | {name: round(float(figure), 1) for name, figure in zip(names, figures, strict=True)}
+    return row | {name: round(float(figure), 1) for name, figure in zip(HU_NAMES, figures, strict=True)}
 
 
 def _either_kidney(labels: Labels, box: Box | None, gathering: Gathering) -> Row:
-    """The kidneys on either side of the body's middle; a horseshoe kidney is cut there."""
+    """The kidneys on either side of the body's middle; a horseshoe kidney is cut there. null if no side is known."""
+    if not gathering.geometry.orientation_known:
+        return {"left": _unknown(), "right": _unknown()}
     middle = round(gathering.middle_column())
     sides = {"left": (middle + 1, labels.shape[2]), "right": (0, middle + 1)}  # columns grow to the patient's left
     return {side: _region(labels, Organ.KIDNEYS, box, gathering, columns) for side, columns in sides.items()}
+
+
+def _unknown() -> Row:
+    """The numbers of a region of which it is not known where it ends."""
+    return dict.fromkeys(("volume_ml", "voxels", *HU_NAMES, "box_ras_mm", "centre_ras_mm")) | {"touches_border": []}
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -93,6 +93,7 @@ def page(segmentation: Segmentation) -> str:
         "warnings": found["warnings"],
         "liver_minus_spleen_hu": found["liver_minus_spleen_hu"],
         "organs": list(_organ_rows(found)),
+        "orientation_known": segmentation.volume.geometry.orientation_known,
         "centre_mm": centre_mm,
         "scan": scan,
         "mask": mask,

@@ -56,7 +56,7 @@ class Dicom:
         """
         if path.name == "DICOMDIR":
             return False
-        is_blank = not any(head) and not path.is_dir() and (path.is_symlink() or path.exists())
+        is_blank = not any(head) and (path.is_file() or (path.is_symlink() and not path.exists()))
         return is_dicom(head) or is_blank or path.suffix.lower() in EXTENSIONS
 
     def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:

@@ -23,7 +23,8 @@ from .dicom_stack import ONE_PLACE_MM, Pixels, Stack
 Labels = NDArray[np.int64]  # (n,) the part that each slice of a stack belongs to, from 0
 
 SHARED_RANGE = 0.5  # of the shorter of two parts; the other part covers as much of it if both are sweeps over one range
-FEWEST_TO_SPLIT = 3  # slices whose even steps are no accident
+FEWEST_EVEN = 3  # slices whose even steps are no accident
+FEWEST_IN_ORDER = 5  # slices that lie in order of a number by no accident
 SWEEPS = range(2, 17)  # numbers of sweeps that are tried, besides the number of slices at one place
 MOST_PAIRED = 40  # cuts that are tried in pairs
 LONG_PAUSE = 5.0  # times any inside a sweep: between two sweeps
@@ -110,7 +111,8 @@ def _may_be_sweeps(stack: Stack, cut: _Cut, is_volume: bool) -> bool:
     is_long = lengths >= ONE_PLACE_MM
     if not is_long.any() or not (is_long.all() or (cut.is_sure and not is_volume)):
         return False
-    if sizes[is_long].min() < (2 if cut.is_sure and stack.at_each_place > 1 else FEWEST_TO_SPLIT):
+    fewest = FEWEST_EVEN if cut.is_sure or not is_volume else FEWEST_IN_ORDER
+    if sizes[is_long].min() < (2 if cut.is_sure and stack.at_each_place > 1 else fewest):
         return False
     if not cut.is_sure and lengths.min() < SHARED_RANGE * (stack.along[-1] - stack.along[0]):
         return False

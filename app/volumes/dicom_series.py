@@ -28,7 +28,7 @@ import numpy as np
 from ..host import usable_cpus
 from .dicom_names import is_meant, is_named_like
 from .dicom_phases import divide
-from .dicom_slice import OtherObject, Slice, Unreadable, read_slices
+from .dicom_slice import PATIENT, OtherObject, Slice, Unreadable, read_slices
 from .dicom_stack import Pixels, Stack
 from .volume import DEFAULT_OPTIONS, FindOptions
 
@@ -37,7 +37,6 @@ MOST_PROCESSES = 8  # each takes 70 MiB; more wait for the disk
 # Directions whose cosines differ by less, and spacings that differ by a smaller share, are the same: the outermost of
 # 512 pixels of 1 mm moves by half a millimetre.
 SAME_SHARE = 1e-3
-PATIENT = 3  # elements of `IDENTITY` that tell the patient
 TORN_APART = 4  # lone slices that together would be a volume, from which on they are a scan
 
 
@@ -100,8 +99,8 @@ def find_series(paths: Sequence[pathlib.Path], options: FindOptions = DEFAULT_OP
 def _read_all(paths: Sequence[pathlib.Path]) -> Iterator[list[Slice] | OtherObject | Unreadable]:
     """What each file is; many files are read by several processes, and by this one if one of those was killed."""
     done = 0
-    if len(paths) >= MANY_FILES:
-        processes = min(usable_cpus(), MOST_PROCESSES)
+    processes = min(usable_cpus(), MOST_PROCESSES)
+    if len(paths) >= MANY_FILES and processes > 1:
         try:
             # Not forked: the child of a process with threads may wait for a lock that none of its own will free.
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
@@ -245,7 +244,7 @@ def _torn(left: Sequence[Stack], options: FindOptions) -> tuple[list[Series], li
     """
     alike: dict[tuple[object, ...], list[Slice]] = defaultdict(list)
     for one in (stack.slices[0] for stack in left if len(stack) == 1):
-        alike[one.identity[:PATIENT], one.kind, one.shape].append(one)
+        alike[one.identity[: len(PATIENT)], one.kind, one.shape].append(one)
     torn = []
     for cluster in (cluster for several in alike.values() for cluster in _clusters(several)):
         if len(cluster) >= TORN_APART and Stack.of(cluster).as_volume(Pixels()):

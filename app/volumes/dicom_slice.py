@@ -20,7 +20,8 @@ from .walk import HEAD_BYTES
 
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 # Whose and which: slices that differ here never share a volume.
-IDENTITY = ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID", "FrameOfReferenceUID")
+PATIENT = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex")
+IDENTITY = (*PATIENT, "StudyInstanceUID", "FrameOfReferenceUID")
 # Times and the dates that go with them.
 TIMES = {
     "AcquisitionTime": "AcquisitionDate",
@@ -52,6 +53,8 @@ TAGS = [
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "SharedFunctionalGroupsSequence", "AccessionNumber"),
     *("PerFrameFunctionalGroupsSequence", *GEOMETRY, *IDENTITY, *MARKS, *TIMES.values()),
 ]
+TAG_OF = {name: pydicom.tag.Tag(name) for name in (*TAGS, "FrameType", "DimensionIndexValues")}
+TAGS_TO_READ = [TAG_OF[name] for name in TAGS]
 CT_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2": "CT Image Storage",
     "1.2.840.10008.5.1.4.1.1.2.1": "Enhanced CT Image Storage",
@@ -74,6 +77,7 @@ class Slice:
     Attributes:
         path: the file.
         frame: its number in a multi-frame file; None in a file of one slice.
+        frames: how many the file has.
         series: its series UID, or the folder where that is empty.
         number: of the series.
         identity: values of `IDENTITY`, comparable.
@@ -91,6 +95,7 @@ class Slice:
 
     path: pathlib.Path
     frame: int | None
+    frames: int
     series: str
     number: int
     identity: tuple[str, ...]
@@ -187,7 +192,7 @@ def _read_header(path: pathlib.Path) -> pydicom.Dataset:
         head = file.peek(HEAD_BYTES)[:HEAD_BYTES]
         if not is_dicom(head):
             raise NotDicomError("0 bytes" if not head else "zeros" if not any(head) else "not DICOM")
-        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS, force=True)
+        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS_TO_READ, force=True)
 
 
 def _why_not_ct(header: pydicom.Dataset) -> str | None:
@@ -199,7 +204,7 @@ def _why_not_ct(header: pydicom.Dataset) -> str | None:
     modality = header.get("Modality")
     sop_class = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
     if not modality:
-        if not sop_class or sop_class in CT_CLASSES:
+        if sop_class in CT_CLASSES or sop_class not in pydicom.uid.UID_dictionary:  # it may end early
             raise SliceError("no Modality")
         return "no image"
     if modality != "CT":
@@ -236,7 +241,8 @@ def _slice(
     number: int,
 ) -> Slice:
     def first(name: str, default: Any = None) -> Any:  # noqa: ANN401 (whatever DICOM has)
-        values = (group.get(name) for group in groups)
+        tag = TAG_OF[name]
+        values = (group[tag].value for group in groups if tag in group)
         return next((value for value in values if value is not None), default)
 
     missing = [name for name in GEOMETRY if first(name) is None]
@@ -253,6 +259,7 @@ def _slice(
     return Slice(
         path=path,
         frame=frame,
+        frames=int(header.get("NumberOfFrames") or 1),
         series=series,
         number=number,
         identity=tuple(sys.intern(_comparable(name, header.get(name))) for name in IDENTITY),

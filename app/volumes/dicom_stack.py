@@ -18,7 +18,7 @@ SAME_MM = 0.01  # positions nearer than this are one place
 ONE_PLACE_MM = 0.3  # no abdominal scan is thinner: what lies nearer together was scanned again and again at one place
 GAP_SHARE = 0.05  # by which a distance of slices may differ from the others
 # Positions rounded to 0.1 mm are off by up to 0.05 mm, and so are the ends of the line that they are compared with.
-ROUNDED_MM = 0.1
+ROUNDED_MM = 0.1 + 1e-6
 WHOLE = 1e-4  # by which a number may differ from a whole one
 LINE_MM = 1.0  # by which a slice may lie beside the line that the others' corners form
 
@@ -138,10 +138,9 @@ class Stack:
         """The slices after which the distance is not the usual one, beyond what rounding explains."""
         gaps, usual = np.diff(self.along), self.usual_mm
         even, step = np.linspace(self.along[0], self.along[-1], len(self), retstep=True)
-        tolerance_mm = self.rounded_mm + 1e-6
-        if np.abs(self.along - even).max() <= tolerance_mm and np.abs(gaps - step).max() < step / 2:
+        if np.abs(self.along - even).max() <= self.rounded_mm and np.abs(gaps - step).max() < step / 2:
             return np.empty(0, np.int64)
-        odd = np.flatnonzero(np.abs(gaps - usual) > max(GAP_SHARE * usual, tolerance_mm))
+        odd = np.flatnonzero(np.abs(gaps - usual) > max(GAP_SHARE * usual, self.rounded_mm))
         return odd if odd.size else np.flatnonzero(np.abs(gaps - usual) > GAP_SHARE * usual)
 
     @property

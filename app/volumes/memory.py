@@ -76,8 +76,15 @@ def open_image(image: Any, affine: Any = None) -> ImageVolume:  # noqa: ANN401 (
     if max(shape, default=0) > np.iinfo(np.int16).max:
         raise VolumeError(f"{path}: expected a 3-D CT, got shape {shape}; cut it to the abdomen")
     header.set_data_shape(shape)
-    if not isinstance(image, nib.Nifti1Pair):  # other headers have no place for an affine
+    if not (isinstance(image, nib.Nifti1Pair) or _is_unoriented(image)):  # other headers have no place for an affine
         header.set_sform(np.asarray(affine, np.float64), code="scanner")
         header["pixdim"][1:4] = np.linalg.norm(np.asarray(affine, np.float64)[:3, :3], axis=0)
     geometry, warnings = checked_geometry(path, header)
     return ImageVolume(path, header, geometry, (*warnings, *implausible(path, geometry)), voxels)
+
+
+def _is_unoriented(image: Any) -> bool:  # noqa: ANN401 (nibabel is not typed)
+    """Whether an image has no affine, or one guessed from its spacing: Analyze files say no more."""
+    if isinstance(image, SpatialImage) and image.affine is None:
+        return True
+    return isinstance(image, nib.AnalyzeImage) and np.allclose(image.affine, image.header.get_base_affine())

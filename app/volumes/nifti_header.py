@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import nibabel as nib
@@ -22,6 +23,10 @@ Header = Any  # nibabel is not typed: Nifti1Header or Nifti2Header
 MAX_OFFSET = 1 << 31  # where voxels may begin; header extensions are far smaller
 UNIT_MM = {1: 1000.0, 3: 0.001}  # metre, micron; every other code, undefined ones included, is read as millimetres
 SPACE_UNIT_BITS = 0x07  # of xyzt_units
+UNKNOWN_ORIENTATION = (
+    "its orientation is not known, since the header has neither qform nor sform: left, front and head were guessed, "
+    "and the labels may be wrong; set the header's sform"
+)
 
 
 @contextlib.contextmanager
@@ -66,7 +71,7 @@ def checked_geometry(path: pathlib.Path, header: Header) -> tuple[Geometry, tupl
         shape = _checked_shape(path, header)
         affine, warnings = _checked_affine(path, header)
     unit_mm = UNIT_MM.get(int(header["xyzt_units"]) & SPACE_UNIT_BITS, 1.0)
-    return Geometry.of(shape, affine, unit_mm), warnings
+    return replace(Geometry.of(shape, affine, unit_mm), orientation_known=UNKNOWN_ORIENTATION not in warnings), warnings
 
 
 def _read_up_to(stream: Readable, size: int) -> bytes:
@@ -139,8 +144,11 @@ def _checked_affine(path: pathlib.Path, header: Header) -> tuple[NDArray[np.floa
         warnings.append(f"unusable qform ({error}); the sform was used")
     if has_sform:
         affine = np.asarray(header.get_sform(), np.float64)
+    elif qform is not None:
+        affine = np.asarray(qform, np.float64)
     else:
-        affine = np.asarray(header.get_base_affine() if qform is None else qform, np.float64)
+        affine = np.asarray(header.get_base_affine(), np.float64)  # LAS, as SPM and nibabel take Analyze files
+        warnings.append(UNKNOWN_ORIENTATION)
     if is_singular(affine):
         raise VolumeError(
             f"{path}: singular affine {affine[:3, :3].round(3).tolist()}; repair the header's sform or qform"

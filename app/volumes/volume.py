@@ -41,6 +41,7 @@ class Geometry:
         orientation: (3, 2); row i holds the LPS axis (0 x, 1 y, 2 z) of stored axis i, and -1 where it runs the other
             way.
         unit_mm: the affine's unit in millimetres.
+        orientation_known: whether the file says where left, front and head are; if not, the affine is a guess.
     """
 
     shape: tuple[int, int, int]
@@ -48,6 +49,7 @@ class Geometry:
     spacing_zyx_mm: tuple[float, float, float]
     orientation: NDArray[np.int64]
     unit_mm: float = 1.0
+    orientation_known: bool = True
 
     @classmethod
     def of(cls, shape: tuple[int, int, int], affine: NDArray[np.float64], unit_mm: float = 1.0) -> Geometry:
