@@ -16,7 +16,9 @@ SECOND := hcc015_a hcc015_b rad2022_a rad2022_b pancb001 tcga_ay4070a
 SLICES := nihpanc_0008 nihpanc_0014 nihpanc_0020 nihpanc_0027 nihpanc_0033 nihpanc_0039 nihpanc_0045 nihpanc_0055 \
     curvas_10004 curvas_10010 kits_10037 msdspleen_14
 
-.PHONY: help demo test lint fuzz soak wheel audit lock evaluate confidence compare train-fast train-paper bench bench-gpu image container-test clean
+MODELS = $(notdir $(basename $(wildcard weights/*.md)))
+
+.PHONY: help demo test lint fuzz soak wheel audit lock evaluate evaluate-hard confidence compare train-fast train-paper bench bench-gpu image container-test clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -66,14 +68,22 @@ lock: $(VENV)/.dev  ## resolve the pinned requirements from pyproject.toml, for 
 	    { echo "# Made by 'make lock' from pyproject.toml. For a GPU, and for training, install torch first. Then"; \
 	        echo "# pip install --no-deps --require-hashes -r $$lock"; cat $(VENV)/lock-$$platform.txt; } > $$lock; done
 
-evaluate: $(VENV)/.dev  ## score every bundled model on two sets of DATA; reports/MODEL/quick and second
+evaluate: $(VENV)/.dev  ## score every bundled model on three sets of DATA; reports/MODEL/quick, second and slices
 	$(BIN)/python $(DATA)/unpack.py cache/quick $(QUICK)
 	$(BIN)/python $(DATA)/unpack.py cache/second $(SECOND)
-	set -e; for model in $(notdir $(basename $(wildcard weights/*.md))); do for set in quick second; do \
-	    $(BIN)/python -m app cache/$$set/imagesTr reports/$$model/$$set/masks --model $$model; \
-	    $(BIN)/python -m evaluation accuracy reports/$$model/$$set/masks cache/$$set/labelsTr \
-	        --images cache/$$set/imagesTr --out reports/$$model/$$set; \
-	done; done
+	$(BIN)/python $(DATA)/unpack.py cache/slices $(SLICES)
+	set -e; for model in $(MODELS); do \
+	    for set in quick second; do \
+	        $(BIN)/python -m app cache/$$set/imagesTr reports/$$model/$$set/masks --model $$model; \
+	        $(BIN)/python -m evaluation accuracy reports/$$model/$$set/masks cache/$$set/labelsTr \
+	            --images cache/$$set/imagesTr --out reports/$$model/$$set; \
+	    done; \
+	    $(BIN)/python -m evaluation slices cache/slices --model $$model --out reports/$$model/slices; \
+	done
+
+evaluate-hard: $(VENV)/.dev  ## score every bundled model on coarser, thicker, noisier and fainter copies of three scans; reports/hard
+	$(BIN)/python $(DATA)/unpack.py cache/quick $(QUICK)
+	$(BIN)/python -m evaluation hard cache/quick --out reports/hard
 
 confidence: $(VENV)/.dev  ## does the network's confidence predict its DSC? On cases of DATA it was not trained on
 	$(BIN)/python $(DATA)/unpack.py cache/unseen $(QUICK) $(SECOND)

@@ -8,13 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import platform
 from typing import Any
 
 import torch
 
 from app.engines.torch_engine import best_dtype
-from app.host import CPU_INFO
 from benchmarks import tables
 from benchmarks.growth import one_scan, over_cases, over_slices, plot
 from benchmarks.levers import levers
@@ -22,17 +20,11 @@ from benchmarks.processes import SHAPE, in_turn, long_scan, middle_scan, phantom
 from benchmarks.provenance import provenance
 from benchmarks.reading import reading
 from benchmarks.start_up import start_up
+from evaluation.machine import processor
 
 DEPTHS = (100, 300, 1000, 3000)
 TURNED_DEPTH = 300
 PAPER_SLICES = 4  # of the paper's plain network, which takes seconds for each
-
-
-def processor() -> str:
-    """The CPU's name, as far as it tells."""
-    lines = CPU_INFO.read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else 'CPU'} ({platform.machine()})"
 
 
 def inference(scan: pathlib.Path, folder: pathlib.Path, rounds: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from benchmarks.processes import ROOT, run_fresh
+from evaluation.tables import table
 from phantom import write_phantom
 
 SCANS = 40
@@ -117,23 +118,23 @@ def main() -> None:
     print(f"{SCANS} scans of 256 x 256 x 40, two workers: two shards {shards:.1f} s, Ray {over_ray:.1f} s, ratio")
     print(f"{over_ray / shards:.2f}; {per_hour:.0f} scans per hour and core; {peak:.0f} MiB per worker\n")
     memory = driver_memory(args.scratch)
-    print("| scans without work | driver's peak memory, MiB |\n|---|---|")
-    print("\n".join(f"| {count} | {peak:.0f} |" for count, peak in memory.items()))
+    rows = [[count, f"{peak:.0f}"] for count, peak in memory.items()]
+    print(table(["scans without work", "driver's peak memory, MiB"], rows))
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     axes.plot(list(memory), list(memory.values()), marker="o")
     axes.set(xscale="log", xlabel="scans", ylabel="driver's peak memory, MiB", ylim=(0, 1.3 * max(memory.values())))
     figure.savefig(args.out / "driver_memory.png", dpi=100)
     print(f"\n100,000 scans of {args.seconds:.0f} s on one core each:\n")
-    columns = ("machines", "failures per machine and day", "handed out", "hours", "core-hours", "lost")
-    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    rows = []
     for machines in (100, 1000, 21_000):
         for per_day in (0, 1, 24):
             for is_shared in (False, True):
                 cost = simulate(100_000, machines, args.seconds, per_day / 24, is_shared)
                 how = "one by one" if is_shared else "in shards"
                 share = f"{100 * cost.lost_share:.2f} %"
-                print(f"| {machines} | {per_day} | {how} | {cost.hours:.2f} | {cost.machine_hours:.0f} | {share} |")
+                rows.append([machines, per_day, how, f"{cost.hours:.2f}", f"{cost.machine_hours:.0f}", share])
+    print(table(["machines", "failures per machine and day", "handed out", "hours", "core-hours", "lost"], rows))
 
 
 if __name__ == "__main__":

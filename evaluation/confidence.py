@@ -13,8 +13,10 @@ from scipy.stats import spearmanr
 from app.organs import ORGANS, Organ
 from app.run_log import RUN_LOG, read_records
 from app.segmenter import CHECK_BELOW
-from evaluation.accuracy import CaseScores, EvaluationError
+from evaluation.accuracy import CaseScores, EvaluationError, listed
 from evaluation.figures import FACE, ORGAN_COLORS
+from evaluation.names import case_name
+from evaluation.tables import table
 
 
 @dataclass(frozen=True)
@@ -31,50 +33,54 @@ def points(predictions: pathlib.Path, scored: Sequence[CaseScores]) -> dict[Orga
     """Expected and true DSC of every case in the run logs of a folder of masks; organs nobody annotated have none.
 
     Raises:
-        EvaluationError: the folder has no run log, or one of an older version.
+        EvaluationError: the folder has no run log, one of an older version, or one of other cases.
     """
     records = read_records(predictions)
     if not records:
         raise EvaluationError(f"{predictions}: no readable {RUN_LOG} there; run python -m app into this folder")
-    told = {record["case"]: record for record in records if record.get("confidence")}
-    if not told:
+    sure = {case_name(record["case"]): record for record in records if record.get("confidence")}
+    if not sure:
         raise EvaluationError(f"{predictions}: the run log has no confidence; segment the scans again")
-    found: dict[Organ, list[Point]] = {organ: [] for organ in ORGANS}
-    for case in scored:
+    by_organ: dict[Organ, list[Point]] = {organ: [] for organ in ORGANS}
+    for case in (case for case in scored if case.name in sure):
+        record = sure[case.name]
         for organ in ORGANS:
-            expected = told.get(case.name, {}).get("confidence", {}).get(organ.key)
+            expected = record["confidence"].get(organ.key)
             if expected is not None and case.reference_ml[organ] > 0:
-                model = told[case.name]["model"]
-                found[organ].append(Point(case.name, model, expected, case.scores[organ].dice))
-    return found
+                by_organ[organ].append(Point(case.name, record["model"], expected, case.scores[organ].dice))
+    if not any(by_organ.values()):
+        names = listed(case.name for case in scored)
+        raise EvaluationError(f"{predictions}: the run log has none of the scored cases: {listed(sure)}, not {names}")
+    return by_organ
 
 
-def table(found: Mapping[Organ, Sequence[Point]]) -> str:
+def markdown(by_organ: Mapping[Organ, Sequence[Point]]) -> str:
     """Rank correlation, and the mean DSC of scans that would be flagged and of the others, as Markdown."""
-    lines = [
-        "| organ | scans | rank correlation | flagged below | flagged: scans, mean DSC | others: scans, mean DSC |",
-        "|---|---|---|---|---|---|",
-    ]
-    for organ, row in found.items():
+    rows = []
+    for organ, row in by_organ.items():
         if len(row) < 2:
             continue
-        correlation = spearmanr([p.expected for p in row], [p.dice for p in row])[0]
         least = CHECK_BELOW.get(row[0].model, {}).get(organ)
         flagged = [p.dice for p in row if least is not None and p.expected < least]
         others = [p.dice for p in row if least is None or p.expected >= least]
         parts = [f"{len(part)}, {np.mean(part):.3f}" if part else "0" for part in (flagged, others)]
         limit = "no flag" if least is None else f"{least}"
-        lines.append(f"| {organ.key} | {len(row)} | {correlation:.2f} | {limit} | {parts[0]} | {parts[1]} |")
-    both = [p for row in found.values() for p in row]
-    correlation = spearmanr([p.expected for p in both], [p.dice for p in both])[0]
-    lines.append(f"| all | {len(both)} | {correlation:.2f} | | | |")
-    return "\n".join(lines) + "\n"
+        rows.append([organ.key, len(row), f"{correlation(row):.2f}", limit, *parts])
+    every = [p for row in by_organ.values() for p in row]
+    rows.append(["all", len(every), f"{correlation(every):.2f}" if len(every) > 1 else "", "", "", ""])
+    header = ["organ", "scans", "rank correlation", "flagged below", "flagged: scans, mean DSC"]
+    return table([*header, "others: scans, mean DSC"], rows) + "\n"
 
 
-def plot(found: Mapping[Organ, Sequence[Point]]) -> Figure:
+def correlation(row: Sequence[Point]) -> float:
+    """Spearman's, of expected and true DSC."""
+    return float(spearmanr([p.expected for p in row], [p.dice for p in row])[0])
+
+
+def plot(by_organ: Mapping[Organ, Sequence[Point]]) -> Figure:
     """DSC over what the network expected, a panel per organ, with the limit below which it is flagged."""
     figure = Figure(figsize=(10, 2.9), layout="constrained", facecolor=FACE)
-    for axes, (organ, row) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
+    for axes, (organ, row) in zip(figure.subplots(1, len(by_organ)), by_organ.items(), strict=True):
         axes.scatter([p.expected for p in row], [p.dice for p in row], s=18, color=ORGAN_COLORS[organ])
         least = CHECK_BELOW.get(row[0].model, {}).get(organ) if row else None
         if least is not None:

@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, field
 import psutil
 
 from app.gpu_memory import INTERVAL_S, MIB, nvml_reader, peak_flare2021
+from app.volumes.nifti import CHANNEL, extension_of
+from evaluation.names import case_name
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -143,13 +145,13 @@ def measure_folder(inputs: pathlib.Path, outputs: pathlib.Path, image: str | Non
     Raises:
         EfficiencyError: there is no scan, or a case failed.
     """
-    scans = sorted(inputs.glob("*.nii.gz"))
+    scans = sorted(path for path in inputs.iterdir() if extension_of(path))
     if not scans:
         raise EfficiencyError(f"{inputs}: no .nii.gz files")
     outputs.mkdir(parents=True, exist_ok=True)
     measured = {}
     for scan in scans:
-        name = scan.name.removesuffix(".nii.gz").removesuffix("_0000")
+        name = case_name(scan.name.removesuffix(extension_of(scan) or "").removesuffix(CHANNEL))
         measured[name] = run_case(scan, outputs, image, gpu)
         (outputs / f"{name}.json").write_text(json.dumps(asdict(measured[name])) + "\n")
     write_rows([row_2021(name, samples) for name, samples in measured.items()], outputs / "efficiency_2021.csv")

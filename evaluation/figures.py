@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -17,9 +17,10 @@ from app.hounsfield import WINDOW
 from app.organs import IGNORE, ORGANS, Organ
 from app.results.planes import around_organs, best_plane
 from app.volumes import open_volume
-from evaluation.accuracy import CaseScores, values
-from evaluation.labels import read_labels
+from evaluation.accuracy import CaseScores
+from evaluation.labels import check_same_grid, read_labels
 from evaluation.metrics import Protocol
+from evaluation.summary import MEASURES, values
 
 ORGAN_COLORS = {organ: "#{:02x}{:02x}{:02x}".format(*organ.rgb) for organ in ORGANS}
 FACE = "white"
@@ -29,7 +30,7 @@ mpl.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.rig
 def violins(results: Sequence[CaseScores], protocol: Protocol) -> Figure:
     """DSC and NSD per organ, a violin each with every case as a dot."""
     figure = Figure(figsize=(9, 3.8), layout="constrained", facecolor=FACE)
-    for axes, measure, title in zip(figure.subplots(1, 2), ("dice", "surface_dice"), ("DSC", "NSD"), strict=True):
+    for axes, measure in zip(figure.subplots(1, 2), MEASURES, strict=True):
         samples = [values(results, organ, measure) for organ in ORGANS]
         parts = axes.violinplot(samples, showmedians=True, widths=0.8)
         for body, organ in zip(parts["bodies"], ORGANS, strict=True):
@@ -45,7 +46,7 @@ def violins(results: Sequence[CaseScores], protocol: Protocol) -> Figure:
         axes.set_ylim(min(0.5, min(s.min() for s in samples) - 0.05), 1.01)
         axes.grid(axis="y", color="#dddddd")
         axes.set_axisbelow(True)
-        axes.set_title(f"{title}, {len(results)} cases" + (f" ({protocol.name})" if title == "NSD" else ""))
+        axes.set_title(f"{measure}, {len(results)} cases" + (f" ({protocol.name})" if measure == "NSD" else ""))
     return figure
 
 
@@ -68,7 +69,7 @@ def bland_altman(results: Sequence[CaseScores]) -> Figure:
 
 
 def case_slices(
-    image_path: pathlib.Path, reference_path: pathlib.Path, prediction_path: pathlib.Path
+    image_path: pathlib.Path, case: CaseScores
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8], int, float]:
     """Image (HU), reference and prediction of a case, (Y, X) each, at the slice where most voxels disagree.
 
@@ -76,11 +77,15 @@ def case_slices(
 
     Returns:
         The three slices, the slice's number, and the height of a pixel over its width.
+
+    Raises:
+        VolumeError: the image cannot be read.
+        LabelError: it does not lie on the reference's grid.
     """
     volume = open_volume(image_path)
-    reference, _ = read_labels(reference_path, [*Organ, IGNORE])
-    exists = prediction_path.exists()
-    prediction = read_labels(prediction_path, list(Organ))[0] if exists else np.zeros_like(reference)
+    reference, geometry = read_labels(case.reference, [*Organ, IGNORE])
+    check_same_grid(image_path, volume.geometry, geometry)
+    prediction = read_labels(case.prediction, list(Organ))[0] if case.prediction else np.zeros_like(reference)
     disagreement = ((reference != prediction) & (reference != IGNORE)).sum(axis=(1, 2))
     z_most = int(np.argmax(disagreement if disagreement.any() else (prediction > 0).sum(axis=(1, 2))))
     slices = volume.slices()
@@ -90,20 +95,23 @@ def case_slices(
     return plane, reference[z_most], prediction[z_most], z_most, height / width
 
 
-def panels(
-    results: Sequence[CaseScores], images: pathlib.Path, references: pathlib.Path, predictions: pathlib.Path
-) -> Figure:
-    """Image, reference and prediction of the worst, the median and the best case by mean DSC."""
+def panels(results: Sequence[CaseScores], images: Mapping[str, pathlib.Path]) -> Figure:
+    """Image, reference and prediction of the worst, the median and the best case by mean DSC.
+
+    Args:
+        results: of cases that have an image each.
+        images: case -> its scan.
+
+    Raises:
+        VolumeError: an image cannot be read.
+        LabelError: it does not lie on its reference's grid.
+    """
     ranked = sorted(results, key=lambda case: float(np.mean([case.scores[organ].dice for organ in ORGANS])))
     chosen = {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
     colors = ListedColormap(["none", *(ORGAN_COLORS[organ] for organ in ORGANS)])
     figure = Figure(figsize=(9, 2.9 * len(chosen) + 0.4), layout="constrained", facecolor=FACE)
     for row, (word, case) in zip(figure.subplots(len(chosen), 3), chosen.items(), strict=True):
-        mask_name = f"{case.name}.nii.gz"
-        image_path = images / f"{case.name}_0000.nii.gz"
-        plane, reference, prediction, z, aspect = case_slices(
-            image_path, references / mask_name, predictions / mask_name
-        )
+        plane, reference, prediction, z, aspect = case_slices(images[case.name], case)
         dice = ", ".join(f"{case.scores[organ].dice:.2f}" for organ in ORGANS)
         titles = (f"{word}: {case.name}, slice {z}", "reference", f"prediction, DSC {dice}")
         for axes, labels, title in zip(row, (None, reference, prediction), titles, strict=True):

@@ -45,20 +45,20 @@ def read_labels(path: pathlib.Path, allowed: Collection[int]) -> tuple[NDArray[n
     return labels, volume.geometry
 
 
-def check_same_grid(path: pathlib.Path, found: Geometry, reference: Geometry) -> None:
+def check_same_grid(path: pathlib.Path, geometry: Geometry, reference: Geometry) -> None:
     """See that two volumes lie on one grid.
 
     Args:
         path: of the first, for the message.
-        found: its geometry.
+        geometry: of the first.
         reference: of the other one.
 
     Raises:
         LabelError: shape or affine differ.
     """
-    if found.shape != reference.shape:
+    if geometry.shape != reference.shape:
         raise LabelError(
-            f"{path}: shape {found.shape}, the reference has {reference.shape}; resample it onto that grid"
+            f"{path}: shape {geometry.shape}, the reference has {reference.shape}; resample it onto that grid"
         )
-    if not np.allclose(found.affine, reference.affine, atol=1e-2):
+    if not np.allclose(geometry.affine, reference.affine, atol=1e-2):
         raise LabelError(f"{path}: its affine is not the reference's; resample it onto that grid")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
 
-from app.organs import IGNORE, ORGANS, Organ
+from app.organs import IGNORE, ORGANS, Organ, bounding_box
 from evaluation.overlap import dice
 
 
@@ -47,18 +47,6 @@ class Score:
     surface_dice: float
 
 
-def organ_box(reference: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    """The smallest box that holds both; None where both are empty."""
-    box = []
-    for axis in range(reference.ndim):
-        others = tuple(a for a in range(reference.ndim) if a != axis)
-        rows = np.flatnonzero(reference.any(others) | prediction.any(others))
-        if not rows.size:
-            return None
-        box.append(slice(rows[0], rows[-1] + 1))
-    return tuple(box)
-
-
 def score_organ(
     reference: NDArray[np.bool_],
     prediction: NDArray[np.bool_],
@@ -77,7 +65,7 @@ def score_organ(
         tolerance_mm: of the NSD.
         least_dice: below this DSC the NSD is 0.
     """
-    box = organ_box(reference, prediction)
+    box = bounding_box(reference | prediction)
     if box is None:
         return Score(1.0, 1.0)
     reference, prediction = reference[box], prediction[box]

@@ -64,4 +64,4 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def cases(data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
     """The same two as training sees them."""
-    return load_cases([data], tmp_path_factory.mktemp("cache"), TINY)
+    return load_cases([data], tmp_path_factory.mktemp("cache"), TINY.model)

@@ -48,8 +48,8 @@ class Read:
         return index
 
 
-def broken_rules(folder: pathlib.Path, stories: list[Story]) -> list[str]:
-    """The rules that reading a folder breaks, as `rule: what happened`."""
+def broken_rules(folder: pathlib.Path, stories: list[Story], outcomes: collections.Counter[str]) -> list[str]:
+    """The rules that reading a folder breaks, as `rule: what happened`; outcomes are counted."""
     broken, said = [], []
     read: list[tuple[Scan, Read]] = []
     for scan in find_scans(folder):
@@ -61,6 +61,7 @@ def broken_rules(folder: pathlib.Path, stories: list[Story]) -> list[str]:
             except VolumeError as error:
                 line = str(error)
         said.append((scan, line))
+        outcomes["refused" if scan.not_ct is None else "ignored"] += 1
         if "\n" in line or str(folder) not in line:
             broken.append(f"a line names its path: {line!r}")
     shots = {one.number: (story, one) for story in stories for one in story.shots if one.copy_of is None}
@@ -68,7 +69,13 @@ def broken_rules(folder: pathlib.Path, stories: list[Story]) -> list[str]:
         if not set(one.numbers) <= set(shots):
             broken.append(f"{scan.name}: pixels are as they were written")
             continue
-        broken += [f"{rule} ({scan.name})" for rule in _of_volume(one, [shots[number] for number in one.numbers])]
+        parts = [shots[number] for number in one.numbers]
+        rules = _of_volume(one, parts)
+        if not rules:
+            outcomes["read"] += 1
+            rules, explained = _against_simpleitk(one, [shot for _, shot in parts], parts[0][0].tilted)
+            outcomes[explained or "as SimpleITK reads it"] += 1
+        broken += [f"{rule} ({scan.name})" for rule in rules]
     used = {number for _, one in read for number in one.numbers}
     for story in stories:
         broken += _of_story(story, used, said, [scan for scan, _ in read])
@@ -89,8 +96,7 @@ def _of_volume(read: Read, parts: list[tuple[Story, Shot]]) -> list[str]:
         return ["one slice per place"]
     if places != list(range(len(places))) or set(places) != whole:
         return ["no slice is missing"]
-    broken = [] if all(_lies_right(read, shot) for shot in shots) else ["slices lie where their headers say"]
-    return broken + _against_simpleitk(read, shots, story.tilted)
+    return [] if all(_lies_right(read, shot) for shot in shots) else ["slices lie where their headers say"]
 
 
 def _lies_right(read: Read, shot: Shot) -> bool:
@@ -110,36 +116,41 @@ def _lies_right(read: Read, shot: Shot) -> bool:
     return True
 
 
-def _against_simpleitk(read: Read, shots: list[Shot], tilted: bool) -> list[str]:
-    """What SimpleITK has otherwise, that no rule explains: it reads no frames' places, and cannot say a shear."""
+def _against_simpleitk(read: Read, shots: list[Shot], tilted: bool) -> tuple[list[str], str]:
+    """What SimpleITK has otherwise; and the rule that explains why it was asked for less, or nothing.
+
+    Its series reader takes no frames of a multi-frame file, GDCM puts slices into one series only if their directions
+    are equal digit by digit, and an ITK image cannot be sheared.
+    """
     paths = [shot.path for shot in shots]
     if len(set(paths)) != len(paths):
-        return []  # an enhanced file
+        return [], "not as SimpleITK: frames of one file"
     with tempfile.TemporaryDirectory() as scratch:
         for i, path in enumerate(paths):
             (pathlib.Path(scratch) / f"{i}.dcm").symlink_to(path)
         reader = SimpleITK.ImageSeriesReader()
         names = reader.GetGDCMSeriesFileNames(scratch)
         if len(names) != len(paths):
-            return []  # GDCM has other series in mind: it compares orientations digit by digit
+            turned = {tuple(shot.dataset.ImageOrientationPatient) for shot in shots}
+            return [] if len(turned) > 1 else ["SimpleITK: the same files"], "not as SimpleITK: directions differ"
         reader.SetFileNames(names)
         image = reader.Execute()
     theirs = SimpleITK.GetArrayFromImage(image).astype(np.int32) + OFFSET
     broken = []
     if sorted(map(float, theirs.mean((1, 2)))) != sorted(8.0 * shot.number + PATTERN.mean() for shot in shots):
-        broken.append("SimpleITK: the same pixels")
+        broken.append("SimpleITK: the same pixel means")
     if tilted:
-        return broken
+        return broken, "not as SimpleITK: sheared"
     mine = np.sort(read.volume.geometry.spacing_zyx_mm)
     if np.abs(np.sort(image.GetSpacing()) - mine).max() > 0.11 / max(1, len(shots) - 1) + 1e-3 * mine.max():
-        broken.append(f"SimpleITK: the same spacing ({image.GetSpacing()}, {mine})")
+        broken.append("SimpleITK: the same spacing")
     for z, y, x in ((0, 0, 0), (len(shots) - 1, ROWS - 1, COLUMNS - 1), (len(shots) // 2, 1, 2)):
         place = np.array(image.TransformIndexToPhysicalPoint((x, y, z)))
         index = np.rint(read.index_of(place)).astype(int)[::-1]
         if not ((index >= 0) & (index < read.voxels.shape)).all() or read.voxels[tuple(index)] != theirs[z, y, x]:
             broken.append("SimpleITK: the same geometry")
             break
-    return broken
+    return broken, ""
 
 
 def _of_story(story: Story, used: set[int], said: list[tuple[Scan, str]], read: list[Scan]) -> list[str]:
@@ -157,33 +168,34 @@ def _of_story(story: Story, used: set[int], said: list[tuple[Scan, str]], read: 
             if not failed:
                 broken.add("what cannot be read is said, and fails")
         elif shot.number in used:
-            if story.refused:
+            if story.must_be_refused(shot):
                 broken.add("what is not a volume is refused")
             if not shot.is_scan:
                 broken.add("what is not a scan is not read as one")
         else:
             if not lines:
                 broken.add("nothing is left out without a line")
-            if shot.is_scan and not story.refused:
+            if shot.is_scan and not story.must_be_refused(shot):
                 broken.add(f"a scan is read: {lines and lines[0][1][-160:]}")
-            if shot.is_scan and story.refused and not failed:
+            if shot.is_scan and story.must_be_refused(shot) and not failed:
                 broken.add("a scan that cannot be read as one fails")
-            if not shot.is_scan and failed:
+            if not shot.is_scan and failed and not story.lacking:
                 broken.add(f"what is not a scan is no failure: {failed[0][-160:]}")
     return sorted(broken)
 
 
 def fuzz_series(
     folder: pathlib.Path, count: int, seed: int, keep: pathlib.Path
-) -> tuple[collections.Counter[str], int]:
-    """How often each rule was broken, and by how many inputs; those are kept."""
+) -> tuple[collections.Counter[str], collections.Counter[str], int]:
+    """What came of so many folders, how often each rule was broken, and by how many of them; those are kept."""
+    outcomes: collections.Counter[str] = collections.Counter()
     rules: collections.Counter[str] = collections.Counter()
     broken_inputs = 0
     for number in range(count):
         place = folder / "series"
         stories = tell(random.Random(f"{seed} {number}"), place)
         try:
-            broken = broken_rules(place, stories)
+            broken = broken_rules(place, stories, outcomes)
         except Exception as error:  # whatever a reader raises breaks a rule
             broken = [f"no exception but our own: {type(error).__name__}: {error}"]
         if broken:
@@ -192,11 +204,6 @@ def fuzz_series(
             told = "; ".join(f"{story.kind} ({story.told_by})" for story in stories)
             for line in broken:
                 print(f"{number:06d}: {told}: {line}", file=sys.stderr)
-            rules.update(
-                {
-                    line.split(" (")[0].split(":")[0] if "SimpleITK" not in line else line.split(" (")[0]
-                    for line in broken
-                }
-            )
+            rules.update({line.split(" (")[0].removeprefix("SimpleITK: ").split(":")[0] for line in broken})
         shutil.rmtree(place)
-    return rules, broken_inputs
+    return outcomes, rules, broken_inputs

@@ -21,12 +21,13 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from phantom.dicom import CT, ENHANCED_CT, OFFSET, SECONDARY, common, meta, uid
 
 ROWS, COLUMNS = 6, 9
-PIXEL_MM = (36.0, 40.0)  # distance of rows and of columns
+PIXEL_MM = (36.00005, 40.00005)  # distance of rows and of columns, where numbers of four digits part
 PATTERN = (np.arange(ROWS * COLUMNS).reshape(ROWS, COLUMNS) * 3) % 8
 PLANES = {
     "axial": (1.0, 0, 0, 0, 1.0, 0),
     "feet first": (-1.0, 0, 0, 0, 1.0, 0),
     "upside down": (1.0, 0, 0, 0, -1.0, 0),
+    "turned by 0.3 degrees": (0.9999875, 0.005, 0, -0.005, 0.9999875, 0),
     "coronal": (1.0, 0, 0, 0, 0, -1.0),
     "sagittal": (0, 1.0, 0, 0, 0, -1.0),
     "oblique": (0.96, 0.28, 0, -0.28 * 0.8, 0.96 * 0.8, 0.6),
@@ -76,6 +77,7 @@ class Story:
         told_by: what tells its parts apart, for a report.
         shots: every slice.
         refused: whether its scans must be refused, else they must be read.
+        lacking: patients and phases that lack a slice, and are refused though the others are read.
         tilted: whether its slices are sheared, which SimpleITK cannot say.
     """
 
@@ -83,7 +85,12 @@ class Story:
     told_by: str = ""
     shots: list[Shot] = field(default_factory=list)
     refused: bool = False
+    lacking: set[tuple[str, int]] = field(default_factory=set)
     tilted: bool = False
+
+    def must_be_refused(self, shot: Shot) -> bool:
+        """Whether no volume may have a slice."""
+        return self.refused or (shot.whose, shot.phase) in self.lacking
 
 
 class Writer:
@@ -310,6 +317,43 @@ def phases(rng: random.Random, write: Writer) -> Story:
         TELLS[told](one)
     write.save(shots)
     return Story("phases", f"{told}, {sweeps} phases, {'same places' if not any(shifts) else 'shifted'}", shots)
+
+
+def phases_told_by_two(rng: random.Random, write: Writer) -> Story:
+    """Four volumes at the same places that two fields tell apart together; or two, one of which lacks a slice."""
+    count, write.innocent, write.instances = rng.randint(5, 8), [], "missing"
+    if rng.random() < 0.5:
+        shots = [one for phase in range(4) for one in write.volume(count, phase=phase)]
+        for one in shots:
+            one.dataset.ConvolutionKernel = ["B30f", "B60f"][one.phase // 2]
+            one.dataset.AcquisitionTime = clock(30000 + 60 * (one.phase % 2) + 0.3 * one.place)
+        write.save(shots)
+        return Story("phases told by two", "kernel and time", shots)
+    shots = [one for phase in range(2) for one in write.volume(count, phase=phase)]
+    for one in shots:
+        TELLS["temporal position"](one)
+    gone = next(one for one in shots if one.phase == 1 and one.place == count // 2)
+    shots.remove(gone)
+    write.save(shots)
+    story = Story("phases told by two", "one lacks a slice", shots)
+    story.lacking.add(("A", 1))
+    return story
+
+
+def stray_slice(rng: random.Random, write: Writer) -> Story:
+    """A slice of another patient in the series of a scan, beside its slices or in the place of one."""
+    count = rng.randint(7, 10)
+    shots, place = write.volume(count), rng.randrange(1, count - 1)
+    other = write.shot(place, whose="B", count=count)
+    other.dataset.PatientID, other.is_scan = "P2", False
+    instead = rng.random() < 0.5
+    if instead:
+        shots = [one for one in shots if one.place != place]
+    story = Story("stray slice", "in the place of another" if instead else "beside them", [*shots, other])
+    if instead:
+        story.lacking.add(("A", 0))
+    write.save(story.shots)
+    return story
 
 
 def phases_untold(rng: random.Random, write: Writer) -> Story:
@@ -581,7 +625,7 @@ STORIES = [
         unreadable,
         unreadable,
     ),
-    *(strays, at_one_place, beside, torn, multi_frame),
+    *(strays, at_one_place, beside, torn, multi_frame, phases_told_by_two, stray_slice),
 ]
 
 

@@ -13,15 +13,15 @@ from click.testing import CliRunner
 
 from app.organs import Organ
 from app.segmenter import Segmenter
-from tests.tiny import TINY
+from tests.tiny import TINY, tiny
 from training import compare
 from training.__main__ import main
 from training.cache import find_pairs
-from training.compare import GRID, Row, count_flops, mean_dice, table
+from training.compare import GRID, Row, count_flops, markdown, mean_dice
 from training.export import export
 from training.folds import FOLDS
 from training.other_networks import DECODERS, ENCODERS, other_network
-from training.state import TrainingError, build_network
+from training.weights import TrainingError, build_network
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -42,9 +42,18 @@ def test_an_unknown_network_is_named() -> None:
 def test_the_grid_has_the_papers_network_and_trains_all_alike() -> None:
     with torch.device("meta"):
         network = build_network(GRID["hrnet48-ocr"])
-    assert sum(p.numel() for p in network.parameters()) == 70_354_170 + 64 * 9 * (GRID["hrnet48-ocr"].channels_in - 3)
-    same = {"width", "ocr_channels", "key_channels", "architecture", "coarse_weight"}
-    settings = [{k: v for k, v in vars(recipe).items() if k not in same} for recipe in GRID.values()]
+    assert sum(p.numel() for p in network.parameters()) == 70_354_170 + 64 * 9 * (
+        GRID["hrnet48-ocr"].model.channels_in - 3
+    )
+    settings = [
+        replace(
+            recipe,
+            model=replace(recipe.model, width=0, ocr_channels=0, key_channels=0),
+            loss=replace(recipe.loss, coarse_weight=0),
+            architecture="",
+        )
+        for recipe in GRID.values()
+    ]
     assert all(one == settings[0] for one in settings)
 
 
@@ -56,7 +65,7 @@ def test_flops_by_hand() -> None:
 def test_a_comparison_trains_scores_and_prints(
     data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = replace(TINY, architecture="efficientnet-b3-fcn", coarse_weight=0.0)
+    other = tiny(architecture="efficientnet-b3-fcn", coarse_weight=0.0)
     monkeypatch.setattr(compare, "GRID", {"tiny": TINY, other.architecture: other})
     monkeypatch.setattr(compare, "BASE", TINY)
     folders = ["--data", str(data), "--cache", str(tmp_path / "cache")]
@@ -87,7 +96,7 @@ def test_scores_leave_out_what_nobody_annotated(data: pathlib.Path) -> None:
 
 def test_the_table() -> None:
     row = Row("net", 12_070_000, 105.6, 40.4, 300, dict.fromkeys(Organ, 0.5))
-    assert table([row]).splitlines()[2] == "| net | 12.07 | 105.6 | 40 | 300 | 0.500 | 0.500 | 0.500 | 0.500 |"
+    assert markdown([row]).splitlines()[2] == "| net | 12.07 | 105.6 | 40 | 300 | 0.500 | 0.500 | 0.500 | 0.500 |"
 
 
 def test_the_folds_hold_out_every_btcv_case_once(data: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -83,6 +83,10 @@ def test_scans_below_the_limit_are_counted_apart(scored: tuple[pathlib.Path, pat
     [
         (None, "no readable run_log.jsonl there; run python -m app into this folder"),
         ('{"case": "case0", "status": "done"}\n', "the run log has no confidence; segment the scans again"),
+        (
+            '{"case": "x", "model": "fast", "confidence": {"liver": 0.9}}\n',
+            "the run log has none of the scored cases: x, not case0, case1, case2, case3",
+        ),
     ],
 )
 def test_without_a_log_that_tells_it_says_what_to_do(

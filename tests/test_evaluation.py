@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
 import pathlib
 import re
+import signal
+import unicodedata
 from typing import Any
 
 import cv2
@@ -14,17 +17,26 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from app.organs import Organ
+from app.organs import ORGANS, Organ
 from evaluation.__main__ import main
-from evaluation.accuracy import EvaluationError, bootstrap_interval, evaluate, evaluate_case
+from evaluation.accuracy import CaseScores, EvaluationError, evaluate, evaluate_case
 from evaluation.figures import ORGAN_COLORS
 from evaluation.labels import LabelError
 from evaluation.metrics import PROTOCOLS, Score, score_case, score_organ
+from evaluation.summary import bootstrap_interval, summarise
+from evaluation.tables import table
 
 FLARE21 = PROTOCOLS["flare21"]
 
 
-def brute_surface_dice(truth: NDArray[Any], found: NDArray[Any], spacing: tuple[float, ...], tolerance: float) -> float:
+def die(*_: object, **__: object) -> None:
+    """As a process dies that takes too much memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def brute_surface_dice(
+    reference: NDArray[Any], prediction: NDArray[Any], spacing: tuple[float, ...], tolerance: float
+) -> float:
     """Surface Dice by comparing every surface element with every other; only their areas come from the library's table.
 
     A surface element sits on a corner between eight voxels that are not all alike.
@@ -42,7 +54,7 @@ def brute_surface_dice(truth: NDArray[Any], found: NDArray[Any], spacing: tuple[
         at = np.argwhere((code > 0) & (code < 255))
         return at * np.array(spacing), np.array([areas[code[tuple(p)]] for p in at])
 
-    (points_a, area_a), (points_b, area_b) = corners(truth), corners(found)
+    (points_a, area_a), (points_b, area_b) = corners(reference), corners(prediction)
     distances = np.linalg.norm(points_a[:, None] - points_b[None], axis=2)
     near = area_a[distances.min(1) <= tolerance].sum() + area_b[distances.min(0) <= tolerance].sum()
     return float(near / (area_a.sum() + area_b.sum()))
@@ -52,11 +64,11 @@ def brute_surface_dice(truth: NDArray[Any], found: NDArray[Any], spacing: tuple[
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 0.7, 2.5)])
 def test_random_volumes(seed: int, spacing: tuple[float, ...]) -> None:
     rng = np.random.default_rng(seed)
-    truth, found = (rng.random((7, 8, 6)) < share for share in (0.3, 0.4))
-    score = score_organ(truth, found, spacing, 1.0)
-    both = sum(bool(a) and bool(b) for a, b in zip(truth.flat, found.flat, strict=True))
-    assert score.dice == pytest.approx(2 * both / (int(truth.sum()) + int(found.sum())), abs=1e-6)
-    assert score.surface_dice == pytest.approx(brute_surface_dice(truth, found, spacing, 1.0), abs=1e-6)
+    reference, prediction = (rng.random((7, 8, 6)) < share for share in (0.3, 0.4))
+    score = score_organ(reference, prediction, spacing, 1.0)
+    both = sum(bool(a) and bool(b) for a, b in zip(reference.flat, prediction.flat, strict=True))
+    assert score.dice == pytest.approx(2 * both / (int(reference.sum()) + int(prediction.sum())), abs=1e-6)
+    assert score.surface_dice == pytest.approx(brute_surface_dice(reference, prediction, spacing, 1.0), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -65,12 +77,12 @@ def test_random_volumes(seed: int, spacing: tuple[float, ...]) -> None:
 )
 def test_a_shifted_block(shift: int, tolerance: float, expected: float | None) -> None:
     """A block of 6 x 6 x 6 mm, shifted along x: within 1 mm both surfaces are near, beyond it the end faces are not."""
-    truth, found = np.zeros((14, 10, 10), bool), np.zeros((14, 10, 10), bool)
-    truth[2:8, 2:8, 2:8] = True
-    found[2 + shift : 8 + shift, 2:8, 2:8] = True
-    score = score_organ(truth, found, (1.0, 1.0, 1.0), tolerance)
+    reference, prediction = np.zeros((14, 10, 10), bool), np.zeros((14, 10, 10), bool)
+    reference[2:8, 2:8, 2:8] = True
+    prediction[2 + shift : 8 + shift, 2:8, 2:8] = True
+    score = score_organ(reference, prediction, (1.0, 1.0, 1.0), tolerance)
     assert score.dice == pytest.approx((6 - shift) / 6, abs=1e-6)
-    brute = brute_surface_dice(truth, found, (1.0, 1.0, 1.0), tolerance)
+    brute = brute_surface_dice(reference, prediction, (1.0, 1.0, 1.0), tolerance)
     assert score.surface_dice == pytest.approx(brute if expected is None else expected, abs=1e-6)
 
 
@@ -94,25 +106,25 @@ def test_the_organisers_rules_for_empty_masks() -> None:
 
 def test_flare22_tolerances_and_its_least_dice() -> None:
     protocol = PROTOCOLS["flare22"]
-    truth = np.zeros((30, 10, 10), np.uint8)
-    truth[5:15, 2:8, 2:8] = Organ.KIDNEYS
-    found = np.roll(truth, 3, axis=0)
-    assert score_case(truth, found, (1.0, 1.0, 1.0), protocol)[Organ.KIDNEYS].surface_dice == 1.0  # 3 mm
-    assert score_case(truth, found, (1.0, 1.0, 1.0), FLARE21)[Organ.KIDNEYS].surface_dice < 1.0
-    found = np.roll(truth, 9, axis=0)  # DSC 0.1
-    score = score_case(truth, found, (1.0, 1.0, 1.0), protocol)[Organ.KIDNEYS]
+    reference = np.zeros((30, 10, 10), np.uint8)
+    reference[5:15, 2:8, 2:8] = Organ.KIDNEYS
+    prediction = np.roll(reference, 3, axis=0)
+    assert score_case(reference, prediction, (1.0, 1.0, 1.0), protocol)[Organ.KIDNEYS].surface_dice == 1.0  # 3 mm
+    assert score_case(reference, prediction, (1.0, 1.0, 1.0), FLARE21)[Organ.KIDNEYS].surface_dice < 1.0
+    prediction = np.roll(reference, 9, axis=0)  # DSC 0.1
+    score = score_case(reference, prediction, (1.0, 1.0, 1.0), protocol)[Organ.KIDNEYS]
     assert score.dice == pytest.approx(0.1)
     assert score.surface_dice == 0.0
-    assert score_case(truth, found, (1.0, 1.0, 1.0), FLARE21)[Organ.KIDNEYS].surface_dice > 0.0
+    assert score_case(reference, prediction, (1.0, 1.0, 1.0), FLARE21)[Organ.KIDNEYS].surface_dice > 0.0
 
 
 def test_what_nobody_annotated_is_left_out() -> None:
-    truth = np.zeros((6, 6, 6), np.uint8)
-    truth[:3] = Organ.LIVER
-    truth[4:] = 255
-    found = np.zeros_like(truth)
-    found[:3] = found[4:] = Organ.LIVER
-    assert score_case(truth, found, (1.0, 1.0, 1.0), FLARE21)[Organ.LIVER] == Score(1.0, 1.0)
+    reference = np.zeros((6, 6, 6), np.uint8)
+    reference[:3] = Organ.LIVER
+    reference[4:] = 255
+    prediction = np.zeros_like(reference)
+    prediction[:3] = prediction[4:] = Organ.LIVER
+    assert score_case(reference, prediction, (1.0, 1.0, 1.0), FLARE21)[Organ.LIVER] == Score(1.0, 1.0)
 
 
 def test_the_bootstrap_interval_holds_the_mean() -> None:
@@ -120,6 +132,33 @@ def test_the_bootstrap_interval_holds_the_mean() -> None:
     low, high = bootstrap_interval(sample)
     assert 0.7 <= low < sample.mean() < high <= 0.95
     assert bootstrap_interval(np.array([0.5])) == (0.5, 0.5)
+    assert bootstrap_interval(sample) == (low, high)  # the same every time
+
+
+def test_the_bootstrap_interval_of_two_values_by_hand() -> None:
+    """Of means of two draws, a quarter are 0 and a quarter 1, so both ends of the interval are."""
+    assert bootstrap_interval(np.array([0.0, 1.0])) == (0.0, 1.0)
+
+
+def test_the_summary_keeps_organs_and_measures_apart() -> None:
+    path, nothing = pathlib.Path("a.nii.gz"), dict.fromkeys(ORGANS, 0.0)
+    scores = [{organ: Score(organ / 10 + i / 100, organ / 20) for organ in ORGANS} for i in (0, 1)]
+    summary = summarise([CaseScores("a", path, path, one, nothing, nothing) for one in scores])
+    for organ in ORGANS:
+        assert summary[organ]["DSC"].mean == pytest.approx(organ / 10 + 0.005)
+        assert summary[organ]["DSC"].std == pytest.approx(0.01 / 2**0.5)
+        assert summary[organ]["NSD"].median == pytest.approx(organ / 20)
+
+
+def test_a_table_holds_whatever_a_cell_holds() -> None:
+    assert table(["a", "b"], [["x|y", 1], ["two\nlines", None]]).splitlines() == [
+        "| a | b |",
+        "|---|---|",
+        r"| x\|y | 1 |",
+        "| two lines | None |",
+    ]
+    with pytest.raises(ValueError, match="a row of 1 cells under 2 columns"):
+        table(["a", "b"], [["x"]])
 
 
 @pytest.fixture
@@ -163,12 +202,90 @@ def test_what_cannot_be_scored_names_the_case(
     predictions, references = folders
     nib.save(nib.Nifti1Image(labels, affine), predictions / "a.nii.gz")
     with pytest.raises(LabelError, match=re.escape(f"{predictions}/a.nii.gz: {line}")):
-        evaluate_case(references / "a.nii.gz", predictions, FLARE21)
+        evaluate_case(("a", references / "a.nii.gz", predictions / "a.nii.gz"), FLARE21)
 
 
 def test_no_references_is_an_error(tmp_path: pathlib.Path) -> None:
     with pytest.raises(EvaluationError, match=r"no \.nii\.gz references"):
         evaluate(tmp_path, tmp_path, FLARE21)
+
+
+def test_the_volume_of_a_sheared_voxel_is_its_determinant(tmp_path: pathlib.Path) -> None:
+    affine = np.array([[-2.0, 0, 0, 0], [0, -2, 3, 0], [0, 0, 4, 0], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(np.ones((10, 10, 10), np.uint8), affine), tmp_path / "a.nii.gz")
+    scores = evaluate_case(("a", tmp_path / "a.nii.gz", tmp_path / "a.nii.gz"), FLARE21)
+    assert scores.prediction_ml[Organ.LIVER] == pytest.approx(1000 * 2 * 2 * 4 / 1000)
+
+
+NAMES = {
+    "extension": ("a.nii.gz", "a.nii"),
+    "extension in capitals": ("a.NII.GZ", "a.nii.gz"),
+    "Unicode form": (unicodedata.normalize("NFC", "Zoë.nii.gz"), unicodedata.normalize("NFD", "Zoë.nii.gz")),
+    "not UTF-8": ("Zo\udceb.nii.gz", "Zo\udceb.nii.gz"),
+}
+
+
+@pytest.mark.parametrize(("prediction", "reference"), NAMES.values(), ids=NAMES.keys())
+def test_masks_and_references_are_paired_by_the_name_of_the_case(
+    tmp_path: pathlib.Path, prediction: str, reference: str
+) -> None:
+    labels = nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4))
+    scans = tmp_path / "scans"
+    for folder, name in ((tmp_path / "p", prediction), (tmp_path / "r", reference), (scans, "other.nii.gz")):
+        folder.mkdir()
+        plain = folder / ("one.nii.gz" if name.lower().endswith(".gz") else "one.nii")
+        nib.save(labels, plain)
+        plain.rename(folder / name)
+    out = tmp_path / "report"
+    arguments = ["accuracy", str(tmp_path / "p"), str(tmp_path / "r"), "--out", str(out), "--images", str(scans)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "no prediction" not in result.output
+    assert f"warning: {scans}: no scan of " in result.output
+    assert (out / "scores.csv").read_text().splitlines()[1].split(",")[1:3] == ["1.0000", "1.0000"]
+    assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            "nothing matches",
+            "no mask has the name of a reference, so there is nothing to score; masks: c; references: a, b",
+        ),
+        ("empty", "no mask has the name of a reference, so there is nothing to score; masks: none; references: a, b;"),
+        ("unknown case", "no reference of case d; there are a, b"),
+        (
+            "only the missing case",
+            "no mask has the name of a reference, so there is nothing to score; masks: a; references: b",
+        ),
+        ("two of one case", "a.nii and a.nii.gz are one case; remove or rename one"),
+    ],
+)
+def test_a_scoring_in_which_nothing_belongs_together_is_an_error(
+    folders: tuple[pathlib.Path, pathlib.Path], tmp_path: pathlib.Path, change: str, line: str
+) -> None:
+    mask, options = folders[0] / "a.nii.gz", []
+    if change == "nothing matches":
+        mask.rename(mask.with_name("c.nii.gz"))
+    elif change == "empty":
+        mask.unlink()
+    elif change == "two of one case":
+        (folders[0] / "a.nii").write_bytes(b"")
+    else:
+        options = ["--case", "d" if change == "unknown case" else "b"]
+    result = CliRunner().invoke(main, ["accuracy", *map(str, folders), "--out", str(tmp_path / "report"), *options])
+    assert result.exit_code == 1
+    assert line in result.output
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_process_that_is_killed_while_it_scores_is_an_error(
+    folders: tuple[pathlib.Path, pathlib.Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.accuracy._score_or_error", die)
+    with pytest.raises(EvaluationError, match="scoring: a process was killed, most often for want of memory"):
+        evaluate(*folders, FLARE21)
 
 
 def test_a_picture_of_a_scan_and_its_mask(phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:

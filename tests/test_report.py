@@ -17,9 +17,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from app.organs import ORGANS
 from evaluation import efficiency
 from evaluation.__main__ import main
+from evaluation.accuracy import CaseScores
 from evaluation.efficiency import EfficiencyError, Samples, measure, row_2021, row_2023
+from evaluation.metrics import PROTOCOLS, Score
+from evaluation.report import page
 from phantom import write_phantom
 from tests.conftest import ROOT
 
@@ -52,6 +56,41 @@ def test_the_report_holds_tables_and_figures(report: pathlib.Path) -> None:
     assert '<meta name="viewport"' in page
     dice = [float(row[1]) for row in list(csv.reader((report / "scores.csv").read_text().splitlines()))[1:]]
     assert dice[0] == 1.0 > dice[1] > dice[2]
+
+
+def test_a_name_is_text_in_the_page_whatever_it_holds() -> None:
+    path, nothing = pathlib.Path("a"), dict.fromkeys(ORGANS, 0.0)
+    case = CaseScores('<b>&"x', path, None, dict.fromkeys(ORGANS, Score(0.5, 0.25)), nothing, nothing)
+    html = page("<script>", [case], PROTOCOLS["flare22"], {"<i>": b"png"})
+    assert "&lt;b&gt;&amp;&#34;x (no prediction)" in html
+    assert "<td>50.0</td><td>25.0</td>" in html
+    assert "liver 5 mm, kidneys 3 mm, spleen 3 mm, pancreas 5 mm" in " ".join(html.split())
+    assert not re.search("<(b|script|i)>", html)
+
+
+@pytest.mark.parametrize("damage", ["no channel in the names", "one scan is missing", "damaged", "another grid"])
+def test_scores_are_written_whatever_the_scans_for_pictures_are(
+    report: pathlib.Path, tmp_path: pathlib.Path, damage: str
+) -> None:
+    images, options = tmp_path / "images", []
+    shutil.copytree(report.parent / "images", images)
+    scan = images / "case1_0000.nii.gz"
+    if damage == "no channel in the names":
+        for path in images.iterdir():
+            path.rename(path.with_name(path.name.replace("_0000", "")))
+    elif damage == "one scan is missing":
+        scan.unlink()
+    elif damage == "damaged":
+        scan.write_bytes(scan.read_bytes()[:2000])
+    else:
+        write_phantom(scan, None, shape=(96, 80, 20), spacing_mm=(4.0, 4.0, 11.0))
+    options = ["--out", str(tmp_path / "out"), "--images", str(images)]
+    arguments = [str(report.parent / "masks"), str(report.parent / "labels"), *options]
+    result = CliRunner().invoke(main, ["accuracy", *arguments])
+    assert result.exit_code == 0, result.output
+    assert ("warning: " in result.output) == (damage != "no channel in the names")
+    assert (tmp_path / "out" / "cases.png").exists() == (damage not in ("damaged", "another grid"))
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 def test_the_page_in_a_real_browser_of_a_phones_width(report: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Literal
 
 import cv2
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from app.organs import IGNORE
-from tests.tiny import TINY
+from tests.tiny import TINY, tiny
 from training.augment import augment, coarsen, crop_fields, geometry, grain, intensity, lens, paper_fields
 from training.cache import CachedCase
 from training.photometric import bgr_to_hsv, hsv_to_bgr, photometric_distortion
@@ -26,7 +25,7 @@ def test_geometry_moves_image_and_label_together(make_fields: Callable[..., torc
     labels[:, 10:90, 10:110] = 0
     labels[:, 30:60, 40:80] = 1
     images = torch.where(labels[:, None] == 1, 200, 50).to(torch.uint8).repeat(1, 3, 1, 1)
-    fields = make_fields(torch.tensor([[80.0, 100.0]] * 4), (100, 120), replace(TINY, crop=(64, 48)))
+    fields = make_fields(torch.tensor([[80.0, 100.0]] * 4), (100, 120), TINY.crops)
     warped, marks = geometry(images, labels, fields)
     assert warped.shape == (4, 3, 64, 48)
     assert set(marks.unique().tolist()) <= {0, 1, IGNORE}
@@ -38,7 +37,7 @@ def test_geometry_moves_image_and_label_together(make_fields: Callable[..., torc
 @pytest.mark.parametrize("make_fields", [crop_fields, paper_fields])
 def test_no_crop_is_mirrored(make_fields: Callable[..., torch.Tensor]) -> None:
     torch.manual_seed(0)
-    fields = make_fields(torch.tensor([[100.0, 100.0]] * 50), (100, 100), replace(TINY, crop=(32, 32)))
+    fields = make_fields(torch.tensor([[100.0, 100.0]] * 50), (100, 100), tiny(size=(32, 32)).crops)
     right = (fields[:, 16, 31] - fields[:, 16, 0]).double()
     down = (fields[:, 31, 16] - fields[:, 0, 16]).double()
     assert (right[:, 0] * down[:, 1] - right[:, 1] * down[:, 0] > 0).all()  # the handedness stays
@@ -48,8 +47,8 @@ def test_no_crop_is_mirrored(make_fields: Callable[..., torch.Tensor]) -> None:
 def test_the_recipe_says_how_far_organs_are_enlarged() -> None:
     """The width of a crop on the slice is its width in pixels, divided by the factor."""
     torch.manual_seed(0)
-    recipe = replace(TINY, crop=(32, 32), scale=(2.0, 3.0))
-    fields = crop_fields(torch.tensor([[400.0, 400.0]] * 200), (400, 400), recipe)
+    crops = tiny(size=(32, 32), scale=(2.0, 3.0)).crops
+    fields = crop_fields(torch.tensor([[400.0, 400.0]] * 200), (400, 400), crops)
     across = (fields[:, 16, 31] - fields[:, 16, 0]) * 400 / 2  # pixels of the slice
     factors = 31 / across.norm(dim=1)
     assert 1.9 < factors.quantile(0.25) < factors.quantile(0.75) < 3.2
@@ -85,8 +84,8 @@ def test_intensity_keeps_the_range_and_the_air() -> None:
 
 @pytest.mark.parametrize("augmentation", ["strong", "paper"])
 def test_augment_gives_network_input(cases: list[CachedCase], augmentation: Literal["strong", "paper"]) -> None:
-    recipe = replace(TINY, augmentation=augmentation)
-    inputs, marks = augment(*SliceSampler(cases, [1.0, 1.0], recipe, seed=0).batch(), recipe)
+    recipe = tiny(augmentation=augmentation)
+    inputs, marks = augment(*SliceSampler(cases, [1.0, 1.0], recipe, seed=0).batch(), recipe.crops)
     assert inputs.shape == (2, 3, 64, 48)
     assert inputs.dtype == torch.float32
     assert marks.dtype == torch.int64

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 import pathlib
+import signal
+import unicodedata
 from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from app.organs import IGNORE
 from phantom import write_phantom
-from tests.tiny import TINY
+from tests.tiny import TINY, tiny
+from training.__main__ import main
 from training.cache import CachedCase, DataError, load_cases
 from training.sampling import SliceSampler
 
@@ -31,12 +37,12 @@ def test_the_cache_holds_what_inference_would_see(cases: list[CachedCase]) -> No
     assert liver == pytest.approx((110 + 125) / 400 * 255, abs=30)  # about 110 HU in -125..275
 
 
-def test_the_cache_is_written_once_and_anew_when_the_data_changes(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    load_cases([data], tmp_path / "cache", TINY)
+def test_the_cache_is_written_once_and_again_when_the_data_changes(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    load_cases([data], tmp_path / "cache", TINY.model)
     entries = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    load_cases([data], tmp_path / "cache", TINY)
+    load_cases([data], tmp_path / "cache", TINY.model)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == entries
-    load_cases([data], tmp_path / "cache", replace(TINY, window_hu=(-200.0, 300.0)))
+    load_cases([data], tmp_path / "cache", tiny(window_hu=(-200.0, 300.0)).model)
     assert len(list((tmp_path / "cache").iterdir())) == 2 * len(entries)
 
 
@@ -67,7 +73,119 @@ def test_bad_data_is_named_before_training(tmp_path: pathlib.Path, change: str, 
         labels[0, 0, 0] = 9
         nib.save(nib.Nifti1Image(labels, reference.affine), label)
     with pytest.raises(DataError, match=line):
-        load_cases([tmp_path], tmp_path / "cache", TINY)
+        load_cases([tmp_path], tmp_path / "cache", TINY.model)
+
+
+def die(*_: object, **__: object) -> None:
+    """As a process dies that takes too much memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def small(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A data folder with one case, `one`, quickly read."""
+    folder = tmp_path / "small"
+    write_phantom(folder / "imagesTr" / "one_0000.nii.gz", folder / "labelsTr" / "one.nii.gz", (64, 64, 4), (6, 6, 60))
+    return folder
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares the time in which processes start."""
+    monkeypatch.setattr("training.cache.in_processes", lambda function, items, _title: [function(one) for one in items])
+
+
+def load_small(small: pathlib.Path) -> CachedCase:
+    (case,) = load_cases([small], small / "cache", TINY.model)
+    return case
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize(
+    "left",
+    ["nothing but the folder", "no case.json", "images cut short", "labels empty", "case.json empty", "other shape"],
+)
+def test_what_a_killed_run_left_in_the_cache_is_written_again(small: pathlib.Path, left: str) -> None:
+    whole = load_small(small)
+    whole = replace(whole, images=np.array(whole.images), labels=np.array(whole.labels))  # not from the file any more
+    (entry,) = (small / "cache").iterdir()
+    images = (entry / "images.npy").read_bytes()
+    (entry / ".0123456789abcdef.partial").write_bytes(images[:1000])
+    if left == "nothing but the folder":
+        for path in entry.iterdir():
+            path.unlink()
+    elif left == "images cut short":
+        (entry / "images.npy").write_bytes(images[:-1])
+    elif left == "labels empty":
+        (entry / "labels.npy").write_bytes(b"")
+    elif left == "case.json empty":
+        (entry / "case.json").write_bytes(b"")
+    elif left == "other shape":
+        np.save(entry / "labels.npy", np.zeros((2, 2, 2), np.uint8))
+    else:
+        (entry / "case.json").unlink()
+    again = load_small(small)
+    np.testing.assert_array_equal(again.images, whole.images)
+    np.testing.assert_array_equal(again.labels, whole.labels)
+    assert again.spacing_z_mm == whole.spacing_z_mm == 60
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_hidden_folders_of_an_older_versions_killed_run_are_left_alone(small: pathlib.Path) -> None:
+    load_small(small)
+    (entry,) = (small / "cache").iterdir()
+    for path in entry.iterdir():
+        path.unlink()
+    entry.rmdir()
+    for pid in range(1, 100):
+        (small / "cache" / f".{entry.name}.{pid}").mkdir()
+    assert load_small(small).name == "one"
+
+
+def test_a_process_that_is_killed_while_it_caches_ends_training_in_one_line(
+    small: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.cache._store", die)
+    with pytest.raises(DataError, match="caching: a process was killed, most often for want of memory"):
+        load_small(small)
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("damage", ["empty", "cut short", "no gzip", "dangling link"])
+def test_a_damaged_image_ends_training_in_one_line(small: pathlib.Path, damage: str) -> None:
+    image = small / "imagesTr" / "one_0000.nii.gz"
+    content = image.read_bytes()
+    image.unlink()
+    if damage == "dangling link":
+        image.symlink_to("nowhere")
+    else:
+        image.write_bytes({"empty": b"", "cut short": content[: len(content) // 2], "no gzip": b"abc" * 500}[damage])
+    (small / "own.py").write_text("from tests.tiny import TINY as RECIPE\n")
+    arguments = ["train", str(small / "own.py"), str(small / "run"), "--data", str(small), "--device", "cpu"]
+    result = CliRunner().invoke(main, [*arguments, "--cache", str(small / "cache")])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"error: {image}: ")
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_cache_that_cannot_be_written_is_named(small: pathlib.Path) -> None:
+    (small / "cache").write_bytes(b"")
+    with pytest.raises(DataError, match=r"cache/one-.*: cannot be written \(Not a directory\); free disk space, or"):
+        load_small(small)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_plain_nifti_and_letters_of_either_unicode_form_belong_together(small: pathlib.Path) -> None:
+    image, label = small / "imagesTr" / "one_0000.nii.gz", small / "labelsTr" / "one.nii.gz"
+    composed, decomposed = (unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD"))
+    image.rename(image.with_name(f"{decomposed}_0000.nii.gz"))
+    (small / "labelsTr" / f"{composed}.nii").write_bytes(gzip.decompress(label.read_bytes()))
+    label.unlink()
+    assert load_small(small).name == composed
+    (small / "labelsTr" / f"{composed}.nii.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"Zoë\.nii and Zoë\.nii\.gz are one case; remove or rename one"):
+        load_small(small)
 
 
 def test_batches_draw_organs_more_often_than_chance(cases: list[CachedCase]) -> None:
@@ -89,7 +207,7 @@ def test_separate_slices_are_their_own_neighbours(cases: list[CachedCase]) -> No
     separate = replace(cases[0], spacing_z_mm=None)
     assert separate.neighbour_step(16.0) == 0
     assert cases[0].neighbour_step(16.0) == 1
-    images, _, _ = SliceSampler([separate], [1.0], replace(TINY, batch=8, neighbour_mm=16.0), seed=0).batch()
+    images, _, _ = SliceSampler([separate], [1.0], tiny(batch=8, neighbour_mm=16.0), seed=0).batch()
     assert (images == images[:, :1]).all()
-    images, _, _ = SliceSampler([cases[0]], [1.0], replace(TINY, batch=8, neighbour_mm=16.0), seed=0).batch()
+    images, _, _ = SliceSampler([cases[0]], [1.0], tiny(batch=8, neighbour_mm=16.0), seed=0).batch()
     assert not (images == images[:, :1]).all()

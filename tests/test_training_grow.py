@@ -17,7 +17,8 @@ from training.engine import Run
 from training.grow import fit_input_channels, grown_weights
 from training.recipes.fast import RECIPE as FAST
 from training.sampling import SliceSampler
-from training.state import LAST, TrainingError, model_config
+from training.state import RunState
+from training.weights import LAST, TrainingError
 
 SMALL = replace(CONFIG, width=3, ocr_channels=8, key_channels=4, channels_in=7)
 WIDER = {
@@ -71,22 +72,26 @@ def test_a_network_cannot_shrink() -> None:
 
 def test_grow_begins_a_run_that_train_goes_on_with(tmp_path: pathlib.Path, cases: list[object]) -> None:
     recipe = tmp_path / "own.py"
-    recipe.write_text("from dataclasses import replace\nfrom training.recipes.fast import RECIPE as FAST\n")
-    recipe.write_text(recipe.read_text() + "RECIPE = replace(FAST, width=20, channels_in=3, batch=2, crop=(64, 64))\n")
+    recipe.write_text(
+        "from dataclasses import replace\n"
+        "from training.recipes.fast import RECIPE as FAST\n"
+        "RECIPE = replace(FAST, model=replace(FAST.model, width=20, channels_in=3))\n"
+    )
     arguments = ["grow", "fast", "--recipe", str(recipe), "--to", str(tmp_path / "run")]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    wide = replace(FAST, width=20, channels_in=3, batch=2, crop=(64, 64))
-    run = Run(tmp_path / "run", wide, torch.device("cpu"))
-    run.resume()
-    assert run.progress.step == 0
+    crops = replace(FAST.crops, batch=2, size=(64, 64))
+    wide = replace(FAST, model=replace(FAST.model, width=20, channels_in=3), crops=crops)
+    grown = RunState(tmp_path / "run", wide, torch.device("cpu"))
+    grown.resume()
+    assert grown.progress.step == 0
     stem = "backbone.stem.0.conv.weight"
-    assert torch.equal(run.network.state_dict()[stem], run.average.module.state_dict()[stem])
+    assert torch.equal(grown.network.state_dict()[stem], grown.average.module.state_dict()[stem])
     batch = SliceSampler(cases, [1.0, 1.0], wide, seed=0).batch()
-    assert run.step(batch) < 0.7 * Run(tmp_path / "random", wide, torch.device("cpu")).step(batch)
+    random = RunState(tmp_path / "random", wide, torch.device("cpu"))
+    assert Run(grown).step(batch) < 0.7 * Run(random).step(batch)
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1
     assert f"{LAST}: there is a run already; choose another folder" in result.output
     with pytest.raises(TrainingError, match="fast cannot grow into the recipe's network: width cannot shrink"):
-        Run(tmp_path / "other", TINY, torch.device("cpu")).grow_from("fast")
-    assert model_config(wide, "x", "1", "").width == 20
+        RunState(tmp_path / "other", TINY, torch.device("cpu")).grow_from("fast")

@@ -10,6 +10,7 @@ import torch
 from app.network import HrnetOcrLogits
 from app.organs import IGNORE
 from training.losses import dice_loss, focal_loss, segmentation_loss
+from training.recipes import Loss
 
 
 def test_focal_loss_by_hand() -> None:
@@ -34,5 +35,5 @@ def test_dice_loss_of_a_perfect_and_a_wrong_prediction() -> None:
     sure = 50 * torch.nn.functional.one_hot(labels, 5).movedim(3, 1).float()
     assert dice_loss(sure, labels).item() == pytest.approx(0, abs=1e-4)
     assert dice_loss(sure.roll(1, dims=1), labels).item() > 0.9
-    total = segmentation_loss(HrnetOcrLogits(sure, sure), labels, dice_weight=1.0, coarse_weight=0.4)
+    total = segmentation_loss(HrnetOcrLogits(sure, sure), labels, Loss(dice_weight=1.0, coarse_weight=0.4))
     assert total.item() == pytest.approx(0, abs=1e-3)

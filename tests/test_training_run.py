@@ -7,7 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -25,20 +25,21 @@ from app.network import HrnetOcrLogits, tensors_of
 from app.organs import IGNORE, Organ
 from phantom import make_phantom
 from tests.conftest import ROOT
-from tests.tiny import TINY, largest_rounding
+from tests.tiny import TINY, largest_rounding, tiny
 from training.__main__ import main, with_batch
 from training.cache import CachedCase
-from training.engine import Run, learning_rate
+from training.engine import Every, Run, Timing, learning_rate
 from training.export import export
 from training.recipes import Recipe
 from training.recipes.paper import RECIPE as PAPER
 from training.sampling import SliceSampler
-from training.state import BEST, LAST, Progress, TrainingError, build_network, model_config, trained_weights
+from training.state import Progress, RunState
 from training.validation import grid_dice
+from training.weights import BEST, LAST, TrainingError, build_network, trained_weights
 
 
 def test_the_papers_recipe() -> None:
-    rates = [learning_rate(Progress(step), replace(PAPER, steps=10), None) for step in range(10)]
+    rates = [learning_rate(Progress(step), replace(PAPER.optimiser, steps=10), None) for step in range(10)]
     expected = [1e-3 * (1 - epoch / 1000) ** 0.9 for epoch in range(5) for _ in range(2)]
     assert rates == pytest.approx(expected)
     with torch.device("meta"):
@@ -47,28 +48,28 @@ def test_the_papers_recipe() -> None:
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
-    rates = [learning_rate(Progress(step), TINY, None) for step in range(TINY.steps + 1)]
-    assert rates[0] == pytest.approx(TINY.learning_rate / 2, rel=0.01)
+    rates = [learning_rate(Progress(step), TINY.optimiser, None) for step in range(TINY.optimiser.steps + 1)]
+    assert rates[0] == pytest.approx(TINY.optimiser.learning_rate / 2, rel=0.01)
     assert rates[-1] == 0
     assert rates[1:] == sorted(rates[1:], reverse=True)
-    assert learning_rate(Progress(50, seconds=30), TINY, 60) == pytest.approx(TINY.learning_rate / 2)
+    assert learning_rate(Progress(50, seconds=30), TINY.optimiser, 1) == pytest.approx(TINY.optimiser.learning_rate / 2)
 
 
-def train(folder: pathlib.Path, cases: list[CachedCase], recipe: Recipe) -> Run:
-    run = Run(folder, recipe, torch.device("cpu"))
-    run.resume()
-    run.train(SliceSampler(cases, [1.0, 1.0], recipe, seed=run.progress.step), cases, None, 1e9)
-    return run
+def train(folder: pathlib.Path, cases: list[CachedCase], recipe: Recipe) -> RunState:
+    state = RunState(folder, recipe, torch.device("cpu"))
+    state.resume()
+    Run(state, Timing(validate_minutes=1e9)).train(SliceSampler(cases, [1.0, 1.0], recipe, state.progress.step), cases)
+    return state
 
 
 def test_training_learns_resumes_and_exports(cases: list[CachedCase], tmp_path: pathlib.Path) -> None:
-    recipe = replace(TINY, steps=60, learning_rate=1e-2, ema_decay=0.9)
-    half = train(tmp_path, cases, replace(recipe, steps=30))
+    recipe = tiny(steps=60, learning_rate=1e-2, ema_decay=0.9)
+    half = train(tmp_path, cases, tiny(steps=30, learning_rate=1e-2, ema_decay=0.9))
     before = {name: tensor.clone() for name, tensor in half.network.state_dict().items()}
-    resumed = Run(tmp_path, recipe, torch.device("cpu"))
+    resumed = RunState(tmp_path, recipe, torch.device("cpu"))
     resumed.resume()
     assert resumed.progress.step == 30
-    assert learning_rate(resumed.progress, recipe, None) == pytest.approx(recipe.learning_rate / 2)
+    assert learning_rate(resumed.progress, recipe.optimiser, None) == pytest.approx(recipe.optimiser.learning_rate / 2)
     for name, tensor in resumed.network.state_dict().items():
         assert torch.equal(tensor, before[name])
     run = train(tmp_path, cases, recipe)
@@ -81,17 +82,17 @@ def test_training_learns_resumes_and_exports(cases: list[CachedCase], tmp_path: 
     model = load_onto(load_checkpoint(find_model("mine", tmp_path / "weights")), torch.device("cpu"), torch.float32)
     # A phantom as it learnt them: in noise, the rounding to 8 bits decides more voxels. So it does in a small network.
     volume = make_phantom((128, 128, 16), (4.0, 4.0, 16.0), seed=0)[0].transpose(2, 1, 0)
-    found, plain = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.uint8)
-    for placed, labels in ((model, found), (replace(model, network=run.average.module.eval()), plain)):
-        with TorchEngine(placed, {}).session(network_grid((128, 128), (4.0, 4.0), TINY.spacing_mm)) as session:
+    folded, plain = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, np.uint8)
+    for placed, labels in ((model, folded), (replace(model, network=run.average.module.eval()), plain)):
+        with TorchEngine(placed, {}).session(network_grid((128, 128), (4.0, 4.0), TINY.model.spacing_mm)) as session:
             Labelling(session, placed.config, (16.0, 4.0, 4.0), labels).run(enumerate(volume))
-    assert np.mean(found == plain) > 0.99
+    assert np.mean(folded == plain) > 0.99
 
 
 def test_a_run_starts_from_another_with_its_weights_and_norms(cases: list[CachedCase], tmp_path: pathlib.Path) -> None:
-    recipe = replace(TINY, steps=2, frozen_norm="all")
-    first = train(tmp_path / "first", cases, replace(TINY, steps=2))
-    run = Run(tmp_path / "second", recipe, torch.device("cpu"))
+    recipe = tiny(steps=2, frozen_norm="all")
+    first = train(tmp_path / "first", cases, tiny(steps=2))
+    run = RunState(tmp_path / "second", recipe, torch.device("cpu"))
     run.start_from(str(tmp_path / "first"))
     started, averaged = run.network.state_dict(), run.average.module.state_dict()
     for name, tensor in first.average.module.state_dict().items():
@@ -99,9 +100,9 @@ def test_a_run_starts_from_another_with_its_weights_and_norms(cases: list[Cached
         assert torch.equal(averaged[name], tensor), name
     stem = "backbone.stem.0.norm.running_mean"
     frozen = started[stem].clone()
-    run.step(SliceSampler(cases, [1.0, 1.0], recipe, seed=0).batch())
+    Run(run).step(SliceSampler(cases, [1.0, 1.0], recipe, seed=0).batch())
     assert torch.equal(run.network.state_dict()[stem], frozen)
-    wider = Run(tmp_path / "third", replace(recipe, channels_in=7), torch.device("cpu"))
+    wider = RunState(tmp_path / "third", tiny(channels_in=7), torch.device("cpu"))
     wider.start_from(str(tmp_path / "first"))
     image = torch.rand(1, 7, 64, 64)
     stem, widened = (network.backbone.stem[0].conv for network in (first.average.module, wider.network))
@@ -116,8 +117,8 @@ def test_a_run_starts_from_another_with_its_weights_and_norms(cases: list[Cached
 def test_the_recipe_says_which_norms_are_frozen(
     cases: list[CachedCase], tmp_path: pathlib.Path, which: Literal["none", "regions", "all"], moving: bool
 ) -> None:
-    run = Run(tmp_path, replace(TINY, frozen_norm=which), torch.device("cpu"))
-    run.step(SliceSampler(cases, [1.0, 1.0], run.recipe, seed=0).batch())
+    run = RunState(tmp_path, tiny(frozen_norm=which), torch.device("cpu"))
+    Run(run).step(SliceSampler(cases, [1.0, 1.0], run.recipe, seed=0).batch())
     moved = {name: bool(norm.num_batches_tracked) for name, norm in run.network.named_modules() if is_norm(norm)}
     assert {moved[name] for name in moved if ".key." in name or ".value." in name} == {moving}
     assert {moved[name] for name in moved if ".query." in name or "backbone" in name} == {which != "all"}
@@ -125,6 +126,33 @@ def test_the_recipe_says_which_norms_are_frozen(
 
 def is_norm(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.BatchNorm2d)
+
+
+def test_the_same_seed_gives_the_same_losses(
+    cases: list[CachedCase], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a network that stands still, in float32: it pins weights, draws, augmentation and loss.
+
+    With a learning rate, rounding alone (one thread or two) moves the loss by some percent within eight steps.
+    """
+    monkeypatch.setattr("training.engine.best_dtype", lambda *_: torch.float32)
+    recipe = tiny(learning_rate=0.0)
+    run, sampler = Run(RunState(tmp_path, recipe, torch.device("cpu"))), SliceSampler(cases, [1.0, 1.0], recipe, seed=0)
+    pinned = [6.6288, 6.1358, 6.1922, 5.5640, 6.1189, 5.8320, 5.9859, 6.3753]  # as 0.6.1 computes them
+    assert [run.step(sampler.batch()) for _ in pinned] == pytest.approx(pinned, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("period", "times"), [(20, [20, 40, 60]), (7, [7, 14, 21, 28, 35, 42, 49, 56, 63]), (0, []), (1e-9, range(4, 64))]
+)
+def test_every_is_due_at_each_multiple_of_its_period(period: float, times: Sequence[int]) -> None:
+    every = Every(period, start=3)
+    assert [now for now in range(4, 64) if every.due(now)] == list(times)
+
+
+def test_every_is_due_once_after_a_long_step() -> None:
+    every = Every(300.0, start=250.0)
+    assert [every.due(now) for now in (299.0, 1000.0, 1199.0, 1200.0)] == [False, True, False, True]
 
 
 def test_grid_dice_of_a_network_that_knows_the_answer(cases: list[CachedCase]) -> None:
@@ -147,7 +175,7 @@ def test_grid_dice_of_a_network_that_knows_the_answer(cases: list[CachedCase]) -
             padded = torch.nn.functional.pad(known, (0, image.shape[3] - width, 0, image.shape[2] - height))
             return HrnetOcrLogits(padded[None], padded[None])
 
-    scores = grid_dice(Oracle(), [case], TINY, every=1)
+    scores = grid_dice(Oracle(), [case], TINY.model, every=1)
     assert scores[Organ.LIVER] == scores[Organ.KIDNEYS] == 1.0
     assert scores[Organ.SPLEEN] == 0.0
     assert 0 < scores[Organ.PANCREAS] < 1
@@ -175,21 +203,67 @@ def test_the_command_line_names_what_is_wrong(data: pathlib.Path, tmp_path: path
     assert "held-out case nobody is in none of the data folders" in result.output
 
 
+@pytest.mark.parametrize("missing", ["own.py", "empty.py"])
+def test_a_file_without_a_recipe_is_named(tmp_path: pathlib.Path, missing: str) -> None:
+    (tmp_path / "empty.py").write_text("RECIPE = None\n")
+    result = CliRunner().invoke(main, ["train", str(tmp_path / missing), str(tmp_path), "--data", str(tmp_path)])
+    assert result.exit_code == 2
+    assert f"{tmp_path / missing}: no such file, or no RECIPE in it" in result.output
+
+
+def test_a_run_of_the_flat_layout_is_refused_by_export_and_can_go_on(
+    cases: list[CachedCase], tmp_path: pathlib.Path
+) -> None:
+    train(tmp_path, cases, tiny(steps=1))
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    recipe = state["recipe"]
+    state["recipe"] = {**recipe.pop("model"), **recipe.pop("crops"), **recipe}
+    torch.save(state, tmp_path / LAST)
+    arguments = ["export", str(tmp_path), "--name", "mine", "--version", "1", "--trained-on", "phantoms"]
+    result = CliRunner().invoke(main, [*arguments, "--to", str(tmp_path / "weights")])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"error: {tmp_path}: a run of version 0.6.1 or older, whose recipe has another")
+    assert result.output.count("\n") == 1
+    train(tmp_path, cases, tiny(steps=2))
+    assert export(tmp_path, "mine", "1", "phantoms", tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"no checkpoint", "last.pt: not a readable checkpoint of a run"),
+        (b"", "last.pt: not a readable checkpoint of a run"),
+        (None, "last.pt: of another recipe; choose another folder, or the recipe that began it"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_named(
+    cases: list[CachedCase], tmp_path: pathlib.Path, content: bytes | None, line: str
+) -> None:
+    state = RunState(tmp_path, tiny(width=6), torch.device("cpu"))
+    if content is None:
+        state.save()
+    else:
+        state.checkpoint.write_bytes(content)
+    with pytest.raises(TrainingError, match=line):
+        RunState(tmp_path, TINY, torch.device("cpu")).resume()
+
+
 def test_stops_when_validation_gets_no_better_and_exports_the_best(
     cases: list[CachedCase], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(TINY, steps=50, patience=2)
+    recipe = tiny(steps=50, patience=2)
     scores = iter([0.3, 0.5, 0.4, 0.5, 0.9])
     monkeypatch.setattr("training.engine.grid_dice", lambda *_: {Organ.LIVER: next(scores)})
-    run = Run(tmp_path, recipe, torch.device("cpu"))
-    run.train(SliceSampler(cases, [1.0, 1.0], recipe, seed=0), cases, None, validate_seconds=-1)  # after every step
+    run = RunState(tmp_path, recipe, torch.device("cpu"))
+    every_step = Timing(validate_minutes=1e-9)
+    assert Run(run, every_step).train(SliceSampler(cases, [1.0, 1.0], recipe, seed=0), cases)
     assert run.progress == Progress(4, run.progress.seconds, best_dice=0.5, validations_since_best=2)
     best, last = (torch.load(tmp_path / name, weights_only=True) for name in (BEST, LAST))
     assert (best["progress"]["step"], last["progress"]["step"]) == (2, 4)
     exported = load_checkpoint(export(tmp_path, "mine", "1", "phantoms", tmp_path / "weights"))
     name = "fcn_head.classify.bias"
     assert np.array_equal(exported.tensors[name], best["average"][f"module.{name}"])
-    assert torch.equal(trained_weights(str(tmp_path), TINY.channels_in)[name], best["average"][f"module.{name}"])
+    assert torch.equal(trained_weights(str(tmp_path), TINY.model.channels_in)[name], best["average"][f"module.{name}"])
 
 
 def test_torchrun_takes_no_option_of_ours_for_its_own() -> None:
@@ -207,9 +281,8 @@ def own_recipe(tmp_path: pathlib.Path) -> Callable[[int], list[str]]:
     def write(steps: int) -> list[str]:
         path = tmp_path / "own.py"
         lines = [
-            "from dataclasses import replace",
-            "from tests.tiny import TINY",
-            f"RECIPE = replace(TINY, steps={steps})",
+            "from tests.tiny import tiny",
+            f"RECIPE = tiny(steps={steps})",
         ]
         path.write_text("\n".join(lines) + "\n")
         return ["train", str(path), str(tmp_path / "run"), "--cache", str(tmp_path / "cache"), "--device", "cpu"]
@@ -255,17 +328,17 @@ def test_a_run_that_was_stopped_is_saved_and_does_not_look_finished(
 def bundled(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
     """The network of a model `start` that takes the place of the bundled ones."""
     network = build_network(TINY)
-    start = Checkpoint(model_config(TINY, "start", "1", ""), tensors_of(network.state_dict()), {})
-    monkeypatch.setattr("training.state.bundled_models", lambda: ["start"])
-    monkeypatch.setattr("training.state.find_model", lambda name: pathlib.Path(f"{name}.safetensors"))
-    monkeypatch.setattr("training.state.load_checkpoint", lambda path: start)
+    monkeypatch.setattr("training.weights.bundled_models", lambda: ["start"])
+    start = Checkpoint(TINY.model, tensors_of(network.state_dict()), {})
+    monkeypatch.setattr("training.weights.find_model", lambda name: pathlib.Path(f"{name}.safetensors"))
+    monkeypatch.setattr("training.weights.load_checkpoint", lambda path: start)
     return network
 
 
 def test_a_run_starts_from_a_bundled_model_as_it_is(
     cases: list[CachedCase], tmp_path: pathlib.Path, bundled: torch.nn.Module
 ) -> None:
-    run = Run(tmp_path, TINY, torch.device("cpu"))
+    run = RunState(tmp_path, TINY, torch.device("cpu"))
     run.start_from("start")
     for network in (run.network, run.average.module):
         for name, tensor in network.state_dict().items():
@@ -273,9 +346,10 @@ def test_a_run_starts_from_a_bundled_model_as_it_is(
 
 
 def test_weights_are_kept_along_a_run_and_average_like_runs(cases: list[CachedCase], tmp_path: pathlib.Path) -> None:
-    run = Run(tmp_path / "run", replace(TINY, steps=4), torch.device("cpu"))
+    run = RunState(tmp_path / "run", tiny(steps=4), torch.device("cpu"))
     sampler = SliceSampler(cases, [1.0, 1.0], run.recipe, seed=0)
-    run.train(sampler, [], None, 0, keep_seconds=1e-9)  # after every step
+    every_step = Timing(keep_minutes=1e-9)
+    Run(run, every_step).train(sampler)
     kept = sorted((tmp_path / "run").glob("minute-*"))
     assert kept  # steps within a tenth of a minute share a folder, the last one has it
     single = load_checkpoint(export(kept[-1], "one", "1", "phantoms", tmp_path / "weights"))
@@ -284,20 +358,20 @@ def test_weights_are_kept_along_a_run_and_average_like_runs(cases: list[CachedCa
     arguments = tmp_path / "run", "mine", "1", "phantoms", tmp_path / "weights"
     mean = load_checkpoint(export(*arguments, average_with=[str(kept[-1])]))
     assert mean.config.version == "1"
-    run.train(sampler, [], None, 0)  # over: nothing more is kept
+    Run(run, every_step).train(sampler)  # over: nothing more is kept
     assert sorted((tmp_path / "run").glob("minute-*")) == kept
 
 
 def test_another_batch_changes_the_learning_rate_by_its_root() -> None:
-    recipe = with_batch(TINY, 4 * TINY.batch)
-    assert (recipe.batch, recipe.learning_rate) == (4 * TINY.batch, 2 * TINY.learning_rate)
-    assert with_batch(TINY, TINY.batch) == TINY
+    batch, rate = TINY.crops.batch, TINY.optimiser.learning_rate
+    assert with_batch(TINY, 4 * batch) == tiny(batch=4 * batch, learning_rate=2 * rate)
+    assert with_batch(TINY, batch) == TINY
 
 
 def test_export_averages_with_the_model_it_started_from_and_other_runs(
     cases: list[CachedCase], tmp_path: pathlib.Path, bundled: torch.nn.Module
 ) -> None:
-    one, other = (train(tmp_path / str(seed), cases, replace(TINY, steps=2, seed=seed)) for seed in (1, 2))
+    one, other = (train(tmp_path / str(seed), cases, tiny(steps=2, seed=seed)) for seed in (1, 2))
     arguments = tmp_path / "1", "mine", "1", "phantoms", tmp_path / "weights"
     exported = load_checkpoint(export(*arguments, average_with=[str(tmp_path / "2"), "start"]))
     every = [network.state_dict() for network in (one.average.module, other.average.module, bundled)]
@@ -306,6 +380,6 @@ def test_export_averages_with_the_model_it_started_from_and_other_runs(
         np.testing.assert_allclose(tensor, mean, rtol=1e-6, atol=1e-6 + largest_rounding(mean))
     with pytest.raises(TrainingError, match=r"nowhere/last\.pt: no checkpoint there"):
         export(*arguments, average_with=["nowhere"])
-    train(tmp_path / "wide", cases, replace(TINY, steps=2, width=6))
+    train(tmp_path / "wide", cases, tiny(steps=2, width=6))
     with pytest.raises(TrainingError, match="wide: its network is not that of"):
         export(*arguments, average_with=[str(tmp_path / "wide")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from app.network import HrnetOcr
 from app.organs import ORGANS
 from app.segmentation import ModelInfo, Segmentation
 from app.volumes import Volume
-from training.recipes import Recipe
+from training.recipes import PAPER_MODEL, Crops, Optimiser, Recipe
 
 CONFIG = ModelConfig(
     name="tiny",
@@ -29,16 +30,20 @@ CONFIG = ModelConfig(
     training_data="none: random weights of a test",
 )
 TINY = Recipe(
-    width=4,
-    ocr_channels=16,
-    key_channels=8,
-    spacing_mm=6.0,
-    neighbour_mm=3.0,
-    crop=(64, 48),
-    batch=2,
-    steps=6,
-    warmup_steps=2,
+    model=replace(PAPER_MODEL, width=4, ocr_channels=16, key_channels=8, spacing_mm=6.0, neighbour_mm=3.0),
+    crops=Crops(size=(64, 48), batch=2),
+    optimiser=Optimiser(steps=6, warmup_steps=2),
 )
+
+
+def tiny(**parts: object) -> Recipe:
+    """TINY, but for the values given: fields of the recipe, or of one of its parts."""
+    changed: dict[str, object] = {}
+    for part in ("model", "crops", "optimiser", "loss"):
+        value = getattr(TINY, part)
+        own = {name: parts.pop(name) for name in list(parts) if hasattr(value, name)}
+        changed[part] = replace(value, **own)
+    return replace(TINY, **changed, **parts)
 
 
 def segmentation_of(volume: Volume, mask: NDArray[np.uint8], case: str = "case", **fields: Any) -> Segmentation:  # noqa: ANN401

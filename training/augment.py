@@ -11,7 +11,7 @@ from torch.nn import functional
 from app.engines.torch_images import network_input
 from app.organs import IGNORE
 from training.photometric import photometric_distortion
-from training.recipes import Recipe
+from training.recipes import Crops
 
 ROTATION_DEG = 20.0
 PAPER_ROTATION_DEG, PAPER_SCALE, PAPER_SHIFT, PAPER_SHARE = 45.0, (0.9, 1.1), 0.0625, 0.5  # albumentations' defaults
@@ -34,17 +34,17 @@ def _chosen(n: int, share: float, device: torch.device) -> Tensor:
     return (torch.rand(n, device=device) < share).float()
 
 
-def crop_fields(sizes: Tensor, canvas: tuple[int, int], recipe: Recipe) -> Tensor:
+def crop_fields(sizes: Tensor, canvas: tuple[int, int], crops: Crops) -> Tensor:
     """Sampling fields for `grid_sample`: random crops, rotated, scaled and bent; (N, *crop, 2) in -1..1.
 
     Args:
         sizes: (N, 2) height and width of the slices, which lie in the middle of the canvas.
         canvas: height and width of the canvas.
-        recipe: size of the crops and how far they are scaled.
+        crops: their size, and how far they are scaled.
     """
-    n, device, crop = len(sizes), sizes.device, recipe.crop
+    n, device, crop = len(sizes), sizes.device, crops.size
     angle = _uniform(n, -ROTATION_DEG, ROTATION_DEG, device).deg2rad()
-    scale = torch.exp(_uniform(n, math.log(recipe.scale[0]), math.log(recipe.scale[1]), device))
+    scale = torch.exp(_uniform(n, math.log(crops.scale[0]), math.log(crops.scale[1]), device))
     # The crop's centre moves over the slice as far as the crop stays on it, and a little when it is larger.
     room = (0.5 * (sizes - torch.tensor(crop, device=device) / scale[:, None])).clamp_min(16.0)
     centre = room * torch.empty(n, 2, device=device).uniform_(-1, 1)
@@ -92,17 +92,17 @@ def similarity_fields(
     return torch.stack([across, down], dim=3)
 
 
-def paper_fields(sizes: Tensor, canvas: tuple[int, int], recipe: Recipe) -> Tensor:
+def paper_fields(sizes: Tensor, canvas: tuple[int, int], crops: Crops) -> Tensor:
     """The paper's crops: anywhere on the slice, half of them shifted, scaled and rotated; as `crop_fields`."""
     n, device = len(sizes), sizes.device
     changed = _chosen(n, PAPER_SHARE, device)
     angle = changed * _uniform(n, -PAPER_ROTATION_DEG, PAPER_ROTATION_DEG, device).deg2rad()
     scale = 1 + changed * (_uniform(n, *PAPER_SCALE, device) - 1)
-    sides = torch.tensor(recipe.crop, device=device)
+    sides = torch.tensor(crops.size, device=device)
     shift = changed[:, None] * torch.empty(n, 2, device=device).uniform_(-PAPER_SHIFT, PAPER_SHIFT) * sides
     room = (0.5 * (sizes - sides)).clamp_min(0)
     centre = room * torch.empty(n, 2, device=device).uniform_(-1, 1) + shift
-    return similarity_fields(angle, scale, centre, canvas, recipe.crop)
+    return similarity_fields(angle, scale, centre, canvas, crops.size)
 
 
 def geometry(images: Tensor, labels: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,10 +164,10 @@ def intensity(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def augment(images: Tensor, labels: Tensor, sizes: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+def augment(images: Tensor, labels: Tensor, sizes: Tensor, crops: Crops) -> tuple[Tensor, Tensor]:
     """Canvas batch (uint8) -> augmented network input (N, C, *crop) in 0..1 and labels (N, *crop) int64."""
-    canvas, is_paper = (images.shape[2], images.shape[3]), recipe.augmentation == "paper"
-    fields = (paper_fields if is_paper else crop_fields)(sizes, canvas, recipe)
+    canvas, is_paper = (images.shape[2], images.shape[3]), crops.augmentation == "paper"
+    fields = (paper_fields if is_paper else crop_fields)(sizes, canvas, crops)
     warped, cropped_labels = geometry(images, labels, fields)
     inputs = network_input(warped)
     return photometric_distortion(inputs) if is_paper else intensity(coarsen(inputs)), cropped_labels

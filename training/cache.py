@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pathlib
-import shutil
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
-from tqdm import tqdm
 
+from app.checkpoint import ModelConfig
 from app.engines.torch_images import windowed_slice
+from app.errors import VolumeError
 from app.inference.grid import network_grid
 from app.inference.plan import neighbour_step
-from app.organs import IGNORE, Organ
+from app.organs import IGNORE, Organ, bounding_box
 from app.volumes import Volume, open_volume
+from app.whole_file import clear_stale, whole_file
 from evaluation.labels import LabelError, check_same_grid, read_labels
-from training.recipes import Recipe
+from evaluation.names import Labelled, NamesError, labelled_scans
+from evaluation.processes import ProcessError, in_processes
 
 CACHE_VERSION = 2  # raise when what is stored changes
+ABOUT = "case.json"
+BODY_SHARE, BODY_MARGIN = 0.02, 8  # of the slices that must hold something; pixels
 
 
 class DataError(Exception):
@@ -55,95 +56,128 @@ class CachedCase:
         return 0 if self.spacing_z_mm is None else neighbour_step(self.spacing_z_mm, neighbour_mm)
 
 
-Pair = tuple[str, pathlib.Path, pathlib.Path]  # case, image, label
+def find_pairs(folder: pathlib.Path) -> list[Labelled]:
+    """Every (case, image, label) of a folder in the FLARE / nnU-Net layout.
+
+    Raises:
+        DataError: there are no images, one has no label, or the folder cannot be read.
+    """
+    try:
+        return labelled_scans(folder)
+    except (NamesError, OSError) as error:
+        raise DataError(str(error)) from error
 
 
-def find_pairs(folder: pathlib.Path) -> list[Pair]:
-    """Every (case, image, label) of a folder with imagesTr/X_0000.nii.gz and labelsTr/X.nii.gz."""
-    images = sorted((folder / "imagesTr").glob("*_0000.nii.gz"))
-    if not images:
-        raise DataError(f"{folder}: no imagesTr/*_0000.nii.gz; expected the FLARE / nnU-Net layout")
-    cases = [(p.name.removesuffix("_0000.nii.gz"), p) for p in images]
-    pairs = [(name, image, folder / "labelsTr" / f"{name}.nii.gz") for name, image in cases]
-    for name, _, label in pairs:
-        if not label.exists():
-            raise DataError(f"{label}: no label for case {name}; add it or remove the image")
-    return pairs
+def load_cases(folders: Sequence[pathlib.Path], cache_dir: pathlib.Path, model: ModelConfig) -> list[CachedCase]:
+    """Cache every case of the folders that is not cached yet, in parallel, and open them all, in order of name.
 
-
-def load_cases(folders: Sequence[pathlib.Path], cache_dir: pathlib.Path, recipe: Recipe) -> list[CachedCase]:
-    """Cache every case of the folders that is not cached yet, in parallel, and open them all, in order of name."""
+    Raises:
+        DataError: a file cannot be used, or the cache cannot be written.
+    """
     pairs = [pair for folder in folders for pair in find_pairs(folder)]
     names = [name for name, _, _ in pairs]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise DataError(f"case {twice[0]} is in more than one data folder; rename one")
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    entries = [_entry(pair, cache_dir, recipe) for pair in pairs]
-    missing = [(pair, entry) for pair, entry in zip(pairs, entries, strict=True) if not entry.exists()]
-    if missing:
-        with ProcessPoolExecutor(min(len(missing), os.cpu_count() or 1), get_context("spawn")) as pool:
-            stored = pool.map(partial(_store, recipe=recipe), missing)
-            list(tqdm(stored, "caching", len(missing), disable=None))
-    return sorted((_open(entry) for entry in entries), key=lambda case: case.name)
+    entries = {_entry(pair, cache_dir, model): pair for pair in pairs}
+    missing = [(pair, entry) for entry, pair in entries.items() if _opened(entry) is None]
+    try:
+        in_processes(partial(_store, model=model), missing, "caching")
+    except ProcessError as error:
+        raise DataError(str(error)) from error
+    cases = [_opened(entry) for entry in entries]
+    return sorted((case for case in cases if case), key=lambda case: case.name)
 
 
-def _entry(pair: Pair, cache_dir: pathlib.Path, recipe: Recipe) -> pathlib.Path:
+def _entry(pair: Labelled, cache_dir: pathlib.Path, model: ModelConfig) -> pathlib.Path:
     """The folder that holds a case; its name is a hash of all that its content depends on."""
     name, *files = pair
-    digest = hashlib.sha256(repr((CACHE_VERSION, recipe.spacing_mm, recipe.window_hu)).encode())
+    digest = hashlib.sha256(repr((CACHE_VERSION, model.spacing_mm, model.window_hu)).encode())
     for path in files:
-        digest.update(path.read_bytes())
+        try:
+            digest.update(path.read_bytes())
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
     return cache_dir / f"{name}-{digest.hexdigest()[:16]}"
 
 
-def _store(item: tuple[Pair, pathlib.Path], recipe: Recipe) -> None:
-    """Prepare a case and write its entry under a temporary name, then rename it."""
+def _store(item: tuple[Labelled, pathlib.Path], model: ModelConfig) -> None:
+    """Prepare a case and write its entry, file by file, each whole or not at all; the one written last makes it valid.
+
+    So whatever a killed process leaves behind is written over, and two at once write the same.
+    """
     (name, image, label), entry = item
     torch.set_num_threads(1)  # the cases run in parallel
-    images, labels, spacing_z_mm = prepare(image, label, recipe)
-    partial_entry = entry.parent / f".{entry.name}.{os.getpid()}"
-    partial_entry.mkdir()
-    np.save(partial_entry / "images.npy", images)
-    np.save(partial_entry / "labels.npy", labels)
-    (partial_entry / "case.json").write_text(json.dumps({"name": name, "spacing_z_mm": spacing_z_mm}))
+    images, labels, spacing_z_mm = prepare(image, label, model)
     try:
-        partial_entry.rename(entry)
-    except OSError:  # another process was first
-        shutil.rmtree(partial_entry)
+        entry.mkdir(parents=True, exist_ok=True)
+        clear_stale(entry)
+        for kind, array in (("images", images), ("labels", labels)):
+            with whole_file(entry / f"{kind}.npy") as stream:
+                np.save(stream, array)
+        with whole_file(entry / ABOUT) as stream:
+            stream.write(json.dumps({"name": name, "spacing_z_mm": spacing_z_mm}).encode())
+    except OSError as error:
+        raise DataError(
+            f"{entry}: cannot be written ({error.strerror or error}); free disk space, or choose another --cache"
+        ) from error
 
 
-def _open(entry: pathlib.Path) -> CachedCase:
-    about = json.loads((entry / "case.json").read_text())
-    images, labels = (np.load(entry / f"{kind}.npy", mmap_mode="c") for kind in ("images", "labels"))
-    return CachedCase(about["name"], images, labels, about["spacing_z_mm"])
+def _opened(entry: pathlib.Path) -> CachedCase | None:
+    """A case in the cache; None where it is not there, or not as a whole."""
+    try:
+        about = json.loads((entry / ABOUT).read_text())
+        images, labels = (np.load(entry / f"{kind}.npy", mmap_mode="c") for kind in ("images", "labels"))
+        case = CachedCase(about["name"], images, labels, about["spacing_z_mm"])
+    except (OSError, ValueError, EOFError, KeyError, TypeError):
+        return None
+    return case if images.ndim == 3 and images.shape == labels.shape else None
 
 
 def prepare(
-    image: pathlib.Path, label: pathlib.Path, recipe: Recipe
+    image: pathlib.Path, label: pathlib.Path, model: ModelConfig
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], float]:
     """Read a case and bring it to the network's grid, as inference does, then crop it to the body.
 
     Returns:
         Images and labels (Z, H, W) uint8 and the distance of slices in mm.
+
+    Raises:
+        DataError: image or label cannot be read, or they do not belong together.
     """
-    scan = open_volume(image)
+    try:
+        scan = open_volume(image)
+        reference = labels_of(label, scan)
+        images, labels = _on_grid(scan, reference, model)
+    except VolumeError as error:
+        raise DataError(str(error)) from error
+    box = _body(images)
+    return images[:, *box].copy(), labels[:, *box].copy(), scan.geometry.spacing_zyx_mm[0]
+
+
+def _on_grid(
+    scan: Volume, reference: NDArray[np.uint8], model: ModelConfig
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Every slice of a scan and its labels (Z, H, W), resampled to the network's grid."""
     depth, height, width = scan.geometry.shape_zyx
-    spacing_z, *spacing_yx = scan.geometry.spacing_zyx_mm
-    reference = labels_of(label, scan)
-    grid = network_grid((height, width), spacing_yx, recipe.spacing_mm)
-    images = np.empty((depth, *grid), np.uint8)
-    labels = np.empty((depth, *grid), np.uint8)
+    grid = network_grid((height, width), scan.geometry.spacing_zyx_mm[1:], model.spacing_mm)
+    images, labels = np.empty((depth, *grid), np.uint8), np.empty((depth, *grid), np.uint8)
     classes = torch.tensor([*Organ, IGNORE], dtype=torch.uint8)
     for z, hounsfield in scan.slices():
-        windowed = windowed_slice(torch.from_numpy(hounsfield), recipe.window_hu, grid)
+        windowed = windowed_slice(torch.from_numpy(hounsfield), model.window_hu, grid)
         images[z] = windowed.round_().clamp_(0, 255).byte().numpy()
         shares = (torch.from_numpy(reference[z])[None] == classes[:, None, None]).float()[None]
         # A grid pixel takes the label that covers most of it.
         labels[z] = classes[functional.interpolate(shares, grid, mode="bilinear", antialias=True)[0].argmax(0)].numpy()
-    body = (images > 0).mean(axis=0) > 0.02
-    box = tuple(slice(max(0, np.flatnonzero(line)[0] - 8), np.flatnonzero(line)[-1] + 9) for line in _lines(body))
-    return images[:, box[0], box[1]].copy(), labels[:, box[0], box[1]].copy(), spacing_z
+    return images, labels
+
+
+def _body(images: NDArray[np.uint8]) -> tuple[slice, ...]:
+    """Rows and columns of the body's shadow along z, with a margin; all where there is no body."""
+    box = bounding_box((images > 0).mean(axis=0) > BODY_SHARE)
+    if box is None:
+        return slice(None), slice(None)
+    return tuple(slice(max(0, part.start - BODY_MARGIN), part.stop + BODY_MARGIN) for part in box)
 
 
 def labels_of(path: pathlib.Path, scan: Volume) -> NDArray[np.uint8]:
@@ -158,10 +192,3 @@ def labels_of(path: pathlib.Path, scan: Volume) -> NDArray[np.uint8]:
     except LabelError as error:
         raise DataError(str(error)) from error
     return labels
-
-
-def _lines(body: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which rows and columns of the body's shadow are taken; all where there is no body."""
-    if not body.any():
-        return np.ones(body.shape[0], bool), np.ones(body.shape[1], bool)
-    return np.asarray(body.any(axis=1)), np.asarray(body.any(axis=0))

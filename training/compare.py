@@ -19,27 +19,38 @@ from app.engines.torch_engine import Model, TorchEngine
 from app.organs import IGNORE, ORGANS, Organ
 from app.segmenter import Segmenter
 from app.volumes import open_volume
+from evaluation.names import Labelled
 from evaluation.overlap import dice
-from training.cache import CachedCase, Pair, labels_of
-from training.engine import Run
+from evaluation.tables import table
+from training.cache import CachedCase, labels_of
+from training.engine import Run, Timing
 from training.other_networks import DECODERS, ENCODERS
-from training.recipes import Recipe
+from training.recipes import PAPER_MODEL, Recipe
 from training.recipes.fast import RECIPE as FAST
-from training.recipes.paper import RECIPE as PAPER
 from training.sampling import SliceSampler
-from training.state import model_config
+from training.state import RunState
 
 SIDE = 256  # pixels of the slice for flops and milliseconds
 REPEATS = 5
-BASE = replace(FAST, learning_rate=1e-3)
+BASE = replace(FAST, optimiser=replace(FAST.optimiser, learning_rate=1e-3))
 GRID: dict[str, Recipe] = {
     **{
-        f"{encoder}-{decoder}": replace(BASE, architecture=f"{encoder}-{decoder}", coarse_weight=0.0)
+        f"{encoder}-{decoder}": replace(
+            BASE, architecture=f"{encoder}-{decoder}", loss=replace(BASE.loss, coarse_weight=0.0)
+        )
         for encoder in ENCODERS
         for decoder in DECODERS
     },
     "hrnet18-ocr": BASE,
-    "hrnet48-ocr": replace(BASE, width=PAPER.width, ocr_channels=PAPER.ocr_channels, key_channels=PAPER.key_channels),
+    "hrnet48-ocr": replace(
+        BASE,
+        model=replace(
+            BASE.model,
+            width=PAPER_MODEL.width,
+            ocr_channels=PAPER_MODEL.ocr_channels,
+            key_channels=PAPER_MODEL.key_channels,
+        ),
+    ),
 }
 
 
@@ -67,8 +78,8 @@ class Row:
 def compare(
     folder: pathlib.Path,
     cases: Sequence[CachedCase],
-    held_out: Sequence[Pair],
-    seconds: float,
+    held_out: Sequence[Labelled],
+    minutes: float,
     device: torch.device,
 ) -> list[Row]:
     """Train every network of the grid for the same time and score it.
@@ -77,29 +88,28 @@ def compare(
         folder: gets a run's folder for each; runs that are there go on, or are only scored.
         cases: to train on; all are drawn alike.
         held_out: name, image and label of the volumes to score.
-        seconds: of training, each.
+        minutes: of training, each.
         device: to train and infer on.
     """
     rows = []
     for name, recipe in GRID.items():
-        run = Run(folder / name, recipe, device)
-        run.resume()
-        seed = recipe.seed + run.progress.step
-        sampler = SliceSampler(cases, [1.0] * len(cases), recipe, seed, run.device)
-        run.train(sampler, [], seconds, float("inf"))
-        network = run.average.module.eval()
-        model = Model(model_config(recipe, name, "0", ""), network, device, torch.float32)
+        state = RunState(folder / name, recipe, device)
+        state.resume()
+        sampler = SliceSampler(cases, [1.0] * len(cases), recipe, recipe.seed + state.progress.step, device)
+        Run(state, Timing(minutes)).train(sampler)
+        network = state.average.module.eval()
+        model = Model(replace(recipe.model, name=name), network, device, torch.float32)
         rows.append(
             Row(
                 name,
                 sum(p.numel() for p in network.parameters()),
-                count_flops(network, recipe.channels_in, device) / 1e9,
-                1000 * seconds_per_slice(network, recipe.channels_in, device),
-                run.progress.step,
+                count_flops(network, recipe.model.channels_in, device) / 1e9,
+                1000 * seconds_per_slice(network, recipe.model.channels_in, device),
+                state.progress.step,
                 mean_dice(Segmenter(TorchEngine(model, {})), held_out),
             )
         )
-        print(table(rows[-1:]), flush=True)
+        print(markdown(rows[-1:]), flush=True)
     return rows
 
 
@@ -122,7 +132,7 @@ def seconds_per_slice(network: nn.Module, channels_in: int, device: torch.device
     return min(taken[1:])
 
 
-def mean_dice(segmenter: Segmenter, held_out: Sequence[Pair]) -> dict[Organ, float]:
+def mean_dice(segmenter: Segmenter, held_out: Sequence[Labelled]) -> dict[Organ, float]:
     """Mean DSC per organ over whole volumes; voxels that nobody annotated are left out."""
     scores: dict[Organ, list[float]] = {organ: [] for organ in ORGANS}
     for _, image, label in held_out:
@@ -133,16 +143,20 @@ def mean_dice(segmenter: Segmenter, held_out: Sequence[Pair]) -> dict[Organ, flo
     return {organ: float(np.mean(values)) for organ, values in scores.items()}
 
 
-def table(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
-    organs = [organ.key for organ in ORGANS]
-    lines = [
-        "| network | parameters (M) | GFLOP per slice | ms per slice | steps | "
-        f"{' | '.join(f'DSC {organ}' for organ in organs)} |",
-        "|---" * (5 + len(organs)) + "|",
-    ]
-    for row in rows:
-        cells = [f"{row.parameters / 1e6:.2f}", f"{row.gflops:.1f}", f"{row.milliseconds:.0f}", str(row.steps)]
-        cells += [f"{row.dice[organ]:.3f}" for organ in ORGANS]
-        lines.append(f"| {row.name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    header = ["network", "parameters (M)", "GFLOP per slice", "ms per slice", "steps"]
+    return table(
+        [*header, *(f"DSC {organ.key}" for organ in ORGANS)],
+        [
+            [
+                row.name,
+                f"{row.parameters / 1e6:.2f}",
+                f"{row.gflops:.1f}",
+                f"{row.milliseconds:.0f}",
+                row.steps,
+                *(f"{row.dice[organ]:.3f}" for organ in ORGANS),
+            ]
+            for row in rows
+        ],
+    )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import itertools
 import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,95 +17,81 @@ import torch.distributed as dist
 from torch import nn
 
 from app.engines.torch_engine import best_dtype
-from app.gpu_memory import MIB
-from app.host import peak_rss_mib
+from app.organs import Organ
 from app.volumes.read_ahead import ReadAhead
 from training.augment import augment
 from training.cache import CachedCase
+from training.log import TrainingLog
 from training.losses import segmentation_loss
 from training.norms import frozen_norms
-from training.recipes import Recipe
+from training.recipes import Optimiser
 from training.sampling import Batch, SliceSampler
-from training.state import BEST, Progress, RunState, TrainingError
-from training.validation import ORGAN_NAMES, draw_curve, grid_dice
+from training.state import Progress, RunState
+from training.validation import grid_dice
+from training.weights import TrainingError
 
 SAVE_SECONDS = 300.0
 LOG_STEPS = 20
 BATCHES_AHEAD = 4
+CLIP_NORM = 5.0  # of the gradient
 POLY_EPOCHS, POLY_POWER = 1000, 0.9  # the paper's (1 - epoch / 1000)^0.9
 
 
-def share_done(progress: Progress, recipe: Recipe, seconds: float | None) -> float:
-    """0 at the start, 1 when the steps, or the seconds where they are given, are used up."""
-    return progress.step / recipe.steps if seconds is None else progress.seconds / seconds
+@dataclass(frozen=True)
+class Timing:
+    """How long a run lasts, and what it does how often, in minutes of training.
+
+    Attributes:
+        minutes: to train; None: the recipe's steps.
+        validate_minutes: between two validations on the held-out cases; the end of the run is one too. 0: none at all.
+        keep_minutes: between two moments whose averaged weights are kept. 0: none.
+    """
+
+    minutes: float | None = None
+    validate_minutes: float = 0.0
+    keep_minutes: float = 0.0
 
 
-def learning_rate(progress: Progress, recipe: Recipe, seconds: float | None) -> float:
+class Every:
+    """Says when it is time again: at every multiple of a period.
+
+    Args:
+        period: in the unit of what is asked about, steps or seconds of training; 0: never.
+        start: where the run stands.
+    """
+
+    def __init__(self, period: float, start: float) -> None:
+        self.period, self.last = period, start
+
+    def due(self, now: float) -> bool:
+        """Whether a multiple of the period was reached since this was last asked."""
+        is_due = self.period > 0 and now // self.period > self.last // self.period
+        self.last = now
+        return is_due
+
+
+def learning_rate(progress: Progress, optimiser: Optimiser, minutes: float | None) -> float:
     """Linear warm-up, then half a cosine to zero, or the paper's polynomial of the epoch."""
-    warm = min(1.0, (progress.step + 1) / recipe.warmup_steps)
-    done = min(1.0, share_done(progress, recipe, seconds))
-    if recipe.schedule == "poly":
-        epoch = int(done * (recipe.epochs or 1))
-        return recipe.learning_rate * warm * float((1 - epoch / POLY_EPOCHS) ** POLY_POWER)
-    return recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
+    warm = min(1.0, (progress.step + 1) / optimiser.warmup_steps)
+    done = min(1.0, progress.share_done(optimiser, minutes))
+    if optimiser.schedule == "poly":
+        epoch = int(done * (optimiser.epochs or 1))
+        return optimiser.learning_rate * warm * float((1 - epoch / POLY_EPOCHS) ** POLY_POWER)
+    return optimiser.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
 
 
-class Run(RunState):
-    """One training run in one folder: its state, and `log.csv` and `curve.png` of losses and scores.
+class Run:
+    """One training run: its state goes from step to step, with `log.csv` and `curve.png` of losses and scores.
 
     Where the recipe has a patience, `best.pt` holds the weights of the best validation. Started by torchrun, every
     process trains on its share of the batch; the first one logs, validates, saves and decides.
     """
 
-    def log(self, **row: object) -> None:
-        """Print a line, append it to log.csv and draw the curve anew."""
-        print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
-        path = self.folder / "log.csv"
-        is_new = not path.exists()
-        with path.open("a", newline="") as stream:
-            writer = csv.writer(stream)
-            if is_new:
-                writer.writerow(["step", "minutes", "lr", "loss", "images_s", "wait", "peak_mib", *ORGAN_NAMES])
-            writer.writerow(row.values())
-        draw_curve(path, self.folder / "curve.png")
+    def __init__(self, state: RunState, timing: Timing = Timing()) -> None:
+        self.state, self.timing = state, timing
 
-    def _peak_mib(self) -> float:
-        """Peak memory: the GPU's allocator's, or this process's."""
-        return (
-            torch.cuda.max_memory_reserved(self.device) / MIB if self.device.type == "cuda" else peak_rss_mib() or 0.0
-        )
-
-    def step(self, batch: Batch) -> float:
-        """One optimisation step; returns the loss."""
-        images, labels, sizes = (part.to(self.device) for part in batch)
-        inputs, cropped_labels = augment(images, labels, sizes, self.recipe)
-        self.network.train()
-        for norm in frozen_norms(self.network, self.recipe.frozen_norm):
-            norm.eval()
-        # 16 bits where they are faster; bfloat16 on a GPU too, which needs no scaling of the loss.
-        is_faster = best_dtype(self.device) != torch.float32
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_faster):
-            logits = self.together(inputs.contiguous(memory_format=torch.channels_last))
-        loss = segmentation_loss(logits, cropped_labels, self.recipe.dice_weight, self.recipe.coarse_weight)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
-        self.optimizer.step()
-        self.average.update_parameters(self.network)
-        return loss.item()
-
-    def train(
-        self,
-        sampler: SliceSampler,
-        held_out: Sequence[CachedCase],
-        seconds: float | None,
-        validate_seconds: float,
-        keep_seconds: float = 0,
-    ) -> bool:
-        """Train until the recipe's steps, or `seconds`, are used up.
-
-        The held-out cases are scored every `validate_seconds` and at the end; the averaged weights are kept every
-        `keep_seconds`; with 0, never.
+    def train(self, sampler: SliceSampler, held_out: Sequence[CachedCase] = ()) -> bool:
+        """Train until the recipe's steps, or the minutes, are used up.
 
         A thread draws the batches ahead of the steps. SIGTERM saves the checkpoint and ends the loop after the
         current step.
@@ -116,80 +102,81 @@ class Run(RunState):
         Raises:
             TrainingError: the loss is no longer a number.
         """
-        ended = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: ended.set())
+        state, progress = self.state, self.state.progress
+        log = TrainingLog(state.folder, state.recipe.crops.batch)
+        log_due = Every(LOG_STEPS, progress.step)
+        validation_due = Every(self.timing.validate_minutes * 60, progress.seconds)
+        keeping_due = Every(self.timing.keep_minutes * 60, progress.seconds)
+        saving_due = Every(SAVE_SECONDS, progress.seconds)
+        stopped = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: stopped.set())
         with contextlib.closing(ReadAhead((sampler.batch() for _ in itertools.count()), BATCHES_AHEAD)) as batches:
-            self._loop(batches, held_out, seconds, validate_seconds, keep_seconds, ended)
-        return not ended.is_set()
+            while not self._agree(self.is_over or stopped.is_set()):
+                begin = time.monotonic()
+                rate = self.set_learning_rate()
+                batch = next(batches)
+                waited = time.monotonic() - begin
+                loss = self.step(batch)
+                if not math.isfinite(loss):
+                    raise TrainingError(f"loss is {loss} at step {progress.step}; lower the learning rate")
+                seconds = time.monotonic() - begin
+                progress.step += 1
+                progress.seconds += seconds
+                log.add(loss, seconds, waited)
+                if keeping_due.due(progress.seconds):
+                    state.keep()
+                scores = self.validate(held_out) if validation_due.due(progress.seconds) or self.is_over else {}
+                if state.is_first and (log_due.due(progress.step) or scores):
+                    log.write(progress, rate, state.device, scores)
+                if saving_due.due(progress.seconds) or self.is_over or stopped.is_set():
+                    state.save()
+        return not stopped.is_set()
 
-    def _loop(
-        self,
-        batches: Iterator[Batch],
-        held_out: Sequence[CachedCase],
-        seconds: float | None,
-        validate_seconds: float,
-        keep_seconds: float,
-        ended: threading.Event,
-    ) -> None:
-        saved = validated = time.monotonic()
-        losses: list[float] = []
-        since, waited = self.progress.seconds, 0.0
-        done = share_done(self.progress, self.recipe, seconds) >= 1
-        while not self._agree(done or ended.is_set()):
-            begin = time.monotonic()
-            rate = learning_rate(self.progress, self.recipe, seconds)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            batch = next(batches)
-            waited += time.monotonic() - begin
-            losses.append(self.step(batch))
-            if not math.isfinite(losses[-1]):
-                raise TrainingError(f"loss is {losses[-1]} at step {self.progress.step}; lower the learning rate")
-            now = time.monotonic()
-            self.progress.step += 1
-            before = self.progress.seconds
-            self.progress.seconds += now - begin
-            if keep_seconds and self.progress.seconds // keep_seconds > before // keep_seconds:
-                self.keep()
-            done = share_done(self.progress, self.recipe, seconds) >= 1
-            validates = self.is_first and bool(held_out) and validate_seconds != 0
-            validates = validates and (done or now - validated > validate_seconds)
-            if validates or (self.is_first and self.progress.step % LOG_STEPS == 0):
-                scores = grid_dice(self.average, held_out, self.recipe) if validates else {}
-                spent = self.progress.seconds - since
-                self.log(
-                    step=self.progress.step,
-                    minutes=round(self.progress.seconds / 60, 2),
-                    lr=round(rate, 6),
-                    loss=round(float(np.mean(losses)), 4),
-                    images_s=round(self.recipe.batch * len(losses) / spent, 2),
-                    wait=round(waited / spent, 3),
-                    peak_mib=round(self._peak_mib()),
-                    **{organ.key: round(score, 4) for organ, score in scores.items()},
-                )
-                losses, since, waited = [], self.progress.seconds, 0.0
-                if validates:
-                    validated = time.monotonic()
-                    done = done or self._is_out_of_patience(float(np.mean(list(scores.values()))))
-            if done or ended.is_set() or now - saved > SAVE_SECONDS:
-                self.save()
-                saved = now
+    @property
+    def is_over(self) -> bool:
+        """Whether the steps, the minutes, or the recipe's patience are used up."""
+        progress, optimiser = self.state.progress, self.state.recipe.optimiser
+        return progress.share_done(optimiser, self.timing.minutes) >= 1 or progress.is_out_of_patience(optimiser)
+
+    def set_learning_rate(self) -> float:
+        """Give the optimiser the learning rate of the coming step."""
+        rate = learning_rate(self.state.progress, self.state.recipe.optimiser, self.timing.minutes)
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def step(self, batch: Batch) -> float:
+        """One optimisation step; returns the loss."""
+        state, recipe = self.state, self.state.recipe
+        images, labels, sizes = (part.to(state.device) for part in batch)
+        inputs, cropped_labels = augment(images, labels, sizes, recipe.crops)
+        state.network.train()
+        for norm in frozen_norms(state.network, recipe.optimiser.frozen_norm):
+            norm.eval()
+        # 16 bits where they are faster; bfloat16 on a GPU too, which needs no scaling of the loss.
+        is_faster = best_dtype(state.device) != torch.float32
+        with torch.autocast(state.device.type, torch.bfloat16, enabled=is_faster):
+            logits = state.parallel_network(inputs.contiguous(memory_format=torch.channels_last))
+        loss = segmentation_loss(logits, cropped_labels, recipe.loss)
+        state.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(state.network.parameters(), CLIP_NORM)
+        state.optimizer.step()
+        state.average.update_parameters(state.network)
+        return loss.item()
+
+    def validate(self, held_out: Sequence[CachedCase]) -> dict[Organ, float]:
+        """DSC per organ of the averaged weights on the held-out cases; none where this process does not validate."""
+        if not (self.state.is_first and held_out and self.timing.validate_minutes):
+            return {}
+        scores = grid_dice(self.state.average, held_out, self.state.recipe.model)
+        self.state.note_validation(float(np.mean(list(scores.values()))))
+        return scores
 
     def _agree(self, stop: bool) -> bool:
         """What the first process decides, for all."""
         if not dist.is_initialized():
             return stop
-        decision = torch.tensor([float(stop)], device=self.device)
+        decision = torch.tensor([float(stop)], device=self.state.device)
         dist.broadcast(decision, src=0)
         return bool(decision.item())
-
-    def _is_out_of_patience(self, dice: float) -> bool:
-        """Note a validation's mean DSC, keep the weights if it is the best, and tell whether it is time to stop."""
-        if self.recipe.patience is None:
-            return False
-        if dice > self.progress.best_dice:
-            self.progress.best_dice, self.progress.validations_since_best = dice, 0
-            self.save(BEST)
-        else:
-            self.progress.validations_since_best += 1
-        return self.progress.validations_since_best >= self.recipe.patience

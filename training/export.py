@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from app.checkpoint import check, read_file, save_checkpoint
 from app.network import tensors_of
-from training.recipes import HRNET_OCR, Recipe
-from training.state import TrainingError, averaged_weights, load_run, model_config, trained_weights
+from training.weights import TrainingError, averaged_weights, load_run, run_config, trained_weights
 
 
 def export(
@@ -37,16 +37,14 @@ def export(
         TrainingError: there is no such run, its network is not HRNet-OCR, or not that of what it is averaged with.
     """
     state = load_run(run_dir)
-    recipe = Recipe(**state["recipe"])
-    if recipe.architecture != HRNET_OCR:
-        raise TrainingError(f"{run_dir}: a run of {recipe.architecture}; the container runs {HRNET_OCR} only")
+    config = replace(run_config(run_dir, state), name=name, version=version, training_data=training_data)
     weights = averaged_weights(state)
-    others = [trained_weights(source, recipe.channels_in) for source in average_with]
+    others = [trained_weights(source, config.channels_in) for source in average_with]
     for source, other in zip(average_with, others, strict=True):
         if {key: value.shape for key, value in other.items()} != {key: value.shape for key, value in weights.items()}:
             raise TrainingError(f"{source}: its network is not that of {run_dir}; average runs of one recipe")
     weights = {key: torch.stack([one[key].float() for one in (weights, *others)]).mean(0) for key in weights}
-    return save_checkpoint(model_config(recipe, name, version, training_data), tensors_of(weights), folder)
+    return save_checkpoint(config, tensors_of(weights), folder)
 
 
 def convert(paths: Sequence[pathlib.Path], folder: pathlib.Path) -> pathlib.Path:

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from app.network import HrnetOcrLogits
 from app.organs import IGNORE
+from training.recipes import Loss
 
 
 def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
@@ -39,13 +40,13 @@ def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return 1 - dice[1:].mean()
 
 
-def segmentation_loss(logits: HrnetOcrLogits, labels: Tensor, dice_weight: float, coarse_weight: float) -> Tensor:
+def segmentation_loss(logits: HrnetOcrLogits, labels: Tensor, weights: Loss) -> Tensor:
     """Focal + Dice of the refined logits plus `coarse_weight` times that of the coarse ones, at the labels' size."""
     total = torch.zeros((), device=labels.device)
-    for head, weight in ((logits.refined, 1.0), (logits.coarse, coarse_weight)):
+    for head, weight in ((logits.refined, 1.0), (logits.coarse, weights.coarse_weight)):
         if not weight:
             continue
         # float32: sums over some 10^5 pixels do not fit 16 bits.
         full = functional.interpolate(head.float(), labels.shape[1:], mode="bilinear", align_corners=False)
-        total = total + weight * (focal_loss(full, labels) + dice_weight * dice_loss(full, labels))
+        total = total + weight * (focal_loss(full, labels) + weights.dice_weight * dice_loss(full, labels))
     return total

@@ -13,7 +13,7 @@ def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 def frozen_norms(network: nn.Module, which: str) -> list[nn.BatchNorm2d]:
-    """The batch norms that a recipe's `frozen_norm` names."""
+    """The batch norms that an optimiser's `frozen_norm` names."""
     if which != "regions":
         return batch_norms(network) if which == "all" else []
     attentions = [module for module in network.modules() if isinstance(module, ObjectAttention)]

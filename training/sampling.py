@@ -59,8 +59,10 @@ class SliceSampler:
         """One (case, slice): any slice, or one with a chosen organ."""
         index = int(self.rng.choice(len(self.cases), p=self.odds))
         with_organ = self.organ_slices[index]
-        if with_organ and self.rng.random() < self.recipe.organ_share:
-            odds = np.array([self.recipe.pancreas_odds if organ == Organ.PANCREAS else 1.0 for organ in with_organ])
+        if with_organ and self.rng.random() < self.recipe.crops.organ_share:
+            odds = np.array(
+                [self.recipe.crops.pancreas_odds if organ == Organ.PANCREAS else 1.0 for organ in with_organ]
+            )
             rows = list(with_organ.values())[self.rng.choice(len(odds), p=odds / odds.sum())]
             return index, int(self.rng.choice(rows))
         return index, int(self.rng.integers(len(self.cases[index].images)))
@@ -70,8 +72,8 @@ class SliceSampler:
 
         Around a slice the image is air and the label 255.
         """
-        n = self.recipe.batch
-        images = torch.zeros((n, self.recipe.channels_in, *self.canvas), dtype=torch.uint8, device=self.device)
+        n, model = self.recipe.crops.batch, self.recipe.model
+        images = torch.zeros((n, model.channels_in, *self.canvas), dtype=torch.uint8, device=self.device)
         labels = torch.full((n, *self.canvas), IGNORE, dtype=torch.uint8, device=self.device)
         sizes = []
         for i in range(n):
@@ -79,12 +81,12 @@ class SliceSampler:
             slices, reference = self.volumes[index]
             top, left = ((a - b) // 2 for a, b in zip(self.canvas, slices.shape[1:], strict=True))
             place = (slice(top, top + slices.shape[1]), slice(left, left + slices.shape[2]))
-            step = self.cases[index].neighbour_step(self.recipe.neighbour_mm)
+            step = self.cases[index].neighbour_step(model.neighbour_mm)
             if step and self.rng.random() < JITTER_SHARE:
                 step = max(1, step + int(self.rng.choice((-1, 1))))
             if self.rng.random() < REPEAT_SHARE:
                 step = 0
-            for channel, row in enumerate(neighbour_rows(z, step, self.recipe.channels_in, len(slices))):
+            for channel, row in enumerate(neighbour_rows(z, step, model.channels_in, len(slices))):
                 images[i, channel][place] = slices[row]
             labels[i][place] = reference[z]
             sizes.append(slices.shape[1:])

@@ -50,13 +50,13 @@ class Dicom:
     accepts = "DICOM"
 
     def claims(self, path: pathlib.Path, head: bytes) -> bool:
-        """By the first bytes; also what may be a damaged slice: it cannot be read, is empty or zeros, or is called so.
+        """By the first bytes; also a file that may be a damaged slice, since it has no first bytes or is called so.
 
         A DICOMDIR only lists other files.
         """
         if path.name == "DICOMDIR":
             return False
-        is_blank = not any(head) and (path.is_file() or (path.is_symlink() and not path.exists()))
+        is_blank = not any(head[:PREAMBLE]) and (path.is_file() or (path.is_symlink() and not path.exists()))
         return is_dicom(head) or is_blank or path.suffix.lower() in EXTENSIONS
 
     def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:

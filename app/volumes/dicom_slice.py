@@ -15,7 +15,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from .dicom import is_dicom
+from .dicom import PREAMBLE, is_dicom
 from .walk import HEAD_BYTES
 
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
@@ -191,7 +191,7 @@ def _read_header(path: pathlib.Path) -> pydicom.Dataset:
     with BoundedFile(path) as file:
         head = file.peek(HEAD_BYTES)[:HEAD_BYTES]
         if not is_dicom(head):
-            raise NotDicomError("0 bytes" if not head else "zeros" if not any(head) else "not DICOM")
+            raise NotDicomError("0 bytes" if not head else "zeros" if not any(head[:PREAMBLE]) else "not DICOM")
         return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS_TO_READ, force=True)
 
 

@@ -145,10 +145,13 @@ class Stack:
 
     @property
     def lacks_slices(self) -> bool:
-        """Whether the distances that are not the usual one are multiples of it: slices of one scan, some missing."""
-        slices = np.diff(self.along) / self.usual_mm
-        near = max(GAP_SHARE, self.rounded_mm / self.usual_mm)
-        return not self.is_shifted and bool((np.abs(slices - np.rint(slices)) <= near).all() and slices.min() > 0.5)
+        """Whether all slices lie at places of one even stack, some of which are empty."""
+        length = self.along[-1] - self.along[0]
+        step = length / round(length / self.usual_mm)
+        places = np.rint((self.along - self.along[0]) / step)
+        off_mm = np.abs(self.along - self.along[0] - places * step)
+        is_near = off_mm.max() <= max(GAP_SHARE * step, self.rounded_mm)
+        return not self.is_shifted and bool(is_near and np.diff(places).min() >= 1)
 
     @property
     def interleaves(self) -> bool:

@@ -4,4 +4,8 @@ from dataclasses import replace
 
 from training.recipes.fast import RECIPE as FAST
 
-RECIPE = replace(FAST, batch=32, steps=700, warmup_steps=40, learning_rate=8e-4, ema_decay=0.99)
+RECIPE = replace(
+    FAST,
+    crops=replace(FAST.crops, batch=32),
+    optimiser=replace(FAST.optimiser, steps=700, warmup_steps=40, learning_rate=8e-4, ema_decay=0.99),
+)

@@ -6,24 +6,19 @@ other recipe is taken. Hue and saturation are drawn, though they cannot colour a
 "early stopping" and not how: three validations without a better DSC are taken.
 """
 
-from training.recipes import Recipe
+from training.recipes import PAPER_MODEL, Crops, Loss, Optimiser, Recipe
 
 RECIPE = Recipe(
-    width=48,
-    ocr_channels=512,
-    key_channels=256,
-    spacing_mm=None,
-    neighbour_mm=None,
-    augmentation="paper",
-    crop=(256, 256),
-    batch=8,
-    epochs=5,
-    schedule="poly",
-    warmup_steps=1,
-    learning_rate=1e-3,
-    weight_decay=0.0,
-    dice_weight=0.0,
-    ema_decay=0.0,
-    patience=3,
-    organ_share=0.0,
+    model=PAPER_MODEL,
+    crops=Crops(size=(256, 256), augmentation="paper", batch=8, organ_share=0.0),
+    optimiser=Optimiser(
+        epochs=5,
+        patience=3,
+        schedule="poly",
+        warmup_steps=1,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        ema_decay=0.0,
+    ),
+    loss=Loss(dice_weight=0.0),
 )

@@ -7,12 +7,7 @@ from training.recipes.paper_ours import RECIPE as OURS
 
 RECIPE = replace(
     OURS,
-    spacing_mm=FAST.spacing_mm,
-    crop=FAST.crop,
-    scale=FAST.scale,
-    batch=32,
-    steps=120,
-    warmup_steps=30,
-    learning_rate=7e-4,
-    ema_decay=0.99,
+    model=replace(OURS.model, spacing_mm=FAST.model.spacing_mm),
+    crops=replace(OURS.crops, size=FAST.crops.size, scale=FAST.crops.scale, batch=32),
+    optimiser=replace(OURS.optimiser, steps=120, warmup_steps=30, learning_rate=7e-4, ema_decay=0.99),
 )

@@ -6,21 +6,12 @@ focal and Dice loss, strong augmentation. From the weights of `paper_coarse`; ma
 
 from dataclasses import replace
 
+from training.recipes import PAPER_MODEL
 from training.recipes.fast import RECIPE as FAST
-from training.recipes.paper import RECIPE as PAPER
 
 RECIPE = replace(
     FAST,
-    width=PAPER.width,
-    ocr_channels=PAPER.ocr_channels,
-    key_channels=PAPER.key_channels,
-    spacing_mm=None,
-    channels_in=3,
-    crop=(384, 480),
-    scale=(0.7, 1.8),
-    batch=24,
-    steps=1200,
-    warmup_steps=60,
-    learning_rate=8e-4,
-    ema_decay=0.998,
+    model=replace(PAPER_MODEL, neighbour_mm=FAST.model.neighbour_mm),
+    crops=replace(FAST.crops, size=(384, 480), scale=(0.7, 1.8), batch=24),
+    optimiser=replace(FAST.optimiser, steps=1200, warmup_steps=60, learning_rate=8e-4, ema_decay=0.998),
 )

@@ -1,0 +1,49 @@
+"""One function for many files, in as many processes as there are CPUs for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from app.host import allowed_cpus
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+
+class ProcessError(Exception):
+    """A process was ended from outside; the message says what to do."""
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on, or has time for in its container."""
+    ours = len(os.sched_getaffinity(0))
+    return min(ours, allowed_cpus() or ours)
+
+
+def in_processes(function: Callable[[Item], Outcome], items: Sequence[Item], title: str) -> list[Outcome]:
+    """The function's outcome for every item, in order, with a bar of progress on a terminal.
+
+    Args:
+        function: of a module, since processes are spawned; its first exception ends the work and is raised here.
+        items: what it is called with.
+        title: of the bar.
+
+    Raises:
+        ProcessError: a process was killed.
+    """
+    if not items:
+        return []
+    try:
+        with ProcessPoolExecutor(min(len(items), usable_cpus()), get_context("spawn")) as pool:
+            return list(tqdm(pool.map(function, items), title, len(items), disable=None))
+    except BrokenProcessPool as error:
+        raise ProcessError(
+            f"{title}: a process was killed, most often for want of memory; free some and try again"
+        ) from error

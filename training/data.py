@@ -1,0 +1,76 @@
+"""Which cases a run trains on, how often each is drawn, and which are held out."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from app.checkpoint import ModelConfig
+from evaluation.names import Labelled
+from training.cache import CachedCase, DataError, find_pairs, load_cases
+from training.folds import FOLDS
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The cases of a run.
+
+    Attributes:
+        training: to train on.
+        weights: how often each of them is drawn, relative to the others.
+        held_out: never trained on.
+    """
+
+    training: list[CachedCase]
+    weights: list[float]
+    held_out: list[CachedCase]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where the cases come from and what is done with them.
+
+    Attributes:
+        folders: of data in the FLARE / nnU-Net layout.
+        cache: a folder for their slices on the network's grid.
+        hold_out: names of cases that are held out.
+        fold: number of one of the `FOLDS` that is held out as well.
+        sampling_weights: first letters of cases' names -> how often these are drawn, relative to the others' 1.
+        separate_slices: first letters of the names of cases whose slices are not neighbours of each other.
+    """
+
+    folders: Sequence[pathlib.Path]
+    cache: pathlib.Path
+    hold_out: Sequence[str] = ()
+    fold: int | None = None
+    sampling_weights: Mapping[str, float] = field(default_factory=dict)
+    separate_slices: Sequence[str] = ()
+
+    def load(self, model: ModelConfig) -> Cases:
+        """The cases as a model of this configuration sees them.
+
+        Raises:
+            DataError: a file cannot be used, a held-out case is not there, or nothing is left to train on.
+        """
+        cases = load_cases(self.folders, self.cache, model)
+        names = self._held_out()
+        if missing := names - {case.name for case in cases}:
+            raise DataError(f"held-out case {min(missing)} is in none of the data folders")
+        if separate := tuple(self.separate_slices):
+            cases = [replace(case, spacing_z_mm=None) if case.name.startswith(separate) else case for case in cases]
+        training = [case for case in cases if case.name not in names]
+        if not training:
+            raise DataError("every case is held out, none is left to train on; hold out fewer")
+        weights = [self._weight(case.name) for case in training]
+        return Cases(training, weights, [case for case in cases if case.name in names])
+
+    def held_out_pairs(self) -> list[Labelled]:
+        """Name, image and label of every held-out case."""
+        return [pair for folder in self.folders for pair in find_pairs(folder) if pair[0] in self._held_out()]
+
+    def _held_out(self) -> set[str]:
+        return {*self.hold_out, *(FOLDS[self.fold] if self.fold is not None else ())}
+
+    def _weight(self, name: str) -> float:
+        return next((weight for prefix, weight in self.sampling_weights.items() if name.startswith(prefix)), 1.0)
