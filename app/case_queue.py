@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from .cases import Case
+from .cases import Case, check_outputs
 from .errors import VolumeError
 from .run_log import CaseRecord
 from .volumes import Ready, Slices, Volume
@@ -21,7 +21,7 @@ class Turn:
 
     Attributes:
         case: which one.
-        opened: its scan; None if there is nothing to do. Raises VolumeError if the scan cannot be opened.
+        opened: its scan; None if there is nothing to do. Raises what `open_case` does.
         settled: what the log says of it if there is nothing to do.
     """
 
@@ -73,8 +73,10 @@ def open_case(case: Case) -> tuple[Volume, Slices]:
 
     Raises:
         VolumeError: the scan cannot be read as a CT, or it is known beforehand that it cannot be segmented.
+        ResultError: an output would overwrite a file of others.
     """
     if not isinstance(case.scan.state, Ready):
         raise VolumeError(case.scan.state.reason)
+    check_outputs(case)
     volume = case.scan.open()
     return volume, volume.slices()

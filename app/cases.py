@@ -5,16 +5,32 @@ Imports no torch: that import takes most of a short run, and the first scan is d
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import os
 import pathlib
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from .errors import InputError
+from .errors import InputError, ResultError, VolumeError
 from .results import Result, make_results
-from .run_log import done_cases
-from .volumes import DEFAULT_OPTIONS, FORMATS, FindOptions, NotCt, Ready, Refused, Scan, find_scans, format_of
+from .volumes import (
+    DEFAULT_OPTIONS,
+    FORMATS,
+    FindOptions,
+    NotCt,
+    Ready,
+    Refused,
+    Scan,
+    Volume,
+    find_scans,
+    format_named,
+    identity,
+    is_own_mask,
+)
 from .whole_file import clear_stale
 
 
@@ -61,7 +77,7 @@ def find_cases(
     """The scans of a folder, or of one file, and where their outputs go; the tree of the scans is mirrored.
 
     Args:
-        source: INPUT; or several, one after the other.
+        source: INPUT; or several, one after the other. One of several that cannot be used is a refused case.
         output: OUTPUT; scans inside it are left alone.
         results: outputs that are wanted, by name; None: `make_results`.
         options: how scans are looked for.
@@ -70,35 +86,69 @@ def find_cases(
         InputError: there is nothing to segment, or a folder cannot be used.
     """
     sources = [source] if isinstance(source, pathlib.Path) else source
-    try:
-        return _find_cases(sources, output, make_results() if results is None else results, options)
-    except OSError as error:
-        where = error.filename or sources[0]
-        raise InputError(f"{where}: cannot be used ({error.strerror}); check its path and permissions") from error
-
-
-def _find_cases(
-    sources: Sequence[pathlib.Path], output: pathlib.Path, results: Mapping[str, Result], options: FindOptions
-) -> list[Case]:
-    if output.is_file() or format_of(output):
+    results = make_results() if results is None else results
+    if output.is_file() or format_named(output):
         raise InputError(f"{output}: OUTPUT is a folder; the masks in it get their scans' names")
-    cases, inside = [], output.resolve()
-    for source in sources:
+    options = replace(options, leave_out=output)
+    scans: dict[tuple[str, pathlib.Path], Scan] = {}  # each once, if it was named twice
+    failures: list[InputError] = []
+    for one in sources:
+        try:
+            found = _scans_of(one, output, options)
+        except InputError as error:
+            failures.append(error)
+            found = [_refused_source(one, error)]
+        scans |= {(scan.name, scan.path.resolve()): scan for scan in found}
+    if len(failures) == len(sources):
+        raise failures[0]
+    cases = [Case(scan, output / scan.name, results) for scan in scans.values()]
+    needy = [name for name, result in results.items() if result.needs_dicom]
+    for case in cases:
+        if needy and case.scan.series_uid is None and isinstance(case.scan.state, Ready):
+            raise InputError(f"{case.scan.path}: not DICOM, which --save {', '.join(needy)} needs; leave that out")
+    return _checked(cases)
+
+
+def _scans_of(source: pathlib.Path, output: pathlib.Path, options: FindOptions) -> list[Scan]:
+    """The scans in a folder or file that the user named.
+
+    Raises:
+        InputError: there are none, or it cannot be used.
+    """
+    try:
         if not source.exists():
             raise InputError(f"{source}: no such file or folder; give a scan or a folder of scans")
         if source.is_dir() and output.is_dir() and source.samefile(output):
             raise InputError(f"{output}: OUTPUT is the input folder; choose another, or masks would be taken for scans")
         scans = find_scans(source, options)
-        if source.resolve() in inside.parents:  # OUTPUT lies in the tree of INPUT
-            scans = [scan for scan in scans if inside not in scan.path.resolve().parents]
         if not scans:
-            nothing = " and ".join(f"no {reader.accepts}" for reader in FORMATS.values())
-            raise InputError(f"{source}: {nothing}; give a scan or a folder of scans")
-        cases += [Case(scan, output / scan.name, results) for scan in scans]
-    for case in cases:
-        if case.scan.series_uid is None and (needy := [name for name, result in results.items() if result.needs_dicom]):
-            raise InputError(f"{case.scan.path}: is no DICOM, which --save {', '.join(needy)} needs; leave that out")
-    return _checked(cases, output)
+            raise InputError(f"{source}: {_nothing_in(source, options)}; give a scan or a folder of scans")
+    except OSError as error:
+        where = error.filename or source
+        raise InputError(f"{where}: cannot be used ({error.strerror}); check its path and permissions") from error
+    return scans
+
+
+def _nothing_in(source: pathlib.Path, options: FindOptions) -> str:
+    """What INPUT lacks, and what it may have instead."""
+    if is_own_mask(source):
+        return "a mask that this program wrote"
+    nothing = " and ".join(f"no {reader.accepts}" for reader in FORMATS.values())
+    deeper = [] if options.recursive else find_scans(source, replace(options, recursive=True))
+    return nothing + (f" at its top, {len(deeper)} in subfolders, which --recursive takes" if deeper else "")
+
+
+def _refused_source(source: pathlib.Path, error: InputError) -> Scan:
+    """A path of a list that cannot be used, as a case that fails: under the name that its scan would have."""
+    name = format_named(source)
+    with contextlib.suppress(OSError, ValueError):
+        if name and (found := FORMATS[name].find([source], source.parent, DEFAULT_OPTIONS)):
+            return replace(found[0], state=Refused(str(error)))
+    return Scan(source.name or str(source), source, partial(_refuse, error), Refused(str(error)))
+
+
+def _refuse(error: InputError) -> Volume:
+    raise VolumeError(str(error))
 
 
 def require_ct(cases: Sequence[Case], source: pathlib.Path) -> None:
@@ -114,65 +164,67 @@ def require_ct(cases: Sequence[Case], source: pathlib.Path) -> None:
 
 
 def read_list(file: pathlib.Path) -> list[pathlib.Path]:
-    """The paths in a text file, one per line; blank lines and lines that start with # are ignored.
+    """The paths in a text file, one per line, each once; blank lines and lines that start with # are ignored.
+
+    Paths are taken byte for byte, since they need not be UTF-8; a byte-order mark, which editors of Windows put first,
+    is no part of the first one.
 
     Raises:
         InputError: it cannot be read, or holds none.
     """
     try:
-        lines = [line.strip() for line in file.read_text().splitlines()]
+        content = file.read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            content = content.decode("utf-16").encode()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read as a list of paths ({error}); give a text file") from error
-    paths = [pathlib.Path(line) for line in lines if line and not line.startswith("#")]
+    content = content.removeprefix(codecs.BOM_UTF8)
+    lines = [line.strip() for line in content.replace(b"\r", b"\n").split(b"\n")]
+    if any(b"\0" in line for line in lines):
+        raise InputError(f"{file}: cannot be read as a list of paths (it holds zeros); give a text file")
+    paths = [pathlib.Path(os.fsdecode(line)) for line in lines if line and not line.startswith(b"#")]
     if not paths:
         raise InputError(f"{file}: holds no path; expected one scan or folder per line")
-    return paths
+    return list(dict.fromkeys(paths))
 
 
-def _identity(path: pathlib.Path) -> tuple[int, int] | None:
-    """What tells a file from others, whatever links lead to it; None where there is no file."""
-    try:
-        about = path.stat()
-    except OSError:
-        return None
-    return about.st_dev, about.st_ino
-
-
-def _checked(cases: Sequence[Case], output: pathlib.Path) -> list[Case]:
-    """The cases, those refused whose outputs would meet another case's, a scan, or a file of others."""
-    paths = Counter(path for case in cases for path in case.outputs.values())
-    inputs = {_identity(case.scan.path) for case in cases}
-    ours = done_cases(output)
+def _checked(cases: Sequence[Case]) -> list[Case]:
+    """The cases, those refused whose outputs would meet another case's, or a scan."""
+    same_base = Counter(case.base for case in cases)
+    inputs = {identity(case.scan.path) for case in cases} - {None}
     checked = []
     for case in cases:
-        problem = _problem(case, paths, inputs, ours) if isinstance(case.scan.state, Ready) else None
-        checked.append(case.refused(problem) if problem else case)
+        problem = None
+        if isinstance(case.scan.state, Ready):
+            if same_base[case.base] > 1:  # and so its pages and its line of the log
+                name = next(iter(case.outputs.values()), case.base).name
+                problem = f"another scan would get the same mask name {name}; rename one"
+            elif there := [path for path in case.outputs.values() if identity(path) in inputs]:
+                problem = f"its mask would overwrite the scan {there[0]}; choose another OUTPUT folder"
+        checked.append(case.refused(f"{case.scan.path}: {problem}") if problem else case)
     return checked
 
 
-def _problem(
-    case: Case,
-    paths: Mapping[pathlib.Path, int],
-    inputs: Collection[tuple[int, int] | None],
-    ours: Collection[str],
-) -> str | None:
-    """Why a case's outputs cannot be written, if that is known beforehand. No file that others wrote is overwritten."""
+def check_outputs(case: Case) -> None:
+    """See that nothing is overwritten that this program did not write, or that somebody changed since.
+
+    Raises:
+        ResultError: there is such a file.
+    """
     for name, path in case.outputs.items():
-        if paths[path] > 1:
-            return f"{case.scan.path}: another scan would get the same mask name {path.name}; rename one"
-        there = _identity(path)
-        if there in inputs and there is not None:
-            return f"{case.scan.path}: its mask would overwrite the scan {path}; choose another OUTPUT folder"
-        if there is not None and case.name not in ours and not case.results[name].wrote(path):
-            return (
-                f"{case.scan.path}: its mask would overwrite {path}, which this program did not write; "
-                "move that file, or choose another OUTPUT folder"
+        if identity(path) is not None and not case.results[name].wrote(path):
+            raise ResultError(
+                f"{case.scan.path}: its mask would overwrite {path}, which this program did not write, or which was "
+                "changed since; move that file, or choose another OUTPUT folder"
             )
-    return None
 
 
-def check_output(folder: pathlib.Path) -> None:
+def check_output(folder: pathlib.Path, cases: Sequence[Case] = ()) -> None:
     """Make the output folder, see that a file can be made in it, and clear what killed runs left behind.
+
+    Args:
+        folder: OUTPUT.
+        cases: what will be written to it, or to subfolders.
 
     Raises:
         InputError: it cannot be used.
@@ -183,4 +235,5 @@ def check_output(folder: pathlib.Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"{folder}: not writable ({error.strerror}); check its owner, or docker run --user") from error
-    clear_stale(folder)
+    for place in {folder, *(case.base.parent for case in cases)}:
+        clear_stale(place)

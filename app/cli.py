@@ -14,7 +14,8 @@ import click
 
 from . import quick_imports
 from .case_queue import CaseQueue
-from .cases import Case, check_output
+from .cases import Case, check_output, check_outputs
+from .errors import ResultError
 from .host import seconds_since_process_start
 from .options import Command, ModelChoice, Request, from_input, of_machines, options_of_input, options_of_model
 from .process import set_up
@@ -23,6 +24,7 @@ from .run_log import RUN_LOG
 from .shards import Shard, merge_logs
 from .version import __version__
 from .volumes import Ready
+from .whole_file import printable
 from .work import DONE, RunLog, exit_status
 
 _log = logging.getLogger(__package__)
@@ -101,7 +103,12 @@ def _list(cases: list[Case]) -> int:
     """Print what would be done with every case."""
     for case in cases:
         state = case.scan.state
-        click.echo(f"{case.name}  {case.scan.path}  {'to be segmented' if isinstance(state, Ready) else state.reason}")
+        line = "to be segmented" if isinstance(state, Ready) else state.reason
+        try:
+            check_outputs(case)
+        except ResultError as error:
+            line = str(error) if isinstance(state, Ready) else line
+        click.echo(printable(f"{case.name}  {case.scan.path}  {line}"))
     return DONE
 
 
@@ -116,7 +123,7 @@ def _part_of(cases: list[Case], part: Shard) -> list[Case]:
 
 def _segment(request: Request, choice: ModelChoice, cases: list[Case], results: dict[str, Result], part: Shard) -> int:
     """Segment the cases and return the exit status."""
-    check_output(request.output)
+    check_output(request.output, cases)
     if not cases:
         return DONE  # more shards than cases
     # The queue decodes the first scan while the engine's library is imported. --help and usage errors import neither.

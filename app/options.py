@@ -6,7 +6,7 @@ import contextlib
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -16,7 +16,7 @@ from .cases import Case, find_cases, read_list, require_ct
 from .engines import ENGINES
 from .quick_imports import without
 from .results import DEFAULT_RESULTS, RESULTS, Result, make_results
-from .volumes import FindOptions, NameBy, unpacked
+from .volumes import FindOptions, NameBy, clear_left_behind, is_archive, unpacked
 from .work import Resume
 
 if TYPE_CHECKING:
@@ -188,11 +188,14 @@ class Request:
             InputError: see `read_list`, `unpacked`, `make_results`, `find_cases` and `require_ct`.
         """
         on_header = _show_headers if sys.stderr.isatty() else lambda *_: None
-        options = FindOptions(self.recursive, self.name_by, self.resample_gaps, on_header)
+        options = FindOptions(self.recursive, self.name_by, self.resample_gaps, on_header=on_header)
         results = make_results(self.save, self.seg_type)
+        clear_left_behind()
         named = self.list_file or self.paths[0]
         with contextlib.ExitStack() as stack:
             sources = read_list(named) if self.list_file else [stack.enter_context(unpacked(named))]
+            if not self.list_file and is_archive(named):
+                options = replace(options, recursive=True)  # all of it was given
             cases = find_cases(sources, self.output, results, options)
             if needs_ct:
                 require_ct(cases, named)

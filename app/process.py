@@ -7,15 +7,29 @@ import os
 import signal
 import sys
 
+from .whole_file import printable
+
 _log = logging.getLogger(__package__)
+
+# The signals that end a process which does not ask for them, see signal(7); a batch system may send any of them. Not
+# those of an error in the program, nor SIGPIPE and SIGXFSZ, of which Python makes exceptions.
+ENDING = [
+    getattr(signal, name)
+    for name in (
+        *("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF"),
+        *("SIGXCPU", "SIGPOLL", "SIGPWR", "SIGSTKFLT"),
+    )
+    if hasattr(signal, name)
+]
 
 
 def set_up(verbose: bool) -> None:
     """Streams, logging and signals of a process that segments."""
     _open_standard_streams()
     _set_up_logging(verbose)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _terminate)
+    for number in ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup, and a shell's background jobs
+            signal.signal(number, _terminate)
 
 
 def _open_standard_streams() -> None:
@@ -31,13 +45,24 @@ def _open_standard_streams() -> None:
 
 def _set_up_logging(verbose: bool) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     _log.setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
+class _OneLine(logging.Formatter):
+    """Formats a message as one line, whatever the names of files in it are."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
 def _terminate(number: int, _frame: object) -> None:
-    """Unwind the stack, so that no partial file stays behind; a container's first process ignores SIGTERM otherwise."""
+    """Unwind the stack, so that no partial file and nothing unpacked stays behind.
+
+    A container's first process would ignore SIGTERM otherwise.
+    """
     sys.exit(128 + number)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ def settle(case: Case, resume: Resume) -> CaseRecord | None:
         return CaseRecord(case.name, "ignored", case.scan.state.reason, series_uid=case.scan.series_uid)
     if not resume.skip_existing:
         return None
-    if all(map(os.path.exists, case.outputs.values())):
+    if all(case.results[name].is_whole(path) for name, path in case.outputs.items()):
         return CaseRecord(case.name, "skipped")
     failure = read_failure(case.base)
     if failure and not failure.may_be_retried and not resume.retry_failed:

@@ -61,7 +61,7 @@ def main(
 
     def command() -> int:
         with request.cases() as (cases, results):
-            check_output(request.output)
+            check_output(request.output, cases)
             log, todo = RunLog(request.output), []
             for case in cases:
                 if record := settle(case, request.resume):

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import io
+import os
 import pathlib
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 import tempfile
+import time
+import warnings
 import zipfile
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from app.cases import find_cases
 from app.cli import main
 from app.errors import InputError
-from app.volumes import archive, unpacked
+from app.process import ENDING
+from app.volumes import archive, find_scans, unpacked
 from phantom import make_phantom
 from phantom.dicom import write_series
+from tests.conftest import ROOT
 
 SPACING = (4.0, 3.5, 20.0)
 
@@ -57,7 +68,7 @@ def test_scans_of_every_format_in_it_are_segmented(
         "folder",
     ]
     assert CliRunner().invoke(main, arguments).exit_code == 0
-    found = {path.name for path in (tmp_path / "out").iterdir()}
+    found = {re.sub("_[0-9a-f]{8}[.]", ".", path.name) for path in (tmp_path / "out").iterdir()}
     assert found == {"phantom.nii.gz", "series.nii.gz", "run_log.jsonl"}
     assert not list(scratch.iterdir())
 
@@ -98,7 +109,8 @@ def test_nothing_leaves_the_folder(
         inside = [path for path in folder.rglob("*") if not path.is_dir()]
         assert inside
         assert all(path.is_file() and not path.is_symlink() for path in inside)
-        assert set(tmp_path.rglob("*")) - set(before) == {folder, folder.parent, *folder.rglob("*")}
+        lock = folder.parent / archive.LOCK
+        assert set(tmp_path.rglob("*")) - set(before) == {folder, folder.parent, lock, *folder.rglob("*")}
     assert sorted(tmp_path.rglob("*")) == before
     assert not pathlib.Path("/tmp/escaped.nii.gz").exists()
 
@@ -119,7 +131,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(
             made.writestr(f"{i}.nii.gz", bytes(1 << 20))
     disk = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(archive.shutil, "disk_usage", lambda folder: disk._replace(free=24 << 20))
-    monkeypatch.setattr(zipfile.ZipFile, "extract", lambda *_: pytest.fail("it was unpacked"))
+    monkeypatch.setattr(archive.Content, "add", lambda *_: pytest.fail("it was unpacked"))
     with (
         pytest.raises(InputError, match=r"bomb\.zip: holds 20 MiB, .* has 24 MiB free; set TMPDIR elsewhere"),
         unpacked(source),
@@ -161,3 +173,178 @@ def test_anything_else_stays_as_it_is(phantom_path: pathlib.Path, tmp_path: path
     for source in (phantom_path, tmp_path, tmp_path / "missing.zip"):
         with unpacked(source) as folder:
             assert folder == source
+
+
+def content(folder: pathlib.Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_name_of_a_file_in_a_tar_is_one(
+    tmp_path: pathlib.Path, scratch: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Second names (hard links), links beside and across folders, chains; and links that lead to nothing."""
+    with tarfile.open(tmp_path / "a.tar", "w") as made:
+        add(made, "./study/late", type=tarfile.SYMTYPE, linkname="one/IM1")  # before what it leads to
+        add(made, "study/one/IM1", size=3)
+        add(made, "study/one/IM2", size=5)
+        add(made, "study/two/IM1", type=tarfile.LNKTYPE, linkname="study/one/IM1")
+        add(made, "study/two/IM2", type=tarfile.SYMTYPE, linkname="../one/IM2")
+        add(made, "study/two/IM3", type=tarfile.SYMTYPE, linkname="IM2")
+        add(made, "study/three", type=tarfile.SYMTYPE, linkname="one")  # a folder, which is there as it is
+        add(made, "study/two/dead", type=tarfile.SYMTYPE, linkname="../gone/IM9")
+        add(made, "study/two/outside", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+        add(made, "study/two/round", type=tarfile.SYMTYPE, linkname="round")
+    with unpacked(tmp_path / "a.tar") as folder:
+        found = {name: len(data) for name, data in content(folder).items()}
+    sizes = {"one/IM1": 3, "one/IM2": 5, "late": 3, "two/IM1": 3, "two/IM2": 5, "two/IM3": 5}
+    assert found == sizes | {"two/dead": 0, "two/outside": 0, "two/round": 0}  # read as damaged, not passed over
+    (line,) = caplog.messages
+    assert line.startswith(
+        f"{tmp_path / 'a.tar'}: 3 links lead to nothing in the archive (study/two/dead -> study/gone"
+    )
+
+
+def test_links_in_a_zip_are_files_too(tmp_path: pathlib.Path, scratch: pathlib.Path) -> None:
+    (tmp_path / "in" / "b").mkdir(parents=True)
+    (tmp_path / "in" / "a").write_bytes(b"content")
+    (tmp_path / "in" / "b" / "c").symlink_to("../a")
+    subprocess.run(["zip", "-qry", tmp_path / "a.zip", "."], cwd=tmp_path / "in", check=True)
+    with unpacked(tmp_path / "a.zip") as folder:
+        assert content(folder) == {"a": b"content", "b/c": b"content"}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_files_of_one_name_are_all_read(
+    tmp_path: pathlib.Path, scratch: pathlib.Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two patients whose folders a portal left out; and a copy, which is one."""
+    source = tmp_path / f"a.{kind}"
+    for number, series in enumerate(("one", "two", "one")):
+        write_series(tmp_path / str(number), np.zeros((8, 8, 4), np.int16), SPACING, series=series)
+    files = [path for number in range(3) for path in sorted((tmp_path / str(number)).iterdir())]
+    if kind == "zip":
+        with zipfile.ZipFile(source, "w") as made, warnings.catch_warnings(action="ignore"):
+            for path in files:
+                made.write(path, f"IMAGES/{path.name}")
+    else:
+        with tarfile.open(source, "w") as made_tar:
+            for path in files:
+                made_tar.add(path, f"IMAGES/{path.name}")
+    with unpacked(source) as folder:
+        assert len(content(folder)) == 8
+        assert len([scan for scan in find_scans(folder) if scan.problem is None]) == 2
+    (line,) = caplog.messages
+    assert line.startswith(f"{source}: 4 files share a name with another; read as 2_")
+
+
+@pytest.mark.parametrize("place", ["data", "data/of/mine", ".", "a b/ä"])
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+def test_what_programs_pack_around_scans_is_passed_over(
+    tmp_path: pathlib.Path, scratch: pathlib.Path, phantom_path: pathlib.Path, place: str, kind: str
+) -> None:
+    """Whoever packs a folder gets a mask of the scan's name, as from the folder itself."""
+    (tmp_path / "in" / place).mkdir(parents=True)
+    (tmp_path / "in" / "__MACOSX").mkdir()
+    (tmp_path / "in" / "__MACOSX" / "._x.nii.gz").write_text("what macOS leaves")
+    shutil.copy(phantom_path, tmp_path / "in" / place / "x_0000.nii.gz")
+    made = pathlib.Path(shutil.make_archive(str(tmp_path / "a"), kind, tmp_path / "in"))
+    with unpacked(made) as folder:
+        assert [case.name for case in find_cases(folder, tmp_path / "out")] == ["x"]
+
+
+def test_several_folders_in_an_archive_are_mirrored(
+    tmp_path: pathlib.Path, phantom_path: pathlib.Path, tiny_weights: pathlib.Path
+) -> None:
+    for name in ("p1", "p2"):
+        (tmp_path / "in" / "data" / name).mkdir(parents=True)
+        shutil.copy(phantom_path, tmp_path / "in" / "data" / name / "ct.nii.gz")
+    made = shutil.make_archive(str(tmp_path / "a"), "zip", tmp_path / "in")
+    arguments = [made, str(tmp_path / "out"), "--weights", str(tiny_weights), "--device", "cpu", "--list-series"]
+    shown = CliRunner().invoke(main, arguments)
+    assert shown.exit_code == 0
+    assert [line.split()[0] for line in shown.output.splitlines()] == ["p1/ct", "p2/ct"]
+
+
+def test_names_with_backslashes_are_paths(tmp_path: pathlib.Path, scratch: pathlib.Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as made:
+        made.writestr("one\\a.nii.gz", b"a")
+        made.writestr("two\\a.nii.gz", b"b")
+    with unpacked(tmp_path / "a.zip") as folder:
+        assert content(folder) == {"one/a.nii.gz": b"a", "two/a.nii.gz": b"b"}
+
+
+@pytest.mark.parametrize("mtime", [2**63, -(2**40), 1e300])
+def test_a_time_that_no_clock_has_matters_to_nobody(
+    tmp_path: pathlib.Path, scratch: pathlib.Path, mtime: float
+) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as made:
+        member = tarfile.TarInfo("x.nii.gz")
+        member.size, member.mtime = 4, mtime
+        made.addfile(member, io.BytesIO(b"scan"))
+    with unpacked(tmp_path / "a.tar") as folder:
+        assert content(folder) == {"x.nii.gz": b"scan"}
+
+
+def unpacking(tmp_path: pathlib.Path, ignored: signal.Signals | None = None) -> subprocess.Popen[bytes]:
+    """A process that has unpacked an archive, and works on."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as made:
+        made.writestr("patient.dcm", b"data of a patient")
+    code = (
+        "import pathlib, sys, time\nfrom app.process import set_up\nfrom app.volumes import unpacked\n"
+        "set_up(False)\nwith unpacked(pathlib.Path(sys.argv[1])):\n"
+        "    print('unpacked', flush=True)\n    time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "a.zip")],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(tmp_path / "scratch")},
+        stdout=subprocess.PIPE,
+        preexec_fn=(lambda: signal.signal(ignored, signal.SIG_IGN)) if ignored else None,
+    )
+    assert process.stdout is not None
+    with process.stdout as stream:
+        assert stream.readline() == b"unpacked\n"
+    return process
+
+
+def test_no_signal_leaves_a_patient_behind(tmp_path: pathlib.Path, scratch: pathlib.Path) -> None:
+    processes = [(number, unpacking(tmp_path)) for number in ENDING]
+    assert len(list(scratch.rglob("patient.dcm"))) == len(ENDING) > 10
+    for number, process in processes:
+        process.send_signal(number)
+    for number, process in processes:
+        assert process.wait(60) == 128 + number
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_signal_that_the_caller_ignores_ends_nothing(tmp_path: pathlib.Path, scratch: pathlib.Path) -> None:
+    """As under nohup."""
+    process = unpacking(tmp_path, ignored=signal.SIGHUP)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+
+
+def test_the_next_run_clears_what_a_killed_one_left_and_nothing_else(
+    tmp_path: pathlib.Path, scratch: pathlib.Path
+) -> None:
+    killed, living = unpacking(tmp_path), unpacking(tmp_path)
+    (scratch / "unpacked-by-others").mkdir()
+    killed.kill()
+    killed.wait()
+    assert len(list(scratch.rglob("patient.dcm"))) == 2
+    (scratch / f"{archive.PREFIX}link").symlink_to(tmp_path / "precious")
+    (tmp_path / "precious").mkdir()
+    for name in (archive.LOCK, "file"):
+        (tmp_path / "precious" / name).touch()
+    (tmp_path / "empty").mkdir()
+    assert CliRunner().invoke(main, [str(tmp_path / "empty"), str(tmp_path / "out"), "--list-series"]).exit_code == 2
+    assert (tmp_path / "precious" / "file").exists()
+    (scratch / f"{archive.PREFIX}link").unlink()
+    assert len(list(scratch.rglob("patient.dcm"))) == 1
+    assert (scratch / "unpacked-by-others").exists()
+    living.terminate()
+    living.wait(60)
+    assert [path.name for path in scratch.iterdir()] == ["unpacked-by-others"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import shutil
 import threading
@@ -9,9 +10,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from app.case_queue import CaseQueue
-from app.cases import find_cases
-from app.errors import VolumeError
+from app.case_queue import CaseQueue, open_case
+from app.cases import find_cases, read_list
+from app.errors import InputError, VolumeError
+from app.failures import failure_path
+from app.results import make_results
 from app.volumes import FindOptions
 from app.volumes.nifti import NiftiVolume
 from app.work import Resume
@@ -72,7 +75,7 @@ def test_the_first_scan_is_decoded_before_anybody_asks(
 
 
 def test_what_is_skipped_is_not_opened(folders: tuple[pathlib.Path, pathlib.Path]) -> None:
-    (folders[1] / "a.nii.gz").touch()
+    shutil.copy(folders[0] / "a_0000.nii.gz", folders[1] / "a.nii.gz")
     queue = CaseQueue(find_cases(*folders), Resume(skip_existing=True))
     assert [turn.opened is None for turn in queue] == [True, False, False]
     queue.close()
@@ -105,3 +108,95 @@ def test_a_tree_is_mirrored_on_request(tmp_path: pathlib.Path, phantom_path: pat
     }
     names = ["a/b/ct", "a/ct", "c/ct", "ct"]  # not what is in OUTPUT
     assert found == {name: output / f"{name}.nii.gz" for name in names}
+
+
+def test_a_nii_beside_a_nii_gz_is_a_case_of_its_own(tmp_path: pathlib.Path, phantom_path: pathlib.Path) -> None:
+    """Every output of either has a name of its own, and so has its line of the log; masks are called as ever."""
+    for name in ("a_0000.nii.gz", "a.nii", "b.nii", "c.nii.gz"):
+        (tmp_path / name).touch()
+    cases = find_cases(tmp_path, tmp_path / "out", make_results(("nifti", "statistics", "preview")))
+    assert [case.name for case in cases] == ["a.nii", "a", "b", "c"]
+    assert [case.outputs["nifti"].name for case in cases] == ["a.nii", "a.nii.gz", "b.nii", "c.nii.gz"]
+    paths = [path for case in cases for path in (*case.outputs.values(), failure_path(case.base))]
+    assert len(set(paths)) == len(paths)
+    assert [case.scan.problem for case in cases] == [None] * 4
+
+
+@pytest.mark.parametrize("names", [("x/a.nii", "y/a.nii.gz"), ("x/a.nii.gz", "y/a_0000.nii.gz")])
+def test_scans_of_one_name_from_several_folders_are_refused(tmp_path: pathlib.Path, names: tuple[str, str]) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    problems = [case.scan.problem for case in find_cases([tmp_path / name for name in names], tmp_path / "out")]
+    assert all("another scan would get the same mask name a.nii" in str(problem) for problem in problems)
+
+
+def test_scans_in_subfolders_are_pointed_to(tmp_path: pathlib.Path) -> None:
+    for name in ("p1", "p2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ct.nii.gz").touch()
+    line = (
+        f"{tmp_path}: no .nii.gz or .nii file and no DICOM at its top, 2 in subfolders, which --recursive takes; give"
+    )
+    with pytest.raises(InputError, match=line):
+        find_cases(tmp_path, tmp_path / "out")
+
+
+# Lists of paths
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"/a/x.nii.gz\n/b y/z\n",
+        b"\xef\xbb\xbf/a/x.nii.gz\r\n/b y/z\r\n",
+        b"# mine\n\n  /a/x.nii.gz \t\r\n\r\n \r\n# more\r\n/b y/z",
+        b"/a/x.nii.gz\r/b y/z\r",  # of a Macintosh
+        b"/a/x.nii.gz\n/b y/z\n/a/x.nii.gz\n",
+        b"\xef\xbb\xbf# mine\n/a/x.nii.gz\n/b y/z\n",
+        "\ufeff/a/x.nii.gz\r\n/b y/z\r\n".encode("utf-16-le"),
+        "\ufeff/a/x.nii.gz\r\n/b y/z\r\n".encode("utf-16-be"),
+    ],
+)
+def test_a_list_of_any_editor(tmp_path: pathlib.Path, content: bytes) -> None:
+    (tmp_path / "list").write_bytes(content)
+    assert read_list(tmp_path / "list") == [pathlib.Path("/a/x.nii.gz"), pathlib.Path("/b y/z")]
+
+
+def test_a_list_holds_paths_of_any_bytes(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "list").write_bytes(b"/caf\xe9/\xc3\xa4\xe2\x80\xa8.nii\n")
+    (path,) = read_list(tmp_path / "list")
+    assert os.fsencode(path) == b"/caf\xe9/\xc3\xa4\xe2\x80\xa8.nii"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"# nothing\r\n\r\n", b"\0\0\0", b"\xff\xfea"])
+def test_what_is_no_list_is_one_line(tmp_path: pathlib.Path, content: bytes) -> None:
+    (tmp_path / "list").write_bytes(content)
+    with pytest.raises(InputError, match=f"{tmp_path / 'list'}: (holds no path|cannot be read as a list of paths)"):
+        read_list(tmp_path / "list")
+
+
+def test_a_path_of_a_list_that_cannot_be_used_is_a_failed_case(
+    tmp_path: pathlib.Path, phantom_path: pathlib.Path
+) -> None:
+    """Moved since, without a scan, of a name that no file may have: the others are done."""
+    shutil.copy(phantom_path, tmp_path / "good_0000.nii.gz")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("not a scan")
+    names = ["gone_0000.nii.gz", "good_0000.nii.gz", "gone", "empty", "notes.txt", "x" * 300]
+    cases = {case.name: case for case in find_cases([tmp_path / name for name in names], tmp_path / "out")}
+    problems = {name: case.scan.problem for name, case in cases.items() if case.scan.problem}
+    assert set(problems) == {"gone", "empty", "notes.txt", "x" * 300} | {"gone"}
+    assert cases["good"].scan.problem is None
+    with pytest.raises(VolumeError, match=r"empty: no \.nii\.gz or \.nii file and no DICOM; give a scan"):
+        open_case(cases["empty"])
+    with pytest.raises(InputError, match=r"gone: no such file or folder"):
+        find_cases([tmp_path / "gone", tmp_path / "gone too"], tmp_path / "out")
+
+
+def test_a_scan_that_is_named_twice_is_done_once(tmp_path: pathlib.Path, phantom_path: pathlib.Path) -> None:
+    (tmp_path / "in").mkdir()
+    scan = pathlib.Path(shutil.copy(phantom_path, tmp_path / "in" / "a_0000.nii.gz"))
+    (tmp_path / "link").symlink_to("in")
+    (case,) = find_cases([tmp_path / "in", scan, tmp_path / "link", tmp_path / "link" / scan.name], tmp_path / "out")
+    assert case.scan.problem is None

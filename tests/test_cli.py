@@ -441,3 +441,33 @@ def test_help_lists_every_option_under_one_heading() -> None:
     for heading, option in (("Input:", "--recursive"), ("Output:", "--save"), ("Many machines:", "--shard")):
         assert option in sections[heading]
     assert not [option for option in main.params if isinstance(option, click.Option) and not option.help]
+
+
+def test_names_of_any_bytes_reach_every_table_page_and_line(
+    folders: Folders, tiny_weights: pathlib.Path, phantom_path: pathlib.Path
+) -> None:
+    """Latin-1 of an old share, a line end, colours of a terminal: one case's name spoils nobody's table."""
+    inputs, outputs = folders
+    names = [b"good", b"M\xfcller", b"a\nb", b"\x1b[31mred"]
+    for name in names[1:]:
+        shutil.copy(phantom_path, os.fsencode(inputs) + b"/" + name + b"_0000.nii.gz")
+    (inputs / os.fsdecode(b"bad\xe9.nii.gz")).write_text("not a scan")
+    kinds = [word for name in ("nifti", "statistics", "preview", "viewer") for word in ("--save", name)]
+    command = [sys.executable, "-m", "app", inputs, outputs, "--weights", tiny_weights, "--device", "cpu"]
+    shown = subprocess.run([*command, *kinds], cwd=ROOT, capture_output=True, check=False)
+    assert shown.returncode == 1, shown.stderr
+    lines = shown.stderr.decode().splitlines()
+    assert all(line.startswith(("INFO: ", "WARNING: ", "ERROR: ")) for line in lines)
+    assert sum(line.startswith("ERROR: ") for line in lines) == 1
+    assert b"\x1b" not in shown.stderr
+    for name in names:
+        for extension in (b".nii.gz", b".statistics.json", b".preview.png", b".viewer.html"):
+            assert pathlib.Path(os.fsdecode(os.fsencode(outputs) + b"/" + name + extension)).exists()
+    table = (outputs / "statistics.csv").read_text()
+    assert {line.split(",")[0] for line in table.splitlines()[1:]} == {"good", r"M\xfcller", r"a\nb", r"\x1b[31mred"}
+    index = (outputs / "index.html").read_text()
+    assert r"M\xfcller" in index
+    assert 'href="M%FCller.viewer.html"' in index
+    assert len((outputs / "run_log.jsonl").read_text().splitlines()) == 5
+    listed = subprocess.run([*command, "--list-series"], cwd=ROOT, capture_output=True, check=True).stdout
+    assert len(listed.decode().splitlines()) == 5

@@ -6,6 +6,7 @@ import itertools
 import json
 import pathlib
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from app.cases import find_cases
 from app.cli import main
 from app.errors import InputError, VolumeError
 from app.results.dicom_seg import frames_of
-from app.volumes import FindOptions, NameBy, Scan, dicom, dicom_series, find_scans, open_volume
+from app.volumes import FindOptions, NameBy, Ready, Scan, dicom, dicom_series, find_scans, open_volume
 from app.volumes.walk import first_bytes
 from phantom import make_phantom
 from phantom.dicom import SECONDARY, corners, uid, write_enhanced, write_series
@@ -201,7 +202,8 @@ def test_two_phases_under_one_uid_are_two_cases(
             one.InstanceNumber += 100
             one.save_as(path)
     first, second = find_scans(tmp_path)
-    assert (first.name[-2:], second.name[-2:]) == ("_1", "_2")
+    assert first.name != second.name
+    assert first.name[:-8] == second.name[:-8] == f"series003_{first.name[10:18]}_"
     for scan, expected in ((first, hounsfield), (second, later)):
         for z, plane in scan.open().slices():
             np.testing.assert_array_equal(plane, expected[:, :, z].T)
@@ -439,8 +441,59 @@ def test_names_by_uid_accession_or_folder(tmp_path: pathlib.Path, hounsfield: ND
 
     assert names("uid") == sorted([uid("one"), uid("two")])
     by_number = names("number")
-    assert names("accession") == sorted(["A_17_series003", by_number[1]])  # the second has no accession number
-    assert names("folder") == ["Phase_1", "late"]
+    assert names("accession") == sorted([f"A_17_{by_number[0]}", by_number[1]])  # the second has no accession number
+    hashes = [name[-8:] for name in by_number]
+    assert names("folder") == [f"Phase_1_{hashes[0]}", f"late_{hashes[1]}"]
+
+
+@pytest.mark.parametrize("name_by", ["number", "uid", "accession", "folder"])
+def test_a_name_stays_a_series_own_when_others_come_and_go(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], name_by: NameBy
+) -> None:
+    """Three patients with one folder name, accession and series number each."""
+
+    def names() -> dict[str | None, str]:
+        return {scan.series_uid: scan.name for scan in find_scans(tmp_path, FindOptions(name_by=name_by))}
+
+    alone: dict[str | None, str] = {}
+    for patient in "bca":
+        write_series(tmp_path / patient / "CT", hounsfield[:, :, :3], SPACING, series=patient, AccessionNumber="7")
+        now = names()
+        assert alone.items() <= now.items()
+        alone = now
+    assert len(set(alone.values())) == 3
+    shutil.rmtree(tmp_path / "b")
+    assert names().items() <= alone.items()
+
+
+def test_parts_of_one_series_keep_their_names_too(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    """Two phases and two patients under one UID, and a localizer: none takes another's name when one comes or goes."""
+    parts = {
+        "late": {"acquisition": 9, "AcquisitionTime": "100500"},
+        "early": {"acquisition": 2, "AcquisitionTime": "100100"},
+        "other": {"PatientID": "P2"},
+        "localizer": {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
+    }
+
+    def names() -> dict[str, str]:
+        """Of every part that is there, by its mean."""
+        return {
+            str(round(float(np.mean([plane.mean() for _, plane in scan.open().slices()])), 3)): scan.name
+            for scan in find_scans(tmp_path)
+            if isinstance(scan.state, Ready)
+        }
+
+    seen: dict[str, set[str]] = {}  # name -> what it stood for
+    for there in (("late",), ("late", "early"), tuple(parts), ("early", "other"), ("localizer", "late", "early")):
+        for number, (part, changes) in enumerate(parts.items()):
+            shutil.rmtree(tmp_path / part, ignore_errors=True)
+            if part in there:
+                write_series(tmp_path / part, hounsfield[:, :, : 5 + number], SPACING, **changes)
+        for mean, name in names().items():
+            if len(there) > 1:  # alone, a part has the series' own name
+                seen.setdefault(name, set()).add(mean)
+    assert len(seen) >= 3
+    assert all(len(means) == 1 for means in seen.values()), seen
 
 
 def test_many_files_are_read_by_several_processes_to_the_same_series(
@@ -468,6 +521,6 @@ def test_the_options_reach_the_command_line(
     failure.unlink()  # under another name
     outputs = ("--save", "dicom-seg", "--save", "rtstruct", "--save", "dicom-sr", "--seg-type", "labelmap")
     assert CliRunner().invoke(main, [*arguments, "--resample-gaps", "--name-by", "folder", *outputs]).exit_code == 0
-    found = {path.name for path in (tmp_path / "out").iterdir()}
-    assert found == {"run_log.jsonl", "late.seg.dcm", "late.rtstruct.dcm", "late.sr.dcm"}
-    assert pydicom.dcmread(tmp_path / "out" / "late.seg.dcm").SegmentationType == "LABELMAP"
+    found = {re.sub("^late_[0-9a-f]{8}", "late", path.name): path for path in (tmp_path / "out").iterdir()}
+    assert set(found) == {"run_log.jsonl", "late.seg.dcm", "late.rtstruct.dcm", "late.sr.dcm"}
+    assert pydicom.dcmread(found["late.seg.dcm"]).SegmentationType == "LABELMAP"

@@ -23,11 +23,12 @@ ARROWS = {
     "__main__": {"cli", "process", "quick_imports"},
     "cli": {
         *("case_queue", "cases", "host", "quick_imports", "options", "process", "results", "run", "run_log", "shards"),
-        *("volumes", "work"),
+        *("volumes", "whole_file", "work"),
     },
     "options": {"cases", "engines", "quick_imports", "results", "segmenter", "volumes", "work"},
     "shards": {"run_log"},
     "failures": {"whole_file"},
+    "process": {"whole_file"},
     "run_log": {"segmentation", "whole_file"},
     "run": {
         *("case_queue", "cases", "failures", "gpu_memory", "host", "inference", "results", "run_log"),
@@ -45,7 +46,7 @@ ARROWS = {
     "network": {"architecture", "checkpoint"},
     "checkpoint": {"architecture", "whole_file"},
 }
-FOR_ALL = {"errors", "hounsfield", "organs", "strides", "version"}
+FOR_ALL = {"errors", "hounsfield", "organs", "ownership", "strides", "version"}
 # Which library lives where.
 HOMES = {
     "click": {"cli", "options"},
@@ -200,7 +201,7 @@ from .read_ahead import ReadAhead
 from .volume import Geometry, Scan
 
 class Stacked:
-    accepts = "a stack"
+    accepts, extensions = "a stack", (".stack",)
 
     def claims(self, path, head):
         return head.startswith(b"STACK")
@@ -224,17 +225,14 @@ class StackedVolume:
         return ReadAhead(planes, depth=2)
 """
 MADE_UP_OUTPUT = """
-from .result import Result, beside, write_whole
+from .result import MARK, Result, beside, write_whole
 
 class Count(Result):
     def path(self, base, mask_extension):
         return beside(base, ".count.txt")
 
-    def wrote(self, path):
-        return False
-
     def write(self, segmentation, path):
-        write_whole(path, str(int((segmentation.mask > 0).sum())).encode())
+        write_whole(path, f"{(segmentation.mask > 0).sum()} {MARK}".encode())
 """
 ROWS = {  # the one row (and its import), by wing
     "volumes": [
@@ -272,7 +270,7 @@ def test_adding_a_format_or_an_output_takes_one_file_and_one_row(
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     mask = np.asarray(nib.load(tmp_path / "out" / "case.nii.gz").dataobj)
-    assert (tmp_path / "out" / "case.count.txt").read_text() == str(int((mask > 0).sum()))
+    assert (tmp_path / "out" / "case.count.txt").read_text().split()[0] == str(int((mask > 0).sum()))
     code = (
         "import sys; from app import Segmenter\n"
         "mask = Segmenter.load(sys.argv[1], 'cpu').segment(sys.argv[2])\nprint(int((mask > 0).sum()))"

@@ -36,7 +36,7 @@ from evaluation.labels import LabelError, read_labels
 from phantom import make_phantom, write_phantom
 from tests.conftest import ROOT
 from tests.fuzz import dicom_inputs, fuzz_reader, fuzz_whole, nifti_inputs
-from tests.nifti_files import affine_lps, read_volume, save, volume_lps, write_mask
+from tests.nifti_files import affine_lps, read_volume, save, volume_lps
 
 
 @pytest.fixture
@@ -217,47 +217,6 @@ def test_an_organ_larger_than_any_known_is_doubted(tmp_path: pathlib.Path, caplo
     assert any("liver of" in text and "larger than any known" in text for text in caplog.messages)
 
 
-# 3: an input is overwritten
-
-
-def one_problem(source: pathlib.Path, output: pathlib.Path) -> list[str | None]:
-    return [case.scan.problem for case in find_cases(source, output)]
-
-
-def test_what_this_program_did_not_write_is_not_overwritten(path: pathlib.Path) -> None:
-    save(path, volume_lps())
-    label = save(path.parent / "case.nii.gz", volume_lps())
-    (problem,) = one_problem(path, path.parent)
-    assert problem is not None
-    assert f"would overwrite {label}, which this program did not write" in problem
-    label.write_text("not even a NIfTI")
-    assert one_problem(path, path.parent) != [None]
-    (path.parent / "run_log.jsonl").write_text('cut sho\n[1]\n{"case": "case", "status": "done"}\n{"case": "ca')
-    assert one_problem(path, path.parent) == [None]  # an earlier version, whose masks do not say who wrote them
-
-
-def test_its_own_mask_is_replaced(path: pathlib.Path) -> None:
-    save(path, volume_lps())
-    volume = open_volume(path)
-    write_mask(np.zeros(volume.geometry.shape, np.uint8, order="F"), volume, path.parent / "case.nii.gz")
-    assert one_problem(path, path.parent) == [None]
-
-
-def test_scans_that_are_linked_crosswise_stay(path: pathlib.Path) -> None:
-    output = path.parent / "out"
-    output.mkdir()
-    volume = open_volume(save(path, volume_lps()))
-    for name in ("a", "b"):  # look like masks of this program
-        write_mask(np.zeros(volume.geometry.shape, np.uint8, order="F"), volume, output / f"{name}.nii.gz")
-    source = path.parent / "in"
-    source.mkdir()
-    (source / "a_0000.nii.gz").symlink_to(output / "b.nii.gz")
-    os.link(output / "a.nii.gz", source / "b_0000.nii.gz")
-    for problem, scan in zip(one_problem(source, output), ("a", "b"), strict=True):
-        assert problem is not None
-        assert f"its mask would overwrite the scan {output / f'{scan}.nii.gz'}" in problem
-
-
 # 4, 16, 17: a field that is not needed stops a scan; an undefined code; an affine without an orientation
 
 
@@ -404,8 +363,8 @@ def test_every_name_that_a_scan_may_have_its_mask_may_have(
 @pytest.mark.parametrize("name", ["_0000.nii.gz", "_0000.nii", "_0000.NII"])
 def test_a_name_of_which_nothing_is_left_is_one_line(tmp_path: pathlib.Path, name: str) -> None:
     (tmp_path / name).touch()
-    (problem,) = one_problem(tmp_path, tmp_path / "out")
-    assert problem == f"{tmp_path / name}: nothing is left of its name without _0000; rename it"
+    (case,) = find_cases(tmp_path, tmp_path / "out")
+    assert case.scan.problem == f"{tmp_path / name}: nothing is left of its name without _0000; rename it"
 
 
 def test_a_pipe_is_refused_at_once(tmp_path: pathlib.Path, phantom_path: pathlib.Path, run: Callable[..., int]) -> None:

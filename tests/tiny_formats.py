@@ -41,6 +41,10 @@ class OneFileEach:
     accepts = "a tiny file"
     extension = ""
 
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        return (self.extension,) if self.extension else ()
+
     def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:
         return [
             Scan(str(path.relative_to(folder)).removesuffix(self.extension), path, partial(self.open, path))

@@ -51,7 +51,6 @@ class Gathering:
         self._small: dict[int, NDArray[np.int16]] = {}  # slices of the small copy near organs
         self._recent: deque[tuple[int, NDArray[np.int16]]] = deque()  # others that an organ may still come near
         self._last_organ: int | None = None
-        self._middles: list[float] = []  # column of the body's middle, in slices with organs
 
     def see(self, z: int, plane: NDArray[np.int16]) -> None:
         """Take a slice (Y, X) of HU."""
@@ -65,9 +64,6 @@ class Gathering:
         index = np.flatnonzero(labels).astype(np.int32)
         if len(index):
             self._index[z], self._values[z] = index, plane.ravel()[index]
-            columns = np.flatnonzero((plane[:: self._steps[1]] > hounsfield.BODY).sum(0))
-            if len(columns):
-                self._middles.append(float(columns[0] + columns[-1]) / 2)
         self._keep_small(z, plane, has_organ=bool(len(index)))
 
     def _keep_small(self, z: int, plane: NDArray[np.int16], has_organ: bool) -> None:
@@ -106,9 +102,9 @@ class Gathering:
             parts.append(self._values[z][inside])
         return np.concatenate(parts) if parts else np.empty(0, np.int16)
 
-    def middle_column(self) -> float:
-        """The column of the body's middle where there are organs; the scan's middle where there are none."""
-        return float(np.median(self._middles)) if self._middles else (self.geometry.shape_zyx[2] - 1) / 2
+    def column_of(self, column: float) -> float:
+        """Where a column of the small copy, or a place between two, lies in the scan."""
+        return (column + 0.5) * self._steps[2] - 0.5
 
     def reduced(self, labels_zyx: NDArray[np.uint8]) -> Reduced | None:
         """The small copy and the final labels (Z, Y, X) on it; None where it shows no organ."""

@@ -6,7 +6,7 @@ dicom_result.py       what all DICOM outputs share
 dicom_seg.py          the mask as a DICOM segmentation
 rtstruct.py           outlines as a DICOM structure set
 structured_report.py  volumes as a DICOM structured report
-statistics.py         numbers of every organ
+statistics.py         numbers of every organ; kidneys.py tells the left kidney from the right one
 viewer.py             a page that shows scan and organs without a network; page/ has what it is made from
 preview.py            a picture; planes.py chooses what it shows, outlines.py draws around organs
 

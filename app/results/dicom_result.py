@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
 import warnings
 from abc import abstractmethod
@@ -9,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.dataelem import RawDataElement
 
 from ..errors import ResultError
 from ..organs import Organ
+from ..ownership import BLANK, has_mark, marked
 from ..segmentation import Segmentation
 from ..version import __version__
 from ..volumes.dicom import DicomVolume
+from ..volumes.walk import first_bytes
 from ..whole_file import whole_file
 from .result import PROGRAM, Result, beside
 
@@ -23,6 +27,10 @@ MAY_BE_EMPTY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
     *("AccessionNumber", "ReferringPhysicianName"),
 )
+PREAMBLE_BYTES = 128
+UNDEFINED = 0xFFFFFFFF  # a length that is not told, PS3.5, 7.1.1
+NAMES_ITS_MAKER = ["ManufacturerModelName", "SoftwareVersions"]
+VERSIONS_WITHOUT_MARK = ("0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.6.1")
 ENCODED = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")  # what is in an object's character set (PS3.5, 6.1.2.2)
 
 
@@ -45,12 +53,24 @@ class DicomResult(Result):
         return beside(base, self.extension)
 
     def wrote(self, path: pathlib.Path) -> bool:
-        """Whether this program wrote a file; see `Result.wrote`."""
+        """Whether an object may be replaced; see `Result.wrote`. Its mark lies in the preamble."""
+        if has_mark(first_bytes(path)):
+            return super().wrote(path)
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["ManufacturerModelName"])
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=NAMES_ITS_MAKER)
         except (OSError, pydicom.errors.InvalidDicomError):
+            return not self.is_whole(path)
+        is_old = header.get("SoftwareVersions") in VERSIONS_WITHOUT_MARK
+        return is_old and header.get("ManufacturerModelName") == PROGRAM
+
+    def has_end(self, path: pathlib.Path) -> bool:
+        """Whether the last element of an object is whole; see `Result.has_end`."""
+        try:
+            one = pydicom.dcmread(path)
+            last = one.get_item(max(one.keys()))
+        except Exception:  # pydicom raises whatever a cut object makes of it
             return False
-        return str(header.get("ManufacturerModelName")) == PROGRAM
+        return not isinstance(last, RawDataElement) or last.length in (UNDEFINED, len(last.value or b""))
 
     def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
         """Write the object; see `Result.write`."""
@@ -60,8 +80,11 @@ class DicomResult(Result):
             with warnings.catch_warnings(action="ignore"):  # about values in the source that do not matter here
                 dataset = self.dataset(segmentation, segmentation.volume)
                 _copy_text(dataset, segmentation.volume)
-                with whole_file(path) as stream:
-                    dataset.save_as(stream, enforce_file_format=True)
+                dataset.preamble = BLANK.ljust(PREAMBLE_BYTES, b"\0")  # a program's own, PS3.10, 7.1
+                content = io.BytesIO()
+                dataset.save_as(content, enforce_file_format=True)
+            with whole_file(path) as stream:
+                stream.write(marked(content.getvalue()))
         except OSError as error:
             raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
         except (AttributeError, ValueError, TypeError, KeyError) as error:  # the source lacks what DICOM asks for

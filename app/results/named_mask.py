@@ -8,10 +8,11 @@ from functools import partial
 from typing import Literal
 from xml.etree import ElementTree
 
+from .. import ownership
 from ..organs import ORGANS, Organ
 from ..volumes.nifti_header import Header
 from .nifti_mask import NiftiMask
-from .result import PROGRAM, each_by_itself, write_whole
+from .result import MARK, PROGRAM, each_by_itself, write_whole
 
 LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL, nifti1.h
 CARET = 30  # NIFTI_ECODE_CARET, nifti1.h: an XML label table, as Connectome Workbench and MITK read it
@@ -42,7 +43,7 @@ class NamedMask(NiftiMask):
             output / "labels.ctbl": slicer_table(),
         }
         each_by_itself(
-            (path, partial(write_whole, path, text.encode(), PROGRAM.encode())) for path, text in tables.items()
+            (path, partial(write_whole, path, text.encode(), ownership.wrote)) for path, text in tables.items()
         )
 
 
@@ -67,12 +68,12 @@ def json_table() -> dict[str, object]:
     labels = [
         {"value": int(organ), "name": organ.key, "rgb": list(organ.rgb), "snomed_ct": organ.snomed} for organ in ORGANS
     ]
-    return {"program": PROGRAM, "labels": labels}
+    return {"program": PROGRAM, "digest": MARK, "labels": labels}
 
 
 def itk_snap_table() -> str:
     """Index, red, green, blue, alpha, visible, mesh visible, name."""
-    rows = [f"# {PROGRAM}", '    0     0    0    0        0  0  0    "Clear Label"']
+    rows = [f"# {PROGRAM} {MARK}", '    0     0    0    0        0  0  0    "Clear Label"']
     for organ in ORGANS:
         red, green, blue = organ.rgb
         rows.append(f'{int(organ):5} {red:5} {green:4} {blue:4}        1  1  1    "{organ.key}"')
@@ -81,6 +82,6 @@ def itk_snap_table() -> str:
 
 def slicer_table() -> str:
     """Value, name, red, green, blue, alpha."""
-    rows = [f"# Color table file, {PROGRAM}", "0 background 0 0 0 0"]
+    rows = [f"# Color table file, {PROGRAM} {MARK}", "0 background 0 0 0 0"]
     rows += [f"{int(organ)} {organ.key} {' '.join(map(str, organ.rgb))} 255" for organ in ORGANS]
     return "\n".join(rows) + "\n"

@@ -15,7 +15,9 @@ from ..errors import ResultError
 from ..hounsfield import WINDOW
 from ..inference.gathering import Reduced
 from ..organs import ORGANS
+from ..ownership import mark_of
 from ..segmentation import Segmentation
+from ..whole_file import printable
 from .outlines import rings
 from .planes import around_organs, best_plane
 from .result import PROGRAM, Result, beside, write_whole
@@ -25,6 +27,7 @@ WIDTH = 1000  # pixels
 GAP, LINE, FONT = 8, 26, 17  # pixels: between panels, height of a line of text, of a letter
 SLICES = 6  # in the lower row
 INK, PAPER = (235, 235, 235), (0, 0, 0)
+PNG_BEGINS, PNG_ENDS = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # PNG specification, 5.2 and 11.2.4
 FINER = 2  # outlines are drawn so many times larger, and made smaller, which smooths them
 
 
@@ -37,20 +40,30 @@ class Preview(Result):
         """Beside the mask."""
         return beside(base, EXTENSION)
 
+    def looks_whole(self, path: pathlib.Path) -> bool:
+        """Whether a picture is not cut; see `Result.looks_whole`."""
+        content = path.read_bytes()
+        begins = content[: len(PNG_BEGINS)] == PNG_BEGINS[: len(content)]
+        return any(content) and (content.endswith(PNG_ENDS) or not begins)
+
     def wrote(self, path: pathlib.Path) -> bool:
-        """Whether this program wrote a file; see `Result.wrote`."""
+        """Whether a picture may be replaced; see `Result.wrote`."""
+        if not self.is_whole(path):
+            return True
         try:
             with Image.open(path) as image:
-                return image.info.get("Software") == PROGRAM
-        except (OSError, UnidentifiedImageError):
+                about = image.info
+                is_unchanged = about.get("Digest", "") in ("", mark_of([image.tobytes()]).decode())
+        except (OSError, UnidentifiedImageError, SyntaxError):
             return False
+        return about.get("Software") == PROGRAM and is_unchanged
 
     def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
         """Write the picture; see `Result.write`."""
-        about = PngInfo()
+        picture, about, content = preview(segmentation), PngInfo(), io.BytesIO()
         about.add_text("Software", PROGRAM)
-        content = io.BytesIO()
-        preview(segmentation).save(content, "PNG", pnginfo=about)
+        about.add_text("Digest", mark_of([picture.tobytes()]))
+        picture.save(content, "PNG", pnginfo=about)
         write_whole(path, content.getvalue())
 
 
@@ -79,7 +92,7 @@ def preview(segmentation: Segmentation) -> Image.Image:
     rows = [] if small is None else _rows(small, segmentation.volume.geometry.orientation_known)
     page = Image.new("RGB", (WIDTH, sum(row.height + GAP for row in rows) + 2 * LINE + 2 * GAP), PAPER)
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(FONT)
-    draw.text((GAP, GAP), segmentation.case, INK, font)
+    draw.text((GAP, GAP), printable(segmentation.case), INK, font)
     note = "research use, not for diagnosis"
     draw.text((WIDTH - GAP - draw.textlength(note, font), GAP), note, (150, 150, 150), font)
     y = GAP + LINE

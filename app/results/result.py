@@ -7,37 +7,37 @@ import pathlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
+from .. import ownership
 from ..errors import AppError, ResultError
+from ..ownership import BLANK, PROGRAM, marked
 from ..segmentation import Segmentation
+from ..volumes import identity
 from ..whole_file import beside, whole_file
 
-__all__ = ["PROGRAM", "Result", "beside", "each_by_itself", "write_whole"]
+__all__ = ["MARK", "PROGRAM", "Result", "beside", "each_by_itself", "write_whole"]
 
 log = logging.getLogger(__name__)
 
-PROGRAM = "hrnet-ocr-abdomen"  # what outputs call their maker
-MARKED_BYTES = 256  # within which a file says so
+MARK = BLANK.decode()  # what text has where its mark will be
 
 
-def write_whole(path: pathlib.Path, content: bytes, mark: bytes | None = None) -> None:
+def write_whole(path: pathlib.Path, content: bytes, is_ours: Callable[[pathlib.Path], bool] | None = None) -> None:
     """Write a file whole or not at all.
 
     Args:
         path: of it.
-        content: of it.
-        mark: what this program's files of that name hold near their beginning; one without it is left alone. None: the
-            caller has seen to that.
+        content: of it; `MARK` in it becomes its mark.
+        is_ours: tells whether a file of that name may be replaced; one that may not be is left alone. None: the caller
+            has seen to that.
 
     Raises:
-        ResultError: it cannot be written, or others wrote a file of that name.
+        ResultError: it cannot be written, or others wrote or changed a file of that name.
     """
     try:
-        if mark is not None and path.exists():
-            with path.open("rb") as there:
-                if mark not in there.read(MARKED_BYTES):
-                    raise ResultError(f"{path}: this program did not write it and leaves it alone; move it")
+        if is_ours is not None and path.exists() and not is_ours(path):
+            raise ResultError(f"{path}: this program did not write it, or it was changed since; move it")
         with whole_file(path) as stream:
-            stream.write(content)
+            stream.write(marked(content))
     except OSError as error:
         raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
 
@@ -68,11 +68,13 @@ class Result(ABC):
 
     Attributes:
         needs_dicom: whether the scan must have come as DICOM.
+        ending: of a file that is complete.
         needs_scan: whether it is made from the scan's values too, see `inference.gathering.Gathering`.
     """
 
     needs_dicom = False
     needs_scan = False
+    ending = b""
 
     @abstractmethod
     def path(self, base: pathlib.Path, mask_extension: str | None) -> pathlib.Path:
@@ -83,9 +85,36 @@ class Result(ABC):
             mask_extension: of a NIfTI mask, where the scan's own name decides it; None: as this output likes.
         """
 
-    @abstractmethod
+    def is_whole(self, path: pathlib.Path) -> bool:
+        """Whether a case's output is there, and complete as far as can be told at a glance.
+
+        A crash may leave a file empty, cut, or full of zeros. A file of others is taken for complete, as is one that
+        cannot be read.
+        """
+        if identity(path) is None:
+            return False
+        try:
+            return self.looks_whole(path)
+        except OSError:
+            return True
+
+    def looks_whole(self, path: pathlib.Path) -> bool:
+        """Whether a file that is there looks complete; this default suits files that carry a `MARK`.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with path.open("rb") as stream:
+            head, size = stream.read(ownership.HEAD_BYTES), path.stat().st_size
+        return any(head) and (ownership.fits_mark(head, size) or self.has_end(path))
+
+    def has_end(self, path: pathlib.Path) -> bool:
+        """Whether a file's content is complete in itself, though not as long as this program wrote it."""
+        return path.read_bytes().endswith(self.ending)
+
     def wrote(self, path: pathlib.Path) -> bool:
-        """Whether this program wrote a file, and so may replace it."""
+        """Whether a file may be replaced: it is as this program wrote it, or what a crash left of that."""
+        return ownership.wrote(path) or not self.is_whole(path)
 
     @abstractmethod
     def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:

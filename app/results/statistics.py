@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from ..errors import ResultError
 from ..inference.gathering import Gathering
 from ..organs import ORGANS, Organ, bounding_box
+from ..ownership import HEAD_BYTES
 from ..segmentation import Segmentation
 from ..version import __version__
-from .result import PROGRAM, Result, beside, write_whole
+from ..whole_file import printable
+from .kidneys import Midline, find_midline
+from .result import MARK, PROGRAM, Result, beside, write_whole
 
 EXTENSION, TABLE = ".statistics.json", "statistics.csv"
 PERCENTILES = (5, 50, 95)
@@ -47,25 +50,62 @@ class Statistics(Result):
         """Beside the mask."""
         return beside(base, EXTENSION)
 
-    def wrote(self, path: pathlib.Path) -> bool:
-        """Whether this program wrote a file; see `Result.wrote`."""
-        return bool(read(path))
-
     def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
         """Write the JSON file; see `Result.write`."""
-        write_whole(path, (json.dumps(statistics(segmentation), indent=1, allow_nan=False) + "\n").encode())
+        row = statistics(segmentation)
+        about = {"program": row.pop("program"), "digest": MARK}
+        write_whole(path, (json.dumps(about | row, indent=1, allow_nan=False) + "\n").encode())
+
+    def has_end(self, path: pathlib.Path) -> bool:
+        """Whether a file is whole JSON; see `Result.has_end`."""
+        try:
+            json.loads(path.read_text())
+        except (OSError, ValueError):
+            return False
+        return True
 
     def finish(self, output: pathlib.Path) -> None:
         """Write the table of all cases in the folder, those of earlier runs too; see `Result.finish`."""
-        cases = [found for path in sorted(output.rglob(f"[!.]*{EXTENSION}")) if (found := read(path))]
-        rows = [{"case": case["case"], "organ": name, **_flat(row)} for case in cases for name, row in _regions(case)]
+        files = {path: found for path in sorted(output.rglob(f"[!.]*{EXTENSION}")) if (found := read(path))}
+        rows = [
+            {"case": printable(case["case"]), "organ": name, **_flat(row)}
+            for case in files.values()
+            for name, row in _regions(case)
+        ]
         if rows:
             table = io.StringIO(newline="")
             columns = list(dict.fromkeys(name for row in rows for name in row))
             writer = csv.DictWriter(table, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-            write_whole(output / TABLE, table.getvalue().encode(), b"case,organ,volume_ml,")
+            write_whole(
+                output / TABLE, table.getvalue().encode(), lambda path: _is_as_written(path, table.getvalue(), files)
+            )
+
+
+def _is_as_written(path: pathlib.Path, table: str, files: Mapping[pathlib.Path, Row]) -> bool:
+    """Whether a table holds nothing but what the cases' statistics held when it was written.
+
+    A CSV file has no room for a mark. A row may differ from the new table's if its case was done since, and may be left
+    over if its case's file is gone; another difference is somebody's work.
+    """
+    try:
+        with path.open("rb") as raw:
+            if not any(raw.read(HEAD_BYTES)):
+                return True  # empty or zeros, as a crash may leave it
+        with path.open(newline="") as stream:
+            there = csv.DictReader(stream)
+            rows, columns = list(there), there.fieldnames or []
+        new = csv.DictReader(io.StringIO(table, newline=""))
+        now = {(row["case"], row["organ"]): row for row in new}
+        written = path.stat().st_mtime
+        since = {printable(case["case"]) for file, case in files.items() if file.stat().st_mtime >= written}
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
+    if list(columns[:3]) != ["case", "organ", "volume_ml"] or not set(columns) <= set(new.fieldnames or []):
+        return False
+    known = [(row, now[row["case"], row["organ"]]) for row in rows if (row["case"], row["organ"]) in now]
+    return all(row["case"] in since or row.items() <= same.items() for row, same in known)
 
 
 def read(path: pathlib.Path) -> Row:
@@ -89,6 +129,7 @@ def statistics(segmentation: Segmentation) -> Row:
             "components_removed": segmentation.components_removed.get(organ, 0),
             "confidence": _rounded(segmentation.confidence.get(organ), 4),
         }
+    kidneys, midline = _either_kidney(segmentation, gathering, boxes.get(Organ.KIDNEYS))
     liver, spleen = [organs.get(organ.key, {}).get("mean_hu") for organ in (Organ.LIVER, Organ.SPLEEN)]
     return {
         "program": PROGRAM,
@@ -98,10 +139,11 @@ def statistics(segmentation: Segmentation) -> Row:
         "case": segmentation.case,
         "orientation_known": segmentation.volume.geometry.orientation_known,
         "organs": organs,
-        "kidneys": _either_kidney(labels, boxes.get(Organ.KIDNEYS), gathering),
+        "kidneys": kidneys if Organ.KIDNEYS in boxes else {},
+        "kidneys_told_apart_by": midline.by,
         "liver_minus_spleen_hu": None if liver is None or spleen is None else round(liver - spleen, 1),
         "check": [organ.key for organ in segmentation.check],
-        "warnings": list(segmentation.warnings),
+        "warnings": [*segmentation.warnings, *midline.warnings],
     }
 
 
@@ -172,13 +214,24 @@ def _numbers(voxels: int, hounsfield: NDArray[np.int16], gathering: Gathering) -
     return row | {name: round(float(figure), 1) for name, figure in zip(HU_NAMES, figures, strict=True)}
 
 
-def _either_kidney(labels: Labels, box: Box | None, gathering: Gathering) -> Row:
-    """The kidneys on either side of the body's middle; a horseshoe kidney is cut there. null if no side is known."""
-    if not gathering.geometry.orientation_known:
-        return {"left": _unknown(), "right": _unknown()}
-    middle = round(gathering.middle_column())
-    sides = {"left": (middle + 1, labels.shape[2]), "right": (0, middle + 1)}  # columns grow to the patient's left
-    return {side: _region(labels, Organ.KIDNEYS, box, gathering, columns) for side, columns in sides.items()}
+def _either_kidney(segmentation: Segmentation, gathering: Gathering, box: Box | None) -> tuple[dict[str, Row], Midline]:
+    """The numbers of either kidney, and where the plane between them lies; a horseshoe kidney is cut there."""
+    midline, first_left, width = Midline(), 0, gathering.geometry.shape_zyx[2]
+    if box is not None:
+        midline = _midline(segmentation)
+        if midline.by is None:
+            return {"left": _unknown(), "right": _unknown()}, midline
+        first_left = int(np.clip(np.ceil(gathering.column_of(midline.column)), 0, width))
+    sides = {"left": (first_left, width), "right": (0, first_left)}  # columns grow to the patient's left
+    labels = segmentation.labels_zyx
+    return {side: _region(labels, Organ.KIDNEYS, box, gathering, part) for side, part in sides.items()}, midline
+
+
+def _midline(segmentation: Segmentation) -> Midline:
+    if not segmentation.volume.geometry.orientation_known:
+        return Midline(problem="the scan's orientation is not known")
+    small = segmentation.small
+    return Midline(problem="they are too small") if small is None else find_midline(small)
 
 
 def _unknown() -> Row:

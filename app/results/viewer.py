@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -14,6 +15,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import ownership
 from ..errors import InputError, ResultError
 from ..inference.gathering import Reduced
 from ..organs import ORGANS, Organ
@@ -21,14 +23,15 @@ from ..run_log import read_records
 from ..segmentation import Segmentation
 from ..version import __version__
 from ..volumes.nifti import small_nifti
+from ..whole_file import printable
 from .planes import around_organs
 from .preview import EXTENSION as PREVIEW
 from .preview import Preview
-from .result import PROGRAM, Result, beside, write_whole
+from .result import MARK, PROGRAM, Result, beside, write_whole
 from .statistics import statistics
 
 EXTENSION, INDEX = ".viewer.html", "index.html"
-MARK = f"<!-- {PROGRAM} -->\n"  # first line of every page
+FIRST_LINE = f"<!-- {PROGRAM} {MARK} -->\n"  # first line of every page
 LIBRARY = "niivue.umd.js"
 LARGEST_BYTES = 5 << 20  # of scan and mask together in base64; beside NiiVue's 2.3 MB the page stays under 8
 STEP_HU, LOWEST_HU = 2, -200  # a byte holds -200..310 HU
@@ -44,6 +47,7 @@ class Viewer(Result):
     """
 
     needs_scan = True
+    ending = b"</html>\n"
 
     def __init__(self) -> None:
         if not _page(LIBRARY).is_file():
@@ -54,24 +58,16 @@ class Viewer(Result):
         """Beside the mask."""
         return beside(base, EXTENSION)
 
-    def wrote(self, path: pathlib.Path) -> bool:
-        """Whether this program wrote a file; see `Result.wrote`."""
-        try:
-            with path.open(errors="replace") as stream:
-                return stream.read(len(MARK)) == MARK
-        except OSError:
-            return False
-
     def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
         """Write the page and its thumbnail; see `Result.write`."""
         thumbnail = path.with_name(path.name.removesuffix(EXTENSION) + PREVIEW)
         if not thumbnail.exists() or self.preview.wrote(thumbnail):
             self.preview.write(segmentation, thumbnail)
-        write_whole(path, (MARK + page(segmentation)).encode())
+        write_whole(path, (FIRST_LINE + page(segmentation)).encode())
 
     def finish(self, output: pathlib.Path) -> None:
         """Write the index of all cases in the folder's run log; see `Result.finish`."""
-        write_whole(output / INDEX, (MARK + index_page(output)).encode(), MARK.encode())
+        write_whole(output / INDEX, (FIRST_LINE + index_page(output)).encode(), ownership.wrote)
 
 
 def _page(name: str) -> Any:  # noqa: ANN401 (importlib's Traversable moved between versions of Python)
@@ -88,7 +84,7 @@ def page(segmentation: Segmentation) -> str:
     found = statistics(segmentation)
     scan, mask, centre_mm = _volumes(small)
     data = {
-        "case": segmentation.case,
+        "case": printable(segmentation.case),
         "about": f"{PROGRAM} {__version__}, model {segmentation.model.name} {segmentation.model.version}",
         "warnings": found["warnings"],
         "liver_minus_spleen_hu": found["liver_minus_spleen_hu"],
@@ -100,7 +96,7 @@ def page(segmentation: Segmentation) -> str:
     }
     text = _page("viewer.html").read_text()
     # NiiVue last: nothing in it is a mark of ours then.
-    text = text.replace("@TITLE@", html.escape(segmentation.case)).replace(
+    text = text.replace("@TITLE@", html.escape(printable(segmentation.case))).replace(
         "@DATA@", json.dumps(data).replace("<", "\\u003c")
     )
     return str(text.replace("@NIIVUE@", _page(LIBRARY).read_text()))
@@ -162,17 +158,20 @@ def index_page(output: pathlib.Path) -> str:
     return str(text.replace("@ROWS@", "\n".join(rows)))
 
 
+def _link(name: str) -> str:
+    """A file's name as a relative link; its bytes need not be UTF-8."""
+    return quote(os.fsencode(name))
+
+
 def _index_row(output: pathlib.Path, case: str, record: Mapping[str, Any], names: Sequence[str]) -> str:
     def cell(key: object, content: str, kind: str = "") -> str:
-        return f'<td data-key="{html.escape(str(key))}"{kind and f" class={kind!r}"}>{content}</td>'
+        return f'<td data-key="{html.escape(printable(str(key)))}"{kind and f" class={kind!r}"}>{content}</td>'
 
-    base, shown = output / case, html.escape(case)
+    base, shown = output / case, html.escape(printable(case))
     viewer, preview = (base.with_name(base.name + extension) for extension in (EXTENSION, PREVIEW))
-    title = f'<a href="{quote(f"{case}{EXTENSION}")}">{shown}</a>' if viewer.exists() else shown
+    title = f'<a href="{_link(case + EXTENSION)}">{shown}</a>' if viewer.exists() else shown
     if preview.exists():
-        title += (
-            f'<img src="{quote(f"{case}{PREVIEW}")}" alt="Three planes through the organs of {shown}" loading="lazy">'
-        )
+        title += f'<img src="{_link(case + PREVIEW)}" alt="Three planes through the organs of {shown}" loading="lazy">'
     volumes = record.get("volumes_ml") or {}
     remarks = [str(record["error"])] if record.get("error") else list(record.get("warnings") or [])
     status = str(record.get("status"))
@@ -181,5 +180,6 @@ def _index_row(output: pathlib.Path, case: str, record: Mapping[str, Any], names
         millilitres = volumes.get(name)
         known = millilitres is not None
         cells.append(cell(millilitres if known else -1, f"{millilitres:.0f}" if known else "", "number"))
-    cells.append(cell(len(remarks), "<br>".join(html.escape(remark) for remark in remarks), "check" if remarks else ""))
+    lines = "<br>".join(html.escape(printable(remark)) for remark in remarks)
+    cells.append(cell(len(remarks), lines, "check" if remarks else ""))
     return f"<tr>{''.join(cells)}</tr>"

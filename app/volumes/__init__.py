@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import pathlib
 from collections import defaultdict
+from functools import partial
 
 from ..errors import VolumeError
 from . import dicom, nifti
-from .archive import unpacked
+from .archive import clear_left_behind, is_archive, unpacked
 from .memory import open_image
 from .volume import (
     DEFAULT_OPTIONS,
@@ -36,7 +37,7 @@ from .volume import (
     Volume,
     the_only,
 )
-from .walk import files_of, first_bytes
+from .walk import Walk, first_bytes, identity
 
 __all__ = [
     "DEFAULT_OPTIONS",
@@ -51,8 +52,13 @@ __all__ = [
     "Scan",
     "Slices",
     "Volume",
+    "clear_left_behind",
     "find_scans",
+    "format_named",
     "format_of",
+    "identity",
+    "is_archive",
+    "is_own_mask",
     "open_image",
     "open_volume",
     "unpacked",
@@ -65,9 +71,21 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def format_of(path: pathlib.Path, head: bytes = b"") -> str | None:
+def format_of(path: pathlib.Path, head: bytes) -> str | None:
     """The name of the format that claims a file, given its first bytes; None where none does."""
     return next((name for name, candidate in FORMATS.items() if candidate.claims(path, head)), None)
+
+
+def format_named(path: pathlib.Path) -> str | None:
+    """The name of the format whose files are called like this; None where no format's are."""
+    return next((name for name, one in FORMATS.items() if path.name.lower().endswith(one.extensions)), None)
+
+
+def is_own_mask(path: pathlib.Path) -> bool:
+    """Whether a file would be a scan by its name, and is not one by its content: this program wrote it."""
+    name = format_named(path)
+    is_scan_by_name = name is not None and path.is_file() and FORMATS[name].claims(path, b"")
+    return is_scan_by_name and format_of(path, first_bytes(path)) is None
 
 
 def find_scans(source: pathlib.Path, options: FindOptions = DEFAULT_OPTIONS) -> list[Scan]:
@@ -78,11 +96,23 @@ def find_scans(source: pathlib.Path, options: FindOptions = DEFAULT_OPTIONS) -> 
         InputError: a format's library is not installed.
     """
     claimed: dict[str | None, list[pathlib.Path]] = defaultdict(list)
-    for path, head in files_of(source):
+    walk = Walk(source, options.leave_out)
+    for path, head in walk:
         claimed[format_of(path, head)].append(path)
     folder = source if source.is_dir() else source.parent
     named = [(FORMATS[name], claimed[name]) for name in FORMATS if name in claimed]
-    return [scan for reader, files in named for scan in reader.find(files, folder, options)]
+    found = [scan for reader, files in named for scan in reader.find(files, folder, options)]
+    return found + [_unreadable(path, folder, reason) for path, reason in walk.unreadable.items()]
+
+
+def _unreadable(path: pathlib.Path, folder: pathlib.Path, reason: str) -> Scan:
+    """A folder that may hold scans, for all that is known."""
+    line = f"{path}: the folder cannot be read ({reason}); check its permissions"
+    return Scan(str(path.relative_to(folder)), path, partial(_refuse, line), Refused(line))
+
+
+def _refuse(line: str) -> Volume:
+    raise VolumeError(line)
 
 
 def open_volume(path: pathlib.Path) -> Volume:
@@ -100,6 +130,8 @@ def open_volume(path: pathlib.Path) -> Volume:
     if name is None:
         if path.exists() and not path.is_file():
             raise VolumeError(f"{path}: not a regular file (a pipe, socket or device); copy the scan to a file")
+        if is_own_mask(path):
+            raise VolumeError(f"{path}: a mask that this program wrote; give the scan")
         expected = " or ".join(reader.accepts for reader in FORMATS.values())
         raise VolumeError(f"{path}: not a scan; expected {expected}, check its path and name")
     return FORMATS[name].open(path)

@@ -48,6 +48,7 @@ class Dicom:
     """DICOM, known by the content of its files; see `Format`."""
 
     accepts = "DICOM"
+    extensions = EXTENSIONS
 
     def claims(self, path: pathlib.Path, head: bytes) -> bool:
         """By the first bytes; also a file that may be a damaged slice, since it has no first bytes or is called so.

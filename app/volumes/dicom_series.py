@@ -150,29 +150,47 @@ def _is_parallel(one: Slice, other: Slice) -> bool:
 
 
 def _name(number: int, uid: str) -> str:
-    return f"series{number:03d}_{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
+    return f"series{number:03d}_{_hash_of(uid)}"
+
+
+def _hash_of(uid: str) -> str:
+    """What makes a name that others may have one series' own, whatever else lies in INPUT now or later."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:8]
 
 
 def _distinct_names(found: Iterable[Series]) -> list[Series]:
-    """The same with a counter added to names that several have."""
+    """The same with a hash of what they hold added to names that several have.
+
+    A number would change what a name stands for when another part, phase or patient of the same UID comes or goes.
+    """
     by_name: dict[str, list[Series]] = defaultdict(list)
     for series in found:
         by_name[series.name].append(series)
     named = []
     for name, several in sorted(by_name.items()):
-        if len(several) == 1:
-            named += several
-        else:
-            named += [replace(series, name=f"{name}_{i}") for i, series in enumerate(several, 1)]
+        volumes = [series for series in several if series.not_ct is None]
+        for series in several:
+            is_the_one = len(several) == 1 or (len(volumes) == 1 and series is volumes[0])
+            named.append(series if is_the_one else replace(series, name=f"{name}_{_hash_of(_content(series))}"))
     return named
+
+
+def _content(series: Series) -> str:
+    """What a volume's headers hold, wherever its files lie; or what else it is."""
+    slices = sorted(
+        repr((one.identity, one.kind, one.shape, one.spacing_mm, one.orientation.tolist(), one.position.tolist()))
+        + repr(one.marks)
+        for one in series.slices
+    )
+    return "\n".join(slices) or f"{series.not_ct or series.problem}"
 
 
 def _name_by(options: FindOptions, first: Slice) -> str:
     """The name of a slice's series as it is asked for; by number where the files do not have what it takes."""
     named = {
         "uid": first.series,
-        "accession": first.accession and f"{first.accession}_series{first.number:03d}",
-        "folder": first.path.parent.name,
+        "accession": first.accession and f"{first.accession}_{_name(first.number, first.series)}",
+        "folder": f"{first.path.parent.name}_{_hash_of(first.series)}",
     }
     return re.sub(r"[^\w.-]+", "_", named.get(options.name_by, "")).strip("._") or _name(first.number, first.series)
 

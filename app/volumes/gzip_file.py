@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Protocol
 from isal import igzip, igzip_lib, isal_zlib
 
 MAGIC = b"\x1f\x8b"
+DEFLATE = b"\x08"  # the one method of compression, RFC 1952
 MAX_RATIO = 1032  # zlib's technical details: no deflate stream expands further
 INPUT_BYTES = 1 << 20  # compressed bytes read at a time
 DECODE_ERROR: Any = isal_zlib.error  # an exception class, raised while reading, beside OSError and EOFError
@@ -82,6 +83,32 @@ def is_gzip(path: pathlib.Path) -> bool:
     """Whether a file's first bytes say gzip, whatever its name says."""
     with path.open("rb") as stream:
         return stream.read(2) == MAGIC
+
+
+def plain_head(head: bytes) -> bytes | None:
+    """What a file's first bytes say of its content: decompressed where they are gzip, as far as they reach.
+
+    None where they look like gzip and are not.
+    """
+    if not head.startswith(MAGIC):
+        return head
+    if head[2:3] not in (b"", DEFLATE):
+        return None
+    try:
+        plain: bytes = isal_zlib.decompressobj(wbits=31).decompress(head)
+    except DECODE_ERROR:
+        return None
+    return plain
+
+
+def plain_length(path: pathlib.Path) -> int:
+    """The length of a file's content, modulo 2^32 where it is gzip, as its last bytes say (RFC 1952, ISIZE)."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - 4))
+        last = stream.read(4)
+        stream.seek(0)
+        return int.from_bytes(last, "little") if stream.read(2) == MAGIC else size
 
 
 @contextlib.contextmanager

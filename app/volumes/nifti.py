@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,9 +16,10 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from .gzip_file import Readable, compressed, open_bytes
+from ..ownership import PROGRAM
+from .gzip_file import Readable, compressed, open_bytes, plain_head
 from .memory import ImageVolume
-from .nifti_header import Header, checked_header, reading
+from .nifti_header import Header, checked_header, description, reading
 from .read_ahead import ReadAhead
 from .volume import (
     FindOptions,
@@ -136,18 +137,35 @@ class Nifti:
     """NIfTI, known by the names of its files; see `Format`."""
 
     accepts = ".nii.gz or .nii file"
+    extensions = EXTENSIONS
 
     def claims(self, path: pathlib.Path, head: bytes) -> bool:
-        """By name alone: a damaged scan is to be reported, not passed over."""
-        return extension_of(path) is not None
+        """By name, since a damaged scan is to be reported and not passed over; but not a mask of this program."""
+        return extension_of(path) is not None and not is_own_mask(head)
 
     def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:
-        """A scan per file; those in subfolders only if that is asked for."""
-        return [_scan(path, folder) for path in files if options.recursive or path.parent == folder]
+        """A scan per file; those in subfolders only if that is asked for.
+
+        `a.nii` beside `a.nii.gz` is called by its whole name, so that its line of the log, its statistics and pages are
+        its own.
+        """
+        scans = [_scan(path, folder) for path in files if options.recursive or path.parent == folder]
+        packed = {scan.name for scan in scans if scan.mask_extension == EXTENSIONS[0]}
+        return [
+            replace(scan, name=f"{scan.name}{scan.mask_extension}", mask_extension="")
+            if scan.mask_extension != EXTENSIONS[0] and scan.name in packed
+            else scan
+            for scan in scans
+        ]
 
     def open(self, path: pathlib.Path) -> NiftiVolume:
         """See `open_nifti`."""
         return open_nifti(path)
+
+
+def is_own_mask(head: bytes) -> bool:
+    """Whether a file, given its first bytes, is a mask that this program wrote, whatever its name is."""
+    return description(plain_head(head) or b"").startswith(PROGRAM.encode())
 
 
 def _scan(path: pathlib.Path, folder: pathlib.Path) -> Scan:

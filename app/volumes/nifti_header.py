@@ -180,9 +180,36 @@ def _check_length(path: pathlib.Path, header: Header, shape: tuple[int, int, int
         )
 
 
-def description(path: pathlib.Path) -> str:
-    """The description in a NIfTI file's header; empty where the file is none."""
+SIZES = (nib.Nifti1Header.template_dtype.itemsize, nib.Nifti2Header.template_dtype.itemsize)  # 348 and 540 bytes
+DESCRIPTION = {SIZES[0]: slice(148, 228), SIZES[1]: slice(240, 320)}  # where `descrip` lies; nifti1.h, nifti2.h
+
+
+def _size_of_header(head: bytes) -> int | None:
+    """The size of the header that content begins with, in either byte order; None if that is not NIfTI's."""
+    found = {int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")} & set(SIZES)
+    return found.pop() if found else None
+
+
+def description(head: bytes) -> bytes:
+    """The description in a NIfTI header, given the first bytes of the content; empty where there is none."""
+    size = _size_of_header(head)
+    return head[DESCRIPTION[size]].rstrip(b"\0") if size else b""
+
+
+def promised_length(head: bytes) -> int | None:
+    """The length in bytes that a NIfTI header says its content has; None where that is not known, or not all there."""
+    size = _size_of_header(head)
+    if size is None or len(head) < size:
+        return None
+    header = (nib.Nifti1Header if size == SIZES[0] else nib.Nifti2Header)(head[:size], check=False)
     try:
-        return bytes(_read_header(path)["descrip"].item()).decode("latin-1")
-    except VolumeError:
-        return ""
+        voxels = int(np.prod(header.get_data_shape()))
+        return int(header.get_data_offset()) + voxels * int(header.get_data_dtype().itemsize)
+    except (HeaderDataError, KeyError, ValueError):
+        return None
+
+
+def is_cut_in_header(head: bytes) -> bool:
+    """Whether content begins as NIfTI does and ends within its header; so does none at all."""
+    size = _size_of_header(head)
+    return not head or (size is not None and len(head) < size)

@@ -188,14 +188,17 @@ class FindOptions:
     Attributes:
         recursive: look for NIfTI in subfolders too; DICOM is always looked for in the whole tree.
         name_by: what DICOM series are called by. `number`: series number and a hash of the series UID, which tell
-            nothing of the patient; `uid`: the series UID; `accession`: accession and series number; `folder`: its name.
+            nothing of the patient; `uid`: the series UID; `accession`: accession and series number, `folder`: the
+            folder's name, both with that hash, so that a name stays a series' own when others come or go.
         resample_gaps: interpolate slices that are missing from a DICOM series, instead of refusing it.
+        leave_out: a folder in the tree that is not looked into, OUTPUT.
         on_header: called with the number of DICOM headers read so far, and of all.
     """
 
     recursive: bool = False
     name_by: NameBy = "number"
     resample_gaps: bool = False
+    leave_out: pathlib.Path | None = None
     on_header: Callable[[int, int], None] = lambda done, total: None
 
 
@@ -263,6 +266,11 @@ class Format(Protocol):
     @property
     def accepts(self) -> str:
         """What it reads, for a line that says what was expected: `DICOM`."""
+        ...
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """What names of its files usually end with, in lower case."""
         ...
 
     def claims(self, path: pathlib.Path, head: bytes) -> bool:

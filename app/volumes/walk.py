@@ -6,28 +6,95 @@ import os
 import pathlib
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-HEAD_BYTES = 512  # enough for any format's signature
+HEAD_BYTES = 4096  # enough for any format's signature, and for a compressed NIfTI header
+# Folders that systems make and no user: deleted files, previews, what an archive of macOS brings along.
+NOT_THE_USER_S = {"$recycle.bin", "system volume information", "#recycle", "@eadir", "__macosx", "lost+found"}
 
 
-def files_of(source: pathlib.Path) -> Iterator[tuple[pathlib.Path, bytes]]:
-    """Iterate over (file, its first bytes): all of a folder's tree in order of path, or the one file.
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name, somewhere in INPUT, is no part of what a user gives."""
+    return name.startswith(".") or name.lower() in NOT_THE_USER_S
 
-    Raises:
-        OSError: the folder cannot be read.
+
+@dataclass
+class Walk:
+    """Walks INPUT: iterates over (file, its first bytes), in order of path.
+
+    Links to folders are followed: each folder is walked once, under its own path if it has one in the tree, and a
+    link that leads back to where it comes from ends there. Hidden folders are left out.
+
+    Attributes:
+        source: a folder, or one file.
+        leave_out: a folder that is not walked, OUTPUT.
+        unreadable: folders that could not be read, and why; known when the walk has ended.
     """
-    paths = sorted(_paths_below(source)) if source.is_dir() else [source]
-    for path in paths:
-        yield path, first_bytes(path)
+
+    source: pathlib.Path
+    leave_out: pathlib.Path | None = None
+    unreadable: dict[pathlib.Path, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[tuple[pathlib.Path, bytes]]:
+        if not self.source.is_dir():
+            yield self.source, first_bytes(self.source)
+            return
+        self._walked = {identity(self.leave_out)} if self.leave_out else set()
+        self._links: list[pathlib.Path] = []
+        files = self._files_in(self.source, is_root=True)
+        while self._links:  # a folder that lies in the tree itself was walked by now
+            link = self._links.pop(0)
+            target = link.resolve()
+            if target not in (link.parent.resolve() / "x").parents:
+                files += self._files_in(link)
+        for path in sorted(files):
+            yield path, first_bytes(path)
+
+    def _files_in(self, folder: pathlib.Path, is_root: bool = False) -> list[pathlib.Path]:
+        """The files of a folder's tree; links to folders are noted.
+
+        Raises:
+            OSError: the root cannot be read.
+        """
+        here = identity(folder)
+        if here in self._walked:
+            return []
+        self._walked.add(here)
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            if is_root:
+                raise
+            self.unreadable[folder] = error.strerror or str(error)
+            return []
+        files = []
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            path = folder / entry.name
+            if not _is_folder(entry):
+                files.append(path)
+            elif entry.is_symlink():
+                self._links.append(path)
+            else:
+                files += self._files_in(path)
+        return files
 
 
-def _paths_below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The files of a tree, whatever they are; hidden ones are left out."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            yield from _paths_below(path)
-        elif not path.name.startswith(".") and not path.is_dir():
-            yield path
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in circles
+        return False
+
+
+def identity(path: pathlib.Path) -> tuple[int, int] | None:
+    """What tells a file or folder from others, whatever links lead to it; None where there is none."""
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino
 
 
 def first_bytes(path: pathlib.Path) -> bytes:
