@@ -91,9 +91,10 @@ confidence: $(VENV)/.dev  ## does the network's confidence predict its DSC? On c
 	$(BIN)/python -m evaluation confidence reports/confidence/masks cache/unseen/labelsTr --out reports/confidence
 
 .PHONY: figures release-check
-figures: $(VENV)/.dev  ## print the figures of `make evaluate` and of benchmarks/*.json into the documents
+figures: $(VENV)/.dev  ## print figures into the documents: of make evaluate and evaluate-hard, and of benchmarks/*.json
 	set -e; for scores in $(wildcard reports/*/*/scores.csv); do \
 	    report=$${scores%/scores.csv}; $(BIN)/python -m evaluation record $${report##*/} $$report; done
+	test ! -f reports/hard/hard.json || cp reports/hard/hard.json evaluation/hard.json
 	$(BIN)/python -m benchmarks.published
 
 release-check: $(VENV)/.dev  ## before a tag: version, changelog, image label, weights' checksums, figures

@@ -17,7 +17,7 @@ from .case_queue import CaseQueue
 from .cases import Case, check_output, check_outputs
 from .errors import ResultError
 from .host import seconds_since_process_start
-from .options import ModelChoice, Request, options_of_input, options_of_model
+from .options import Command, ModelChoice, Request, from_input, of_machines, options_of_input, options_of_model
 from .process import set_up
 from .results import RESULTS, Result, finish_all, make_results
 from .run_log import RUN_LOG
@@ -30,11 +30,11 @@ from .work import DONE, RunLog, exit_status
 _log = logging.getLogger(__package__)
 
 
-class Program(click.Command):
-    """A command that needs no name, since INPUT OUTPUT is all that most users type, and commands beside it that do.
+class Program(Command):
+    """The main command, which is called without a name (INPUT OUTPUT), and named commands beside it.
 
-    A click group would ask for a name first, and list commands in place of these options. A file or folder that has a
-    command's name is INPUT, as any other path is.
+    A click group would require a name first, and list its commands instead of these options. A file or folder that has
+    the name of a command is INPUT, like any other path.
 
     Attributes:
         commands: by name.
@@ -53,7 +53,7 @@ class Program(click.Command):
         parent: click.Context | None = None,
         **extra: Any,  # noqa: ANN401
     ) -> click.Context:
-        """Parse the arguments of the command that they name, or of this one."""
+        """Parse the arguments by the command that they name, or by this one."""
         command = self.commands.get(args[0]) if args and not os.path.lexists(args[0]) else None
         if command is None:
             return super().make_context(info_name, args, parent, **extra)
@@ -73,19 +73,19 @@ class Program(click.Command):
 
 @click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @options_of_input
-@click.option("--shard", metavar="I/N", help="Do the I-th of N parts; default: what a SLURM array or Kubernetes says.")
-@click.option("--list-series", is_flag=True, help="Dry run: list what INPUT holds and what would be done.")
+@from_input("--list-series", is_flag=True, help="Dry run: list what INPUT holds and what would be done.")
 @options_of_model
+@of_machines("--shard", metavar="I/N", help="Do the I-th of N parts; default: as a SLURM array or Kubernetes job says.")
 @click.version_option(__version__, prog_name="app")
 def main(shard: str | None, list_series: bool, verbose: bool, **options: Any) -> None:  # noqa: ANN401 (see Request, ModelChoice)
     """Segment liver, kidneys, spleen and pancreas in the CT scans of INPUT.
 
     INPUT is a .nii.gz file, a folder of them, any tree of DICOM files, or a .zip or .tar.gz of one of these.
 
-    Masks go to the folder OUTPUT under the scans' names without _0000, with one line each in run_log.jsonl.
-    Labels: 0 background, 1 liver, 2 kidneys, 3 spleen, 4 pancreas.
+    Masks are written to the folder OUTPUT under the scans' names without _0000, and run_log.jsonl there gets a line
+    per scan. Labels: 0 background, 1 liver, 2 kidneys, 3 spleen, 4 pancreas.
 
-    Exit status: 0 all done, 1 some case failed, 2 usage.
+    Exit status: 0 all done, 1 some case failed, 2 wrong usage.
     """
     set_up(verbose)
     request, choice = Request.taken_from(options), ModelChoice.taken_from(options)
@@ -100,7 +100,7 @@ def main(shard: str | None, list_series: bool, verbose: bool, **options: Any) ->
 
 
 def _list(cases: list[Case]) -> int:
-    """Print what would become of every case."""
+    """Print what would be done with every case."""
     for case in cases:
         state = case.scan.state
         line = "to be segmented" if isinstance(state, Ready) else state.reason
@@ -113,7 +113,7 @@ def _list(cases: list[Case]) -> int:
 
 
 def _part_of(cases: list[Case], part: Shard) -> list[Case]:
-    """A shard's cases. One scan alone is no work to be split: whoever starts an array over scans has done that."""
+    """Pick the cases of a shard. A single scan is not split: an array over scans has done that already."""
     if part.count == 1 or (len(cases) == 1 and part.source != "--shard"):
         return cases
     mine = part.pick(cases)
@@ -122,11 +122,11 @@ def _part_of(cases: list[Case], part: Shard) -> list[Case]:
 
 
 def _segment(request: Request, choice: ModelChoice, cases: list[Case], results: dict[str, Result], part: Shard) -> int:
-    """Do the cases; the exit status."""
+    """Segment the cases and return the exit status."""
     check_output(request.output, cases)
     if not cases:
         return DONE  # more shards than cases
-    # It decodes the first scan from now on, while torch is imported. Usage errors and --help came without torch.
+    # The queue decodes the first scan while the engine's library is imported. --help and usage errors import neither.
     with contextlib.closing(CaseQueue(cases, request.resume)) as queue:
         with quick_imports.without_collection():
             from .run import CaseRunner, Run
@@ -146,7 +146,7 @@ def _segment(request: Request, choice: ModelChoice, cases: list[Case], results: 
 @click.argument("output", metavar="OUTPUT", type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False))
 @click.option("--save", type=click.Choice(list(RESULTS)), multiple=True, help="Rebuild this output's table or index.")
 def merge(output: pathlib.Path, save: tuple[str, ...]) -> None:
-    """Make one run_log.jsonl of the logs of all shards in the folder OUTPUT."""
+    """Merge the logs of all shards in the folder OUTPUT into one run_log.jsonl."""
     set_up(verbose=False)
 
     def command() -> int:

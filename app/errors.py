@@ -9,7 +9,7 @@
     │   └── NoMemoryError     a batch does not fit into memory; a smaller one may
     └── ResultError       one result cannot be written                          exit status 1
 
-A message is one line: what was found, what is accepted, what to do. An error with exit status 1 belongs to one case,
+A message is one line: what was given, what is accepted, what to do. An error with exit status 1 belongs to one case,
 and the other cases go on.
 """
 

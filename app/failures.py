@@ -29,12 +29,12 @@ class Failure:
 
     @property
     def may_be_retried(self) -> bool:
-        """Whether the case may not be to blame: a process that ends says nothing about why."""
+        """Whether to try again: a process may have ended for a reason other than this case."""
         return self.error == ENDED and self.attempts < MOST_ATTEMPTS
 
 
 def failure_path(base: pathlib.Path) -> pathlib.Path:
-    """Beside a case's outputs; `base` is their path without an extension, see `Case`."""
+    """Where the file of a case is; `base` is the path of its outputs without an extension, see `Case`."""
     return beside(base, EXTENSION)
 
 
@@ -48,7 +48,7 @@ def read_failure(base: pathlib.Path) -> Failure | None:
 
 
 def note_failure(base: pathlib.Path, case: str, failure: Failure) -> None:
-    """Write the file; where that is not possible, or others wrote one, the log has the reason all the same."""
+    """Write the file, unless somebody else's is there or it cannot be written; the log has the reason in any case."""
     path = failure_path(base)
     if path.exists() and read_failure(base) is None:
         return
@@ -60,7 +60,7 @@ def note_failure(base: pathlib.Path, case: str, failure: Failure) -> None:
 
 
 def note_attempt(base: pathlib.Path, case: str) -> None:
-    """Note before a case that it is being tried, for a process that will not live to note its failure."""
+    """Write down that a case is being tried, in case this process does not live to report its failure."""
     before = read_failure(base)
     attempts = before.attempts if before and before.error == ENDED else 0
     note_failure(base, case, Failure(ENDED, attempts + 1))

@@ -1,4 +1,4 @@
-"""The options that say what is segmented and how: what the command line and the cluster's have in common."""
+"""The options that the command line and the cluster share: what to segment, what to write, which model, how."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -22,19 +23,61 @@ if TYPE_CHECKING:
     from .segmenter import Segmenter
 
 
+class Option(click.Option):
+    """An option that `--help` lists under a heading.
+
+    Attributes:
+        heading: of the options that it belongs to.
+    """
+
+    def __init__(self, *args: Any, heading: str, **kwargs: Any) -> None:  # noqa: ANN401 (click's own)
+        super().__init__(*args, **kwargs)
+        self.heading = heading
+
+
+class Command(click.Command):
+    """A command that lists its options under their headings, in the order of their first option."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section per heading; options without one come last."""
+        by_heading: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+                by_heading.setdefault(getattr(param, "heading", OTHER), []).append(record)
+        for heading in sorted(by_heading, key=OTHER.__eq__):
+            with formatter.section(heading):
+                formatter.write_dl(by_heading[heading])
+
+
+OTHER = "Other options"
+from_input = partial(click.option, cls=Option, heading="Input")
+to_output = partial(click.option, cls=Option, heading="Output")
+of_model = partial(click.option, cls=Option, heading="Model")
+of_machines = partial(click.option, cls=Option, heading="Many machines")
+
+
 def options_of_input(command: Callable[..., None]) -> Callable[..., None]:
     """Add the arguments and options that say which scans, and what is written of them."""
     for add in reversed(
         (
             click.argument("paths", metavar="INPUT OUTPUT", nargs=-1, type=click.Path(path_type=pathlib.Path)),
-            click.option(
+            from_input(
                 "--list",
                 "list_file",
                 metavar="FILE",
                 type=click.Path(path_type=pathlib.Path),
-                help="Take the scans named in FILE, one path per line, instead of INPUT.",
+                help="Read the scans' paths from FILE, one per line, instead of INPUT.",
             ),
-            click.option(
+            from_input("--recursive", is_flag=True, help="Look for NIfTI in subfolders too; OUTPUT mirrors them."),
+            from_input(
+                "--name-by",
+                type=click.Choice(list(get_args(NameBy))),
+                default="number",
+                show_default=True,
+                help="How to name the cases of DICOM series.",
+            ),
+            from_input("--resample-gaps", is_flag=True, help="Interpolate the missing slices of a DICOM series."),
+            to_output(
                 "--save",
                 type=click.Choice(list(RESULTS)),
                 multiple=True,
@@ -42,20 +85,15 @@ def options_of_input(command: Callable[..., None]) -> Callable[..., None]:
                 show_default=True,
                 help="What to write; may be given several times.",
             ),
-            click.option("--seg-type", type=click.Choice(["binary", "labelmap"]), default="binary", show_default=True),
-            click.option(
-                "--recursive", is_flag=True, help="Look for NIfTI in subfolders too, and mirror them in OUTPUT."
-            ),
-            click.option(
-                "--name-by",
-                type=click.Choice(list(get_args(NameBy))),
-                default="number",
+            to_output(
+                "--seg-type",
+                type=click.Choice(["binary", "labelmap"]),
+                default="binary",
                 show_default=True,
-                help="What DICOM series are called by.",
+                help="With --save dicom-seg: its type of segmentation.",
             ),
-            click.option("--resample-gaps", is_flag=True, help="Interpolate slices that a DICOM series lacks."),
-            click.option("--skip-existing", is_flag=True, help="Skip cases that are done or failed before."),
-            click.option("--retry-failed", is_flag=True, help="With --skip-existing: retry failed cases."),
+            to_output("--skip-existing", is_flag=True, help="Skip cases that are done or failed before."),
+            to_output("--retry-failed", is_flag=True, help="With --skip-existing: retry failed cases."),
         )
     ):
         command = add(command)
@@ -66,23 +104,35 @@ def options_of_model(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say how scans are segmented."""
     for add in reversed(
         (
-            click.option("--model", help="Bundled model: fast (default on a CPU) or paper (on a GPU)."),
-            click.option(
-                "--weights", type=click.Path(path_type=pathlib.Path), help="A weights file of your own instead."
+            of_model("--model", metavar="NAME", help="Bundled model: fast (default on a CPU) or paper (on a GPU)."),
+            of_model(
+                "--weights",
+                metavar="FILE",
+                type=click.Path(path_type=pathlib.Path),
+                help="Your own weights file instead of a bundled model.",
             ),
-            click.option(
+            of_model(
                 "--engine",
                 type=click.Choice(["auto", *ENGINES]),
                 default="auto",
                 show_default=True,
-                help="What computes; auto: torch on a GPU, on a CPU OpenVINO if installed, else torch.",
+                help="Library that runs the network; auto: torch on a GPU, on a CPU OpenVINO if installed, else torch.",
             ),
-            click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True),
-            click.option(
-                "--batch-size", type=click.IntRange(min=1), help="Slices per batch; default: what memory allows."
+            of_model(
+                "--device",
+                type=click.Choice(["auto", "cuda", "cpu"]),
+                default="auto",
+                show_default=True,
+                help="Where to run it; auto: an NVIDIA GPU if it can be used, else the CPU.",
             ),
-            click.option("--no-postprocess", is_flag=True, help="Keep every component, not only each organ's largest."),
-            click.option("-v", "--verbose", is_flag=True, help="Say more, with the traceback of an unexpected error."),
+            of_model(
+                "--batch-size",
+                metavar="N",
+                type=click.IntRange(min=1),
+                help="Slices per batch; default: as many as free memory allows.",
+            ),
+            of_model("--no-postprocess", is_flag=True, help="Keep all components, not only each organ's largest."),
+            click.option("-v", "--verbose", is_flag=True, help="Log more, with the traceback of unexpected errors."),
         )
     ):
         command = add(command)
@@ -91,7 +141,7 @@ def options_of_model(command: Callable[..., None]) -> Callable[..., None]:
 
 @dataclass
 class Request:
-    """Which scans are asked for, and what of them; the names are the options' (see `options_of_input`)."""
+    """Which scans to segment and what to write; fields are named after the options (see `options_of_input`)."""
 
     paths: tuple[pathlib.Path, ...]
     list_file: pathlib.Path | None
@@ -108,12 +158,13 @@ class Request:
         """Take the fields out of a command's options.
 
         Raises:
-            click.UsageError: an argument is missing or too much.
+            click.UsageError: there are too few or too many arguments.
         """
         request = cls(**{field.name: options.pop(field.name) for field in fields(cls)})
         expected = 1 if request.list_file else 2
         if len(request.paths) != expected:
-            raise click.UsageError(f"expected {'OUTPUT alone beside --list' if expected == 1 else 'INPUT and OUTPUT'}")
+            wanted = "OUTPUT alone with --list" if expected == 1 else "INPUT and OUTPUT"
+            raise click.UsageError(f"expected {wanted}, got {' '.join(map(str, request.paths)) or 'neither'}")
         return request
 
     @property
@@ -123,12 +174,12 @@ class Request:
 
     @property
     def resume(self) -> Resume:
-        """What becomes of cases that an earlier run dealt with."""
+        """What to do about cases that an earlier run dealt with."""
         return Resume(self.skip_existing, self.retry_failed)
 
     @contextlib.contextmanager
     def cases(self, needs_ct: bool = True) -> Iterator[tuple[list[Case], dict[str, Result]]]:
-        """The cases, and the outputs that are wanted; an archive stays unpacked until the block ends.
+        """Find the cases and the outputs to write; an archive stays unpacked until the block ends.
 
         Args:
             needs_ct: at least one must be a CT.
@@ -153,7 +204,7 @@ class Request:
 
 @dataclass
 class ModelChoice:
-    """Which model, and how it is run; the names are the options' (see `options_of_model`)."""
+    """Which model to run, and how; fields are named after the options (see `options_of_model`)."""
 
     model: str | None
     weights: pathlib.Path | None
@@ -167,11 +218,11 @@ class ModelChoice:
         """Take the fields out of a command's options.
 
         Raises:
-            click.UsageError: two of them exclude each other.
+            click.UsageError: two of them cannot be given together.
         """
         choice = cls(**{field.name: options.pop(field.name) for field in fields(cls)})
         if choice.model and choice.weights:
-            raise click.UsageError("--model and --weights exclude each other")
+            raise click.UsageError("got both --model and --weights; give one of them")
         return choice
 
     def load(self) -> Segmenter:

@@ -1,8 +1,8 @@
 """python -m benchmarks.published [--check]: print the measured figures into the documents.
 
 A document marks the place of each table by a line `<!-- figures: FILE [TABLE [ARGUMENT ...]] -->` and a line
-`<!-- end -->`. What stands between them is made from benchmarks/FILE.json, or from evaluation/scores.json where FILE is
-`scores`. With --check nothing is written, and the exit status is 1 if a document differs.
+`<!-- end -->`. What stands between them is made from benchmarks/FILE.json, or from evaluation/FILE.json where FILE is
+`scores` or `hard`. With --check nothing is written, and the exit status is 1 if a document differs.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ TABLES: dict[str, dict[str, Callable[..., str]]] = {
         "organs": scores.organs,
         "cases": scores.cases,
     },
+    "hard": {"hard": scores.hard},
     "benchmarks": {
         "about": tables.about,
         "speed": tables.speed,
@@ -51,7 +52,7 @@ def documents() -> list[pathlib.Path]:
 
 def path_of(file: str) -> pathlib.Path:
     """The JSON file that a mark names."""
-    return SCORES if file == "scores" else ROOT / "benchmarks" / f"{file}.json"
+    return SCORES.with_name(f"{file}.json") if file in TABLES else ROOT / "benchmarks" / f"{file}.json"
 
 
 def figures(words: str) -> str:
@@ -68,7 +69,11 @@ def figures(words: str) -> str:
     path = path_of(file)
     if not path.exists():
         return UNMEASURED
-    return TABLES["scores" if file == "scores" else "benchmarks"][name](json.loads(path.read_text()), *arguments)
+    make = TABLES[file if file in TABLES else "benchmarks"][name]
+    try:
+        return make(json.loads(path.read_text()), *arguments)
+    except scores.UnmeasuredError:
+        return UNMEASURED
 
 
 def with_figures(text: str) -> str:

@@ -12,7 +12,7 @@ import click
 
 from app.cases import Case, check_output
 from app.errors import InputError
-from app.options import ModelChoice, Request, options_of_input, options_of_model
+from app.options import Command, ModelChoice, Request, of_machines, options_of_input, options_of_model
 from app.process import set_up
 from app.results import finish_all
 from app.run_log import CaseRecord
@@ -22,16 +22,25 @@ if TYPE_CHECKING:
     from cluster.workers import Needs
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @options_of_input
-@click.option(
-    "--address", help="Of a running Ray cluster, `auto` for the one this machine belongs to; default: start one."
-)
-@click.option("--workers", type=click.IntRange(min=1), help="At most; default: what the cluster has room for.")
-@click.option("--cpus-per-worker", type=float, default=1, show_default=True)
-@click.option("--gpus-per-worker", type=float, default=0, show_default=True, help="May be a fraction of one card.")
-@click.option("--memory-per-worker", "memory_mib", type=int, default=1500, show_default=True, help="MiB.")
 @options_of_model
+@of_machines(
+    "--address",
+    metavar="ADDRESS",
+    help="Join this Ray cluster; `auto`: the one that this machine belongs to; default: start one here.",
+)
+@of_machines(
+    "--workers",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="At most N; default: as many as the cluster has room for.",
+)
+@of_machines("--cpus-per-worker", type=float, default=1, show_default=True, help="Processors of each worker.")
+@of_machines("--gpus-per-worker", type=float, default=0, show_default=True, help="GPUs of each; may be a fraction.")
+@of_machines(
+    "--memory-per-worker", "memory_mib", type=int, default=1500, show_default=True, help="Memory of each, in MiB."
+)
 def main(
     address: str | None,
     workers: int | None,
@@ -43,7 +52,9 @@ def main(
 ) -> None:
     """Segment the scans of INPUT into OUTPUT, as `python -m app` does, on many workers.
 
-    INPUT and OUTPUT have to be the same folders on all nodes. Exit status: 0 all done, 1 some case failed, 2 usage.
+    INPUT and OUTPUT have to be the same folders on all nodes.
+
+    Exit status: 0 all done, 1 some case failed, 2 wrong usage.
     """
     set_up(verbose)
     request, choice = Request.taken_from(options), ModelChoice.taken_from(options)

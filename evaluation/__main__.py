@@ -160,6 +160,8 @@ def slices(data: pathlib.Path, model: str, out: pathlib.Path) -> None:
         dice = {labelled[0]: separate.pooled_dice(labelled, segmenter.segment) for labelled in stacks}
     out.mkdir(parents=True, exist_ok=True)
     separate.write_csv(dice, out / "scores.csv")
+    facts = hard.about({segmenter.model.name: segmenter})
+    (out / scores.SLICES).write_text(separate.as_json(facts, dice))
     (out / "table.md").write_text(separate.markdown(dice))
     click.echo(separate.markdown(dice))
 

@@ -195,14 +195,14 @@ def score(segmenter: Segmenter, variants: Mapping[str, Sequence[Labelled]], prot
     return scores
 
 
-def about(segmenters: Mapping[str, Segmenter], protocol: Protocol) -> dict[str, Any]:
-    """What the scores depend on beside the scans."""
+def about(segmenters: Mapping[str, Segmenter], protocol: Protocol | None = None) -> dict[str, Any]:
+    """What the scores depend on beside the scans; a protocol only where there are NSDs."""
     engines = {name: one.engine.about() for name, one in segmenters.items()}
     return {
         "version": __version__,
         "date": datetime.date.today().isoformat(),
         "machine": processor(),
-        "protocol": protocol.name,
+        **({"protocol": protocol.name} if protocol else {}),
         "models": {
             name: {
                 "version": one.model.version,

@@ -1,7 +1,7 @@
-"""scores.json: the published scores of the bundled models, taken from reports of `python -m evaluation accuracy`.
+"""scores.json: the published scores of the bundled models, taken from the reports of `python -m evaluation`.
 
 By name of the set of scans, then by model: what was scored and with which weights, the statistics of every organ, and
-the scores of every case. Tables of documents are printed from it, see `benchmarks/published.py`.
+the scores of every case. Documents get their tables from it, see `benchmarks/published.py`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-from app.organs import ORGANS
+from app.organs import ORGANS, Organ
 from app.run_log import RUN_LOG
+from evaluation.metrics import Score
+from evaluation.summary import MEASURES, Statistics, case_table, organ_table
 from evaluation.tables import table
 
 SCORES = pathlib.Path(__file__).with_name("scores.json")
-MEASURES = ("DSC", "NSD")
+SLICES = "slices.json"  # what `slices` writes; its sets have no NSD, and not every organ in every case
 
 Scores = Mapping[str, Mapping[str, Any]]
 
@@ -28,23 +30,29 @@ class ReportError(Exception):
     """A report cannot be published; the message says why."""
 
 
+class UnmeasuredError(Exception):
+    """A document asks for scores that nobody has recorded."""
+
+
 def from_report(report: pathlib.Path, masks: pathlib.Path) -> tuple[str, dict[str, Any]]:
     """What a report says, and which model it is of.
 
     Args:
-        report: the folder that `accuracy` wrote.
-        masks: the folder that the program wrote, with its log.
+        report: the folder that `accuracy` or `slices` wrote.
+        masks: the folder that the program wrote, with its log; not asked for after `slices`.
 
     Raises:
         ReportError: a file is missing, or the masks are not all of one model.
     """
     try:
+        if (report / SLICES).exists():
+            return _of_slices(json.loads((report / SLICES).read_text()))
         log = [json.loads(line) for line in (masks / RUN_LOG).read_text().splitlines()]
         date = datetime.date.fromtimestamp((masks / RUN_LOG).stat().st_mtime)
         cases, tolerances = _cases(report / "scores.csv")
         organs = _organs(report / "summary.csv")
     except (OSError, ValueError, KeyError) as error:
-        raise ReportError(f"{report}: not a report of `python -m evaluation accuracy` ({error})") from error
+        raise ReportError(f"{report}: not a report of `python -m evaluation accuracy` or `slices` ({error})") from error
     last = {record["case"]: record for record in log if record["status"] == "done"}
     if missing := sorted(set(cases) - set(last)):
         raise ReportError(f"{masks / RUN_LOG}: says nothing of {missing[0]}; segment the scans again")
@@ -82,13 +90,34 @@ def _cases(path: pathlib.Path) -> tuple[dict[str, dict[str, list[float]]], dict[
 
 
 def _organs(path: pathlib.Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean, standard deviation, median and interval by organ and measure."""
+    """The statistics by organ and measure."""
     organs: dict[str, dict[str, dict[str, float]]] = {organ.key: {} for organ in ORGANS}
     with path.open(newline="") as stream:
         for row in csv.DictReader(stream):
             numbers = {key: float(value) for key, value in row.items() if key not in ("organ", "measure")}
             organs[row["organ"]][row["measure"]] = numbers
     return organs
+
+
+def _of_slices(found: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The same of separate slices: DSC alone, of the organs that a patient's reference shows."""
+    ((name, model),) = found["models"].items()
+    cases = found["scores"]
+    shown = {o.key: [dice[o.key] for dice in cases.values() if o.key in dice] for o in ORGANS}
+    return name, {
+        "version": found["version"],
+        "weights": model["version"],
+        "sha256": model["sha256"],
+        "date": found["date"],
+        "device": model["device"],
+        "precision": model["precision"],
+        "organs": {
+            key: {"DSC": {"mean": round(sum(values) / len(values), 4), "cases": len(values)}}
+            for key, values in shown.items()
+            if values
+        },
+        "cases": cases,
+    }
 
 
 def record(set_name: str, model: str, result: Mapping[str, Any], path: pathlib.Path = SCORES) -> None:
@@ -98,20 +127,33 @@ def record(set_name: str, model: str, result: Mapping[str, Any], path: pathlib.P
     path.write_text(json.dumps(scores, indent=1) + "\n")
 
 
-def percent(value: float, digits: int = 1) -> str:
-    """A share in percent, halves rounded up as in the published figures."""
-    return str((100 * Decimal(str(value))).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
+def percent(value: float) -> str:
+    """A share in percent with one digit, halves rounded up."""
+    return str((100 * Decimal(str(value))).quantize(Decimal("0.1"), ROUND_HALF_UP))
+
+
+def of_set(scores: Scores, set_name: str, model: str | None = None) -> dict[str, Any]:
+    """The results of a set by model, or of one model alone.
+
+    Raises:
+        UnmeasuredError: there are none.
+    """
+    models = {name: result for name, result in scores.get(set_name, {}).items() if model in (None, name)}
+    if not models:
+        raise UnmeasuredError(f"{set_name} {model or ''}")
+    return models
 
 
 def accuracy(scores: Scores, set_name: str) -> str:
     """Mean DSC and NSD of all models, a row per organ."""
-    models = scores[set_name]
+    models = of_set(scores, set_name)
+    measures = {name: [m for m in MEASURES if m in result["organs"]["liver"]] for name, result in models.items()}
     return table(
-        ["organ", *(f"`{name}` {measure} (%)" for name in models for measure in MEASURES)],
+        ["organ", *(f"`{name}` {measure} (%)" for name in models for measure in measures[name])],
         [
             [
                 organ.key,
-                *(percent(m["organs"][organ.key][measure]["mean"]) for m in models.values() for measure in MEASURES),
+                *(percent(models[name]["organs"][organ.key][m]["mean"]) for name in models for m in measures[name]),
             ]
             for organ in ORGANS
         ],
@@ -120,7 +162,7 @@ def accuracy(scores: Scores, set_name: str) -> str:
 
 def about(scores: Scores, set_name: str, model: str | None = None) -> str:
     """One sentence: which weights were scored, of one model or of all, when and how."""
-    models = {name: result for name, result in scores[set_name].items() if model in (None, name)}
+    models = of_set(scores, set_name, model)
     named = " and ".join(f"`{name}` {result['weights']}" for name, result in models.items())
     dates = " and ".join(sorted({result["date"] for result in models.values()}))
     devices = " and ".join(sorted({f"{result['device']} in {result['precision']}" for result in models.values()}))
@@ -129,29 +171,40 @@ def about(scores: Scores, set_name: str, model: str | None = None) -> str:
 
 
 def organs(scores: Scores, model: str, set_name: str) -> str:
-    """The table of a model card: mean and spread of every organ, in percent."""
-    result = scores[set_name][model]
-    rows = []
-    for organ in ORGANS:
-        dice, surface = (result["organs"][organ.key][measure] for measure in MEASURES)
-        rows.append(
-            [
-                organ.key,
-                *(f"{percent(one['mean'], 2)} ± {percent(one['std'], 2)}" for one in (dice, surface)),
-                f"{result['tolerance_mm'][organ.key]:g} mm",
-                percent(dice["median"], 2),
-                f"{percent(dice['low'], 2)} .. {percent(dice['high'], 2)}",
-            ]
-        )
-    return table(["organ", "DSC (%)", "NSD (%)", "tolerance", "median DSC (%)", "95 % interval of mean DSC (%)"], rows)
+    """The first table of a report: mean and spread of every organ."""
+    result = of_set(scores, set_name, model)[model]
+    statistics = {
+        organ: {
+            measure: Statistics(**{"median": 0.0, "low": 0.0, "high": 0.0} | result["organs"][organ.key][measure])
+            for measure in MEASURES
+        }
+        for organ in ORGANS
+    }
+    return organ_table(statistics, {organ: result["tolerance_mm"][organ.key] for organ in ORGANS})
 
 
 def cases(scores: Scores, model: str, set_name: str) -> str:
-    """The other table of a model card: every case."""
-    return table(
-        ["case", *(f"{organ.key} DSC / NSD" for organ in ORGANS)],
-        [
-            [name, *(" / ".join(f"{value:.3f}" for value in organ_scores[organ.key]) for organ in ORGANS)]
-            for name, organ_scores in scores[set_name][model]["cases"].items()
-        ],
-    )
+    """The second table of a report: every case."""
+    found = of_set(scores, set_name, model)[model]["cases"]
+    return case_table({name: {o: Score(*one[o.key]) for o in ORGANS} for name, one in found.items()})
+
+
+def hard(found: Mapping[str, Any], model: str) -> str:
+    """Mean DSC of one model on harder copies of the scans, and in brackets its difference from the clean scans.
+
+    Args:
+        found: what `python -m evaluation hard` wrote.
+        model: its name.
+    """
+    variants = found["scores"][model]
+    means = {name: {organ: _mean_dice(by_case, organ) for organ in ORGANS} for name, by_case in variants.items()}
+    rows = []
+    for name, mean in means.items():
+        changes = {organ: 100 * (mean[organ] - means["clean"][organ]) for organ in ORGANS}
+        notes = {organ: "" if name == "clean" else f" ({change:+.1f})" for organ, change in changes.items()}
+        rows.append([name, *(f"{100 * mean[organ]:.1f}{notes[organ]}" for organ in ORGANS)])
+    return table(["scans", *(f"{organ.key} DSC (%)" for organ in ORGANS)], rows)
+
+
+def _mean_dice(by_case: Mapping[str, Any], organ: Organ) -> float:
+    return sum(float(one[organ.key]["DSC"]) for one in by_case.values()) / len(by_case)

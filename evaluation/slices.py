@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -80,6 +82,12 @@ def markdown(scores: Mapping[str, Dice]) -> str:
 def _percent(dice: Dice, counts: Mapping[Organ, int] | None = None) -> list[str]:
     notes = {organ: f" ({counts[organ]})" if counts else "" for organ in ORGANS}
     return [f"{100 * dice[organ]:.1f}{notes[organ]}" if organ in dice else "" for organ in ORGANS]
+
+
+def as_json(facts: Mapping[str, Any], scores: Mapping[str, Dice]) -> str:
+    """Every patient's DSC, and what they depend on (see `evaluation.hard.about`)."""
+    plain = {case: {organ.key: round(value, 4) for organ, value in dice.items()} for case, dice in scores.items()}
+    return json.dumps({**facts, "scores": plain}, indent=1) + "\n"
 
 
 def write_csv(scores: Mapping[str, Dice], path: pathlib.Path) -> None:

@@ -15,6 +15,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 
+import click
 import nibabel as nib
 import numpy as np
 import pytest
@@ -290,7 +291,7 @@ def test_postprocessing_can_be_switched_off(run: Run, folders: Folders) -> None:
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors: cannot be read (No such file or directory)"),
         (["--weights", "nowhere.bin"], "nowhere.bin: cannot be read (No such file or directory)"),
         (["--batch-size", "0"], "Invalid value for '--batch-size'"),
-        (["--model", "fast", "--weights", "x.safetensors"], "--model and --weights exclude each other"),
+        (["--model", "fast", "--weights", "x.safetensors"], "got both --model and --weights; give one of them"),
         (["--device", "cuda"], "device cuda: no usable NVIDIA GPU"),
     ],
 )
@@ -425,6 +426,21 @@ def test_output_that_cannot_be_written_is_no_success() -> None:
         command = [sys.executable, "-c", code, "--version"]
         shown = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert shown.returncode != 0
+
+
+def test_help_lists_every_option_under_one_heading() -> None:
+    shown = CliRunner().invoke(main, ["--help"], prog_name="app").output
+    headings = ["Input:", "Output:", "Model:", "Many machines:", "Other options:", "Commands:"]
+    assert [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")] == headings
+    sections = dict(zip(headings, re.split(r"\n(?=\w[\w ]+:\n)", shown)[1:], strict=True))
+    listed = [
+        option for text in sections.values() for option in re.findall(r"^  (?:-\w, )?(--[\w-]+)", text, re.MULTILINE)
+    ]
+    known = [max(param.opts, key=len) for param in main.params if isinstance(param, click.Option)]
+    assert sorted(listed) == sorted([*known, "--help"])
+    for heading, option in (("Input:", "--recursive"), ("Output:", "--save"), ("Many machines:", "--shard")):
+        assert option in sections[heading]
+    assert not [option for option in main.params if isinstance(option, click.Option) and not option.help]
 
 
 def test_names_of_any_bytes_reach_every_table_page_and_line(

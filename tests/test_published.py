@@ -13,9 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from app import __version__
+from app.organs import ORGANS, Organ
 from benchmarks import published
-from evaluation import scores
+from evaluation import hard, scores, slices
 from evaluation.__main__ import main as evaluation
+from evaluation.metrics import Score
 from phantom import write_phantom
 from tests import release
 from tests.conftest import ROOT
@@ -69,6 +71,8 @@ def test_a_figure_that_is_changed_by_hand_is_seen_and_put_right(
 
 def test_a_figure_that_was_not_measured_is_named_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert published.figures("no-such-machine speed") == published.UNMEASURED
+    assert published.figures("scores accuracy no-such-set") == published.UNMEASURED
+    assert published.figures("scores organs no-such-model quick") == published.UNMEASURED
     with pytest.raises(KeyError):
         published.figures("cpu-2-threads no_such_table")
 
@@ -109,6 +113,32 @@ def test_scores_come_from_a_report_and_its_run_log(tmp_path: pathlib.Path, monke
     shown = CliRunner().invoke(evaluation, ["record", "some", report])
     assert shown.exit_code == 1
     assert "the cases differ in model" in shown.output
+
+
+def test_scores_of_separate_slices_have_no_nsd(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"version": "9.9.9", "date": "2026-12-01", "machine": "CPU"}
+    facts["models"] = {"mine": {"version": "0.1", "sha256": {"m": "ab"}, "device": "CPU", "precision": "float32"}}
+    dice = {
+        "a": {Organ.LIVER: 0.9, Organ.KIDNEYS: 0.8, Organ.SPLEEN: 0.7, Organ.PANCREAS: 0.6},
+        "b": {Organ.LIVER: 1.0},
+    }
+    (tmp_path / "slices.json").write_text(slices.as_json(facts, dice))
+    monkeypatch.setattr(scores.record, "__defaults__", (tmp_path / "scores.json",))
+    shown = CliRunner().invoke(evaluation, ["record", "slices", str(tmp_path)])
+    assert shown.exit_code == 0, shown.output
+    found = json.loads((tmp_path / "scores.json").read_text())
+    assert scores.accuracy(found, "slices").splitlines()[0] == "| organ | `mine` DSC (%) |"
+    assert scores.accuracy(found, "slices").splitlines()[2:4] == ["| liver | 95.0 |", "| kidneys | 80.0 |"]
+    assert scores.about(found, "slices", "mine") == "`mine` 0.1, 2 scans, scored 2026-12-01 on a CPU in float32."
+
+
+def test_harder_scans_are_shown_beside_the_clean_ones() -> None:
+    better, worse = ({organ: Score(dice, 0.5) for organ in ORGANS} for dice in (0.9, 0.85))
+    facts = {"models": {}}
+    found = json.loads(hard.as_json(facts, {"mine": {"clean": {"a": better}, "noise": {"a": worse}}}))
+    table = scores.hard(found, "mine").splitlines()
+    assert table[2] == "| clean | 90.0 | 90.0 | 90.0 | 90.0 |"
+    assert table[3] == "| noise | 85.0 (-5.0) | 85.0 (-5.0) | 85.0 (-5.0) | 85.0 (-5.0) |"
 
 
 @pytest.mark.parametrize(("value", "shown"), [(0.9585, "95.9"), (0.9015, "90.2"), (0.6635, "66.4"), (1.0, "100.0")])
@@ -183,6 +213,5 @@ def test_figures_of_another_version_or_of_other_weights_stand_in_the_way(
         f"benchmarks/cpu-2-threads.json: of version 0.0.1, not {__version__}; measure again"
     ]
     copy.unlink()
-    assert list(release.of_figures(tmp_path)) == [
-        "benchmarks/cpu-2-threads.json: not measured, and README.md asks for it"
-    ]
+    readme.write_text(f"<!-- figures: cpu-2-threads speed -->\n\n{published.UNMEASURED}\n\n<!-- end -->\n")
+    assert list(release.of_figures(tmp_path)) == ["README.md: a figure is not measured yet"]

@@ -1,6 +1,6 @@
 """python fetch.py: put NiiVue beside this file, in the version and with the hash that package-lock.json pins.
 
-The Makefile and the Dockerfile run it. Where no network is, nothing else of the program lacks anything.
+The Makefile and the Dockerfile run it. Without a network, everything but viewer pages works.
 """
 
 from __future__ import annotations
