@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +70,17 @@ class Every:
         return is_due
 
 
+@contextlib.contextmanager
+def set_by_sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets inside the block, instead of ending the process."""
+    event = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def learning_rate(progress: Progress, optimiser: Optimiser, minutes: float | None) -> float:
     """Linear warm-up, then half a cosine to zero, or the paper's polynomial of the epoch."""
     warm = min(1.0, (progress.step + 1) / optimiser.warmup_steps)
@@ -108,9 +119,8 @@ class Run:
         validation_due = Every(self.timing.validate_minutes * 60, progress.seconds)
         keeping_due = Every(self.timing.keep_minutes * 60, progress.seconds)
         saving_due = Every(SAVE_SECONDS, progress.seconds)
-        stopped = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-        with contextlib.closing(ReadAhead((sampler.batch() for _ in itertools.count()), BATCHES_AHEAD)) as batches:
+        ahead = ReadAhead((sampler.batch() for _ in itertools.count()), BATCHES_AHEAD)
+        with contextlib.closing(ahead) as batches, set_by_sigterm() as stopped:
             while not self._agree(self.is_over or stopped.is_set()):
                 begin = time.monotonic()
                 rate = self.set_learning_rate()
