@@ -63,6 +63,7 @@ HOMES = {
     "highdicom": {"results.dicom_seg", "results.structured_report"},
     "contourpy": {"results.outlines"},
     "PIL": {"results.preview"},
+    "jinja2": {"results.viewer"},
 }
 WITH_TORCH = {
     *("engines.torch_engine", "engines.torch_images", "network", "network.hrnet", "network.hrnet_ocr", "network.ocr"),

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import base64
-import html
-import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from .. import ownership
@@ -74,6 +73,18 @@ def _page(name: str) -> Any:  # noqa: ANN401 (importlib's Traversable moved betw
     return resources.files(__package__) / "page" / name
 
 
+def _templates() -> Environment:
+    """The pages' templates. Names and messages in them cannot become markup, whatever bytes they have."""
+    return Environment(
+        loader=PackageLoader(__package__, "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # Markup is a str too
+    )
+
+
 def page(segmentation: Segmentation) -> str:
     """The page of a case."""
     if segmentation.gathering is None:
@@ -94,12 +105,7 @@ def page(segmentation: Segmentation) -> str:
         "scan": scan,
         "mask": mask,
     }
-    text = _page("viewer.html").read_text()
-    # NiiVue last: nothing in it is a mark of ours then.
-    text = text.replace("@TITLE@", html.escape(printable(segmentation.case))).replace(
-        "@DATA@", json.dumps(data).replace("<", "\\u003c")
-    )
-    return str(text.replace("@NIIVUE@", _page(LIBRARY).read_text()))
+    return _templates().get_template("viewer.html").render(data=data, niivue=_page(LIBRARY).read_text())
 
 
 def _organ_rows(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -143,43 +149,30 @@ def _middle(labels: NDArray[np.uint8], affine: NDArray[np.float64]) -> list[floa
 
 
 def index_page(output: pathlib.Path) -> str:
-    """The table of every case in a run log, with what is to be looked at; names and messages cannot become markup."""
+    """The table of every case in a run log, with what is to be looked at."""
     latest: dict[str, Mapping[str, Any]] = {}
     for record in read_records(output):
         if not (record.get("status") == "skipped" and record.get("case") in latest):
             latest[str(record.get("case"))] = record
-    names = [organ.key for organ in ORGANS]
-    head = ["case", "state", *(f"{name}, ml" for name in names), "remarks"]
-    rows = [_index_row(output, case, record, names) for case, record in sorted(latest.items())]
-    failed = sum(record.get("status") == "failed" for record in latest.values())
-    text = _page("index.html").read_text()
-    text = text.replace("@SUMMARY@", f"{len(latest)} case{'s' * (len(latest) != 1)}, {failed} failed.")
-    text = text.replace("@HEAD@", "".join(f'<th><button type="button">{name}</button></th>' for name in head))
-    return str(text.replace("@ROWS@", "\n".join(rows)))
+    rows = [_index_row(output, case, record) for case, record in sorted(latest.items())]
+    head = ["case", "state", *(f"{organ.key}, ml" for organ in ORGANS), "remarks"]
+    return _templates().get_template(INDEX).render(head=head, rows=rows)
 
 
-def _link(name: str) -> str:
-    """A file's name as a relative link; its bytes need not be UTF-8."""
-    return quote(os.fsencode(name))
+def _index_row(output: pathlib.Path, case: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the table says of a case."""
 
+    def link(extension: str) -> str | None:
+        """To a file of the case, if it is there; its name's bytes need not be UTF-8."""
+        path = output / (case + extension)
+        return quote(os.fsencode(case + extension)) if path.exists() else None
 
-def _index_row(output: pathlib.Path, case: str, record: Mapping[str, Any], names: Sequence[str]) -> str:
-    def cell(key: object, content: str, kind: str = "") -> str:
-        return f'<td data-key="{html.escape(printable(str(key)))}"{kind and f" class={kind!r}"}>{content}</td>'
-
-    base, shown = output / case, html.escape(printable(case))
-    viewer, preview = (base.with_name(base.name + extension) for extension in (EXTENSION, PREVIEW))
-    title = f'<a href="{_link(case + EXTENSION)}">{shown}</a>' if viewer.exists() else shown
-    if preview.exists():
-        title += f'<img src="{_link(case + PREVIEW)}" alt="Three planes through the organs of {shown}" loading="lazy">'
     volumes = record.get("volumes_ml") or {}
-    remarks = [str(record["error"])] if record.get("error") else list(record.get("warnings") or [])
-    status = str(record.get("status"))
-    cells = [cell(case, title), cell(status, html.escape(status), "failed" if status == "failed" else "")]
-    for name in names:
-        millilitres = volumes.get(name)
-        known = millilitres is not None
-        cells.append(cell(millilitres if known else -1, f"{millilitres:.0f}" if known else "", "number"))
-    lines = "<br>".join(html.escape(printable(remark)) for remark in remarks)
-    cells.append(cell(len(remarks), lines, "check" if remarks else ""))
-    return f"<tr>{''.join(cells)}</tr>"
+    return {
+        "case": case,
+        "page": link(EXTENSION),
+        "picture": link(PREVIEW),
+        "status": str(record.get("status")),
+        "volumes_ml": [volumes.get(organ.key) for organ in ORGANS],
+        "remarks": [*([record["error"]] if record.get("error") else []), *(record.get("warnings") or [])],
+    }
