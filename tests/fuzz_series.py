@@ -200,7 +200,8 @@ def fuzz_series(
             broken = [f"no exception but our own: {type(error).__name__}: {error}"]
         if broken:
             broken_inputs += 1
-            shutil.copytree(place, keep / f"{number:06d}", symlinks=True, dirs_exist_ok=True)
+            shutil.rmtree(keep / f"{number:06d}", ignore_errors=True)
+            shutil.copytree(place, keep / f"{number:06d}", symlinks=True)
             told = "; ".join(f"{story.kind} ({story.told_by})" for story in stories)
             for line in broken:
                 print(f"{number:06d}: {told}: {line}", file=sys.stderr)

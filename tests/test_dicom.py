@@ -231,7 +231,7 @@ def test_two_series_in_one_folder_and_what_is_no_ct(tmp_path: pathlib.Path, houn
     assert str(found["series001"].not_ct).endswith("a localizer")
     assert str(found["series005"].not_ct).endswith("modality MR, not CT")
     assert str(found["series006"].not_ct).endswith("a secondary capture or another object, no CT image")
-    assert str(found["series007"].not_ct).endswith("a single image, no volume")
+    assert str(found["series007"].not_ct).endswith("a single image, not a volume")
 
 
 def test_a_localizer_inside_the_series_and_orientations_mixed_are_told_apart(
@@ -307,7 +307,7 @@ def test_a_damaged_file_is_one_line_and_the_other_series_goes_on(
     assert any("series003" in line or str(paths[3]) in line for line in failed)
     assert all("\n" not in line and "unexpected" not in line for line in failed)
     if change == "no position":
-        assert any(line.endswith("no ImagePositionPatient); export it again") for line in failed)
+        assert any(line.endswith("no ImagePositionPatient); copy or export it again") for line in failed)
 
 
 def test_list_series_says_what_would_be_done_and_does_nothing(

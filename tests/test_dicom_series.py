@@ -112,7 +112,7 @@ def test_one_slice_of_another_patient_is_left_out_and_its_place_is_a_hole(tmp_pa
     write(tmp_path, change=third)
     scans = find_scans(tmp_path)
     assert [bool(scan.problem) for scan in scans] == [True, False]
-    assert str(scans[1].not_ct).endswith("a single image, no volume")
+    assert str(scans[1].not_ct).endswith("a single image, not a volume")
 
 
 def test_a_name_in_two_character_sets_is_one_patient(tmp_path: pathlib.Path) -> None:
@@ -334,7 +334,7 @@ def test_a_file_that_names_its_series_fails_only_that(tmp_path: pathlib.Path) ->
     scans = find_scans(tmp_path)
     assert ready(scans) == [sweep()]
     assert "series004" in str(scans[1].problem)
-    assert str(scans[1].problem).endswith("no ImagePositionPatient); export it again")
+    assert str(scans[1].problem).endswith("no ImagePositionPatient); copy or export it again")
 
 
 def test_a_damaged_multi_frame_file_fails_no_other(tmp_path: pathlib.Path) -> None:

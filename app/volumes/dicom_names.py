@@ -7,22 +7,32 @@ does whatever happened to it: a dead link, no permission, 0 bytes, zeros, a head
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 EXTENSIONS = (".dcm", ".dicom", ".ima")
 
 
-def is_named_like(path: pathlib.Path, slices: Collection[pathlib.Path]) -> bool:
-    """Whether a file lies beside some slices, under a name of the same kind.
+class NamesByFolder:
+    """The names of some slices, to compare others with.
 
     Names are of one kind if they have the same extension, or none and a digit; and begin with the same letters, if all
-    slices there do: `IM0012` and `IM0013`, `CT.1.dcm` and `CT.2.dcm`, but not `README` nor `RS.1.dcm`.
+    slices of the folder do: `IM0012` and `IM0013`, `CT.1.dcm` and `CT.2.dcm`, but not `README` nor `RS.1.dcm`.
     """
-    beside = [one.name for one in slices if one.parent == path.parent]
-    if _ending(path.name) not in {_ending(name) for name in beside}:
-        return False
-    letters = {_first_letters(name) for name in beside}
-    return len(letters) > 1 or _first_letters(path.name) in letters
+
+    def __init__(self, slices: Iterable[pathlib.Path]) -> None:
+        self._endings: dict[pathlib.Path, set[tuple[str, bool]]] = defaultdict(set)
+        self._letters: dict[pathlib.Path, set[str]] = defaultdict(set)
+        for path in slices:
+            self._endings[path.parent].add(_ending(path.name))
+            self._letters[path.parent].add(_first_letters(path.name))
+
+    def are_like(self, path: pathlib.Path) -> bool:
+        """Whether a file lies beside slices under a name of their kind."""
+        letters = self._letters.get(path.parent, set())
+        return _ending(path.name) in self._endings.get(path.parent, ()) and (
+            len(letters) > 1 or _first_letters(path.name) in letters
+        )
 
 
 def is_meant(path: pathlib.Path, beside: Sequence[pathlib.Path]) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .dicom_slice import MARK_NAMES, TIMES
+from .dicom_fields import MARK_NAMES, TIMES
 from .dicom_stack import ONE_PLACE_MM, Pixels, Stack
 
 Labels = NDArray[np.int64]  # (n,) the part that each slice of a stack belongs to, from 0
@@ -137,7 +137,7 @@ def _are_volumes(parts: Sequence[Stack], pixels: Pixels, may_lack: bool) -> bool
     longest = max(part.along[-1] - part.along[0] for part in long)
     return all(
         part.along[-1] - part.along[0] >= SHARED_RANGE * longest
-        and (part.as_volume(pixels) or (part.lacks_slices and part.without_copies(pixels)))
+        and (part.as_volume(pixels) or ((single := part.without_copies(pixels)) and single.lacks_slices))
         for part in long
     )
 
@@ -160,7 +160,7 @@ def _both(one: _Cut, other: _Cut) -> _Cut:
 
 
 def _cuts(stack: Stack) -> Iterator[_Cut]:
-    """Every way in which a field of the headers could divide a stack; then the folders that the files lie in."""
+    """Every way in which a field of the headers could divide a stack; then the folders and files that slices lie in."""
     columns = zip(*(one.marks for one in stack.slices), strict=True)
     fields = [(name, column) for name, column in zip(MARK_NAMES, columns, strict=True) if len(set(column)) > 1]
     for name, column in fields:
@@ -170,8 +170,8 @@ def _cuts(stack: Stack) -> Iterator[_Cut]:
     for name, column in fields:
         if (values := _numbers(name, column)) is not None:
             yield from (_Cut(name, labels, is_sure) for labels, is_sure in _sweeps(values, stack))
-    folders = [str(one.path.parent) for one in stack.slices]
-    yield _Cut("the folder", _ranks("", folders))
+    yield _Cut("the folder", _ranks("", [str(one.path.parent) for one in stack.slices]))
+    yield _Cut("the file", _ranks("", [str(one.path) for one in stack.slices]))
 
 
 def _ranks(name: str, column: Sequence[str]) -> Labels:

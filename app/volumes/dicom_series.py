@@ -1,7 +1,7 @@
 """DICOM headers -> series that are volumes: what belongs together, in which order, and what is wrong with it.
 
     headers       `_read_all`: a file gives slices, is not CT, or cannot be read
-    groups        `_groups`: one series, patient, study, frame of reference, image type, size, spacing and orientation
+    groups        `groups`: one series, patient, study, frame of reference, image type, size, spacing and orientation
     volumes       `_arrange`: a group is divided into volumes where it has to be (dicom_phases.py)
     what is left  `_torn`, `_one_place`: slices of one place are not a CT to segment, unless they are a scan torn apart
     unreadable    `_blame`: a file that cannot be read fails the series that it may belong to (dicom_names.py)
@@ -23,20 +23,16 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
-import numpy as np
-
 from ..host import usable_cpus
-from .dicom_names import is_meant, is_named_like
+from .dicom_fields import PATIENT
+from .dicom_names import NamesByFolder, is_meant
 from .dicom_phases import divide
-from .dicom_slice import PATIENT, OtherObject, Slice, Unreadable, read_slices
-from .dicom_stack import Pixels, Stack
+from .dicom_slice import OtherObject, Slice, Unreadable, read_slices
+from .dicom_stack import Pixels, Stack, clusters, groups
 from .volume import DEFAULT_OPTIONS, FindOptions
 
 MANY_FILES = 2048  # from here on, several processes read headers faster than one
 MOST_PROCESSES = 8  # each takes 70 MiB; more wait for the disk
-# Directions whose cosines differ by less, and spacings that differ by a smaller share, are the same: the outermost of
-# 512 pixels of 1 mm moves by half a millimetre.
-SAME_SHARE = 1e-3
 TORN_APART = 4  # lone slices that together would be a volume, from which on they are a scan
 
 
@@ -50,7 +46,7 @@ class Series:
         path: the folder, or the file of a multi-frame image.
         slices: in order of their position.
         places: of the volume's slices among them, see `DicomVolume`.
-        problem: why they are no volume; None if they are one.
+        problem: why they are not a volume; None if they are one.
         not_ct: why nobody would segment them; None if they are CT.
         warnings: what is odd about them but does not stop us.
     """
@@ -87,7 +83,7 @@ def find_series(paths: Sequence[pathlib.Path], options: FindOptions = DEFAULT_OP
             slices += read
     volumes: list[Series] = []
     left: list[Stack] = []
-    for group in _groups(slices):
+    for group in groups(slices):
         arranged, at_one_place = _arrange(group, options)
         volumes += arranged
         left += at_one_place
@@ -110,43 +106,6 @@ def _read_all(paths: Sequence[pathlib.Path]) -> Iterator[list[Slice] | OtherObje
         except BrokenProcessPool:  # most likely for want of memory, of which one process needs least
             pass
     yield from map(read_slices, paths[done:])
-
-
-def _groups(slices: Iterable[Slice]) -> list[list[Slice]]:
-    """Slices that may share a volume, in an order that depends on the headers alone.
-
-    They are of one series, patient, study, frame of reference, image type and size, and their directions and spacings
-    are the same but for rounding.
-    """
-    alike: dict[tuple[object, ...], list[Slice]] = defaultdict(list)
-    for one in slices:
-        alike[one.series, one.identity, one.kind, one.shape].append(one)
-    return [group for _, several in sorted(alike.items(), key=lambda item: item[0]) for group in _clusters(several)]
-
-
-def _clusters(slices: Sequence[Slice]) -> list[list[Slice]]:
-    """Slices whose directions and spacings are the same as those of the first of their cluster, but for rounding.
-
-    Values are compared and never rounded, since rounding tells values apart that are nearly the same.
-    """
-    clusters: list[list[Slice]] = []
-    for one in sorted(slices, key=lambda one: (one.orientation.ravel().tolist(), one.spacing_mm)):
-        for cluster in clusters:
-            if _is_parallel(cluster[0], one):
-                cluster.append(one)
-                break
-        else:
-            clusters.append([one])
-    return clusters
-
-
-def _is_parallel(one: Slice, other: Slice) -> bool:
-    """Whether directions and spacings of two slices are the same but for rounding."""
-    spacings = zip(one.spacing_mm, other.spacing_mm, strict=True)
-    return bool(
-        all(abs(a - b) <= SAME_SHARE * a for a, b in spacings)
-        and np.abs(one.orientation - other.orientation).max() <= SAME_SHARE
-    )
 
 
 def _name(number: int, uid: str) -> str:
@@ -264,7 +223,7 @@ def _torn(left: Sequence[Stack], options: FindOptions) -> tuple[list[Series], li
     for one in (stack.slices[0] for stack in left if len(stack) == 1):
         alike[one.identity[: len(PATIENT)], one.kind, one.shape].append(one)
     torn = []
-    for cluster in (cluster for several in alike.values() for cluster in _clusters(several)):
+    for cluster in (cluster for several in alike.values() for cluster in clusters(several)):
         if len(cluster) >= TORN_APART and Stack.of(cluster).as_volume(Pixels()):
             series = len({one.series for one in cluster})
             frames = len({one.identity for one in cluster})
@@ -286,11 +245,11 @@ def _one_place(left: Sequence[Stack], options: FindOptions) -> list[Series]:
     for stacks in by_series.values():
         slices = tuple(one for stack in stacks for one in stack.slices)
         if len(slices) == 1:
-            what = "a single image, no volume"
+            what = "a single image, not a volume"
         elif len(stacks) == 1:
-            what = f"{len(slices)} images of one place, no volume (bolus tracking or another dynamic series)"
+            what = f"{len(slices)} images of one place, not a volume (bolus tracking or another dynamic series)"
         else:
-            what = f"{len(slices)} images of {len(stacks)} planes, no volume (such as a radial or rotating reformat)"
+            what = f"{len(slices)} images of {len(stacks)} planes, not a volume (such as a radial or rotating reformat)"
         found.append(replace(_series_of(slices[0], options), slices=slices, not_ct=what))
     return found
 
@@ -304,12 +263,12 @@ def _blame(found: Sequence[Series], unreadable: Sequence[Unreadable]) -> list[Se
     if not unreadable:
         return list(found)
     # Frames of a multi-frame file lack no other file.
-    files = [{one.path for one in series.slices if one.frame is None} for series in found]
+    names = [NamesByFolder(one.path for one in series.slices if one.frame is None) for series in found]
     lacks: dict[int, list[Unreadable]] = defaultdict(list)
     alone: dict[pathlib.Path, list[Unreadable]] = defaultdict(list)
     for one in unreadable:
         owners = [i for i, series in enumerate(found) if series.uid == one.series]
-        owners = owners or [i for i, paths in enumerate(files) if is_named_like(one.path, paths)]
+        owners = owners or [i for i, beside in enumerate(names) if beside.are_like(one.path)]
         for i in owners:
             lacks[i].append(one)
         if not owners:
@@ -331,4 +290,4 @@ def _blame(found: Sequence[Series], unreadable: Sequence[Unreadable]) -> list[Se
 def _unread(files: Sequence[Unreadable]) -> str:
     """How many files cannot be read, and why the first of them cannot."""
     what = "a file" if len(files) == 1 else f"{len(files)} files"
-    return f"{what} cannot be read as a CT slice ({files[0].path.name}: {files[0].reason}); export it again"
+    return f"{what} cannot be read as a CT slice ({files[0].path.name}: {files[0].reason}); copy or export it again"

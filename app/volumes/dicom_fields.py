@@ -1,0 +1,42 @@
+"""The elements of a DICOM header that are read, by what they are read for."""
+
+from __future__ import annotations
+
+GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+# Whose and which: slices that differ here never share a volume.
+PATIENT = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex")
+IDENTITY = (*PATIENT, "StudyInstanceUID", "FrameOfReferenceUID")
+# Times and the dates that go with them.
+TIMES = {
+    "AcquisitionTime": "AcquisitionDate",
+    "ContentTime": "ContentDate",
+    "SeriesTime": "SeriesDate",
+    "InstanceCreationTime": "InstanceCreationDate",
+}
+# What may tell volumes of one series apart, in single-frame and in multi-frame files (PS3.3, C.7.6 and C.8.15). Tube
+# current and exposure follow the patient's thickness from slice to slice, and so tell nothing.
+MARKS = (
+    *("AcquisitionNumber", "FrameAcquisitionNumber", "AcquisitionUID", "IrradiationEventUID"),
+    *("TemporalPositionIdentifier", "TemporalPositionIndex", "TemporalPositionTimeOffset", "PhaseNumber", "StackID"),
+    *("TriggerTime", "NominalPercentageOfCardiacPhase", "NominalCardiacTriggerDelayTime", "CardiacCyclePosition"),
+    *("ActualCardiacTriggerDelayTime", "NominalPercentageOfRespiratoryPhase", "NominalRespiratoryTriggerDelayTime"),
+    *("ContrastBolusAgent", "ContrastBolusAgentNumber", "ContrastBolusAgentPhase", "ContrastBolusVolume"),
+    *("ContrastBolusStartTime", "ContrastBolusStopTime", "ContrastBolusTotalDose", "ContrastBolusIngredient"),
+    *("KVP", "ConvolutionKernel", "FilterType", "ReconstructionAlgorithm", "ReconstructionDiameter", "SliceThickness"),
+    *("ScanOptions", "PatientPosition", "ProtocolName", "AcquisitionProtocolName", "SeriesNumber", "SeriesDescription"),
+    *("ImageComments", "FrameComments", "DerivationDescription", "StationName", "DeviceSerialNumber"),
+    *("AcquisitionDateTime", "FrameAcquisitionDateTime", "FrameReferenceDateTime", *TIMES),
+)
+INDEX_VALUES = 6  # dimensions of a multi-frame file that are looked at
+MARK_NAMES = (*MARKS, "InstanceNumber", *(f"DimensionIndexValues {i + 1}" for i in range(INDEX_VALUES)))
+TAGS = [
+    *("SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "ImageType", "Rows", "Columns"),
+    *("NumberOfFrames", "RescaleSlope", "RescaleIntercept", "SamplesPerPixel", "PixelRepresentation", "BitsAllocated"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "SharedFunctionalGroupsSequence", "AccessionNumber"),
+    *("PerFrameFunctionalGroupsSequence", *GEOMETRY, *IDENTITY, *MARKS, *TIMES.values()),
+]
+CT_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.2": "CT Image Storage",
+    "1.2.840.10008.5.1.4.1.1.2.1": "Enhanced CT Image Storage",
+    "1.2.840.10008.5.1.4.1.1.2.2": "Legacy Converted Enhanced CT Image Storage",
+}
