@@ -11,6 +11,7 @@ import re
 import runpy
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 
 import click
@@ -104,7 +105,8 @@ def parse_argparse(module: str, arguments: list[str]) -> None:
         return
     sys.argv = [module, *arguments]
     with pytest.raises(ParsedError):
-        runpy.run_module(module, run_name="__main__")
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # another test has imported it
+            runpy.run_module(module, run_name="__main__")
 
 
 @pytest.fixture
