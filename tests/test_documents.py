@@ -104,9 +104,9 @@ def parse_argparse(module: str, arguments: list[str]) -> None:
         assert not arguments, f"python -m {module} takes no arguments"
         return
     sys.argv = [module, *arguments]
-    with pytest.raises(ParsedError):
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # another test has imported it
-            runpy.run_module(module, run_name="__main__")
+    # Another test may have imported it, which runpy warns of.
+    with pytest.raises(ParsedError), warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        runpy.run_module(module, run_name="__main__")
 
 
 @pytest.fixture
