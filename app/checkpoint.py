@@ -94,8 +94,10 @@ class Checkpoint:
 
 
 def bundled_models(folder: pathlib.Path = WEIGHTS_DIR) -> list[str]:
-    """Names of the models that have weights in the folder."""
-    return sorted(path.stem for path in folder.glob("*.safetensors"))
+    """Names of the models that the folder's manifest lists."""
+    manifest = folder / MANIFEST
+    listed = manifest.read_text().split()[1::2] if manifest.exists() else []
+    return sorted(pathlib.Path(name).stem for name in listed)
 
 
 def find_model(name: str, folder: pathlib.Path = WEIGHTS_DIR) -> pathlib.Path:
