@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -28,8 +29,10 @@ def body_box(inputs: NDArray[np.float32], spacing_yx_mm: Sequence[float], window
         Rows and columns, multiples of 32 in size; the whole slice where no body is found.
     """
     low, high = window_hu
-    down, across = (_means(side, SMOOTH_MM / mm) for side, mm in zip(inputs.shape[1:], spacing_yx_mm, strict=True))
-    body = (down @ inputs @ across.T).max(axis=0) > (hounsfield.WALL - low) / (high - low)
+    smooth = inputs
+    for axis, mm in zip((1, 2), spacing_yx_mm, strict=True):
+        smooth = _means(smooth, axis, SMOOTH_MM / mm)
+    body = smooth.max(axis=0) > (hounsfield.WALL - low) / (high - low)
     rows, columns = (
         _span(body.any(axis=axis), MARGIN_MM / mm, side)
         for axis, mm, side in zip((1, 0), spacing_yx_mm, inputs.shape[1:], strict=True)
@@ -37,12 +40,16 @@ def body_box(inputs: NDArray[np.float32], spacing_yx_mm: Sequence[float], window
     return rows, columns
 
 
-def _means(side: int, width: float) -> NDArray[np.float32]:
-    """A matrix (side / 4, side): its product with a line gives the means around every fourth pixel; zeros beyond."""
-    pixels = max(1, round(width)) | 1
-    offsets = np.arange(side) - np.arange(0, side, LOGITS_STRIDE)[:, None]
-    means: NDArray[np.float32] = (np.abs(offsets) <= pixels // 2).astype(np.float32) / np.float32(pixels)
-    return means
+def _means(inputs: NDArray[np.float32], axis: int, width: float) -> NDArray[np.float32]:
+    """Means around every fourth pixel of an axis, with zeros beyond its ends.
+
+    Not a matrix product: the threads of NumPy's spin while they wait, which took a sixth of a run's CPU time.
+    """
+    pixels, side = max(1, round(width)) | 1, inputs.shape[axis]
+    before = (slice(None),) * axis
+    padded = np.pad(inputs, [(pixels // 2, pixels // 2) if i == axis else (0, 0) for i in range(inputs.ndim)])
+    parts = (padded[*before, first : first + side : LOGITS_STRIDE] for first in range(pixels))
+    return functools.reduce(np.add, parts) / np.float32(pixels)
 
 
 def _span(line: NDArray[np.bool_], margin: float, side: int) -> slice:
