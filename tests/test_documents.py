@@ -11,6 +11,7 @@ import re
 import runpy
 import shlex
 import sys
+import tomllib
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -168,6 +169,15 @@ def test_command_lines_are_parsed_by_the_program(path: pathlib.Path) -> None:
                 check(*found)
             except (click.UsageError, SystemExit) as error:
                 pytest.fail(f"{shlex.join(words)}: {getattr(error, 'message', 'not parsed')}")
+
+
+@pytest.mark.parametrize("path", [p for p in DOCUMENTS if p not in HISTORY], ids=name)
+def test_extras_that_are_installed_exist(path: pathlib.Path) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = [
+        extra for names in re.findall(r'pip install "\.\[([\w,]+)\]"', path.read_text()) for extra in names.split(",")
+    ]
+    assert set(asked) <= set(extras)
 
 
 @pytest.mark.parametrize("path", [p for p in DOCUMENTS if p not in HISTORY], ids=name)
