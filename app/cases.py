@@ -167,7 +167,7 @@ def read_list(file: pathlib.Path) -> list[pathlib.Path]:
     """The paths in a text file, one per line, each once; blank lines and lines that start with # are ignored.
 
     Paths are taken byte for byte, since they need not be UTF-8; a byte-order mark, which editors of Windows put first,
-    is no part of the first one.
+    is not part of the first one.
 
     Raises:
         InputError: it cannot be read, or holds none.

@@ -132,7 +132,7 @@ def read_file(path: pathlib.Path) -> tuple[ModelConfig, Tensors]:
     """The configuration and the tensors in a file, which may be one of several that hold a model of format 1.
 
     Raises:
-        CheckpointError: the file is no checkpoint of this program.
+        CheckpointError: the file is not a checkpoint of this program.
     """
     try:
         with safe_open(path, framework="numpy") as file:

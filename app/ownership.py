@@ -1,4 +1,4 @@
-"""Which files are this program's own, told by their content: no file of others, or changed by others, is replaced.
+"""Recognise this program's own files by their content, so that no file that others wrote or changed is replaced.
 
 Whatever is written carries a mark within its first bytes, a digest and the length of its own content. A mask that
 somebody corrected no longer fits its mark. What a crash left is empty, zeros, or ends before its content does.

@@ -26,7 +26,7 @@ from .work import RunLog, attempt
 
 log = logging.getLogger(__package__)
 
-Progress = Callable[[int], contextlib.AbstractContextManager[OnSlice]]  # opens a display for so many slices
+Progress = Callable[[int], contextlib.AbstractContextManager[OnSlice]]  # opens a display for a number of slices
 ReadMemory = Callable[[], int]
 
 
@@ -158,7 +158,7 @@ class Run:
 
     Attributes:
         runner: does the cases.
-        log: is told of each.
+        log: gets the record of each.
         progress: opens a display for (case, slices); see `predict_case`.
     """
 

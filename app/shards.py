@@ -85,7 +85,7 @@ class Shard:
             if KUBERNETES in environment and "JOB_COMPLETIONS" in environment:
                 return cls(int(environment[KUBERNETES]) + 1, int(environment["JOB_COMPLETIONS"]), KUBERNETES)
         except ValueError as error:
-            raise InputError(f"the job array's variables are no numbers ({error}); give --shard I/N") from error
+            raise InputError(f"the job array's variables are not numbers ({error}); give --shard I/N") from error
         return cls()
 
     def pick(self, items: Sequence[Item]) -> list[Item]:
@@ -125,7 +125,7 @@ def merge_logs(output: pathlib.Path) -> int:
 
 
 def best_records(records: Iterable[dict[str, object]]) -> list[dict[str, object]]:
-    """The record that counts of every case, by name: what is done stays done, and what is skipped is no news."""
+    """The record that counts of every case, by name: a case that is done stays so, though it was skipped later."""
     best: dict[str, dict[str, object]] = {}
     rank = {"skipped": 0, "ignored": 1, "failed": 2, "done": 3}
     for record in records:

@@ -24,7 +24,7 @@ def _run(source: pathlib.Path, model: str) -> tuple[Cost, list[dict[str, Any]]]:
 
 
 def over_slices(folder: pathlib.Path, depths: tuple[int, ...], model: str) -> list[dict[str, Any]]:
-    """Whole process on a scan of so many slices of 1 mm: seconds, peak memory, slices that the network saw."""
+    """Whole process on scans of 1 mm slices: seconds, peak memory, slices that the network saw."""
     return [one_scan(long_scan(folder, depth), depth, model) for depth in depths]
 
 
@@ -41,7 +41,7 @@ def one_scan(scan: pathlib.Path, depth: int, model: str) -> dict[str, Any]:
 
 
 def over_cases(folder: pathlib.Path, model: str) -> list[dict[str, Any]]:
-    """Whole process on a folder of so many small phantoms: seconds, peak memory, the network's share of the time."""
+    """Whole process on folders of small phantoms: seconds, peak memory, the network's share of the time."""
     rows = []
     for count in CASES:
         scans = folder / f"cases_{count}"

@@ -36,7 +36,7 @@ def no_volume() -> Volume:
 
 
 def run_stubs(count: int, folder: pathlib.Path) -> int:
-    """Run so many stubs over two workers of this machine; returns how many came back."""
+    """Run a number of stubs over two workers of this machine and return how many came back."""
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
     cases = [
         Case(Scan(f"{i:06d}", folder / f"{i:06d}.nii.gz", no_volume), folder / f"{i:06d}", {}) for i in range(count)

@@ -1,6 +1,6 @@
 """The small trials behind choices of the CPU path, of `fast` at one body's size: python -m benchmarks.trials.
 
-OpenVINO is tried where it is installed; it is no requirement.
+OpenVINO is tried where it is installed.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from cluster.workers import Needs, Work, start_worker
 
 log = logging.getLogger("app")
 
-MOST_LOST = 10  # times that a case's node may be lost; more is no chance
+MOST_LOST = 10  # times that a case's node may be lost; more is not a coincidence
 PROGRESS_SECONDS = 30.0
 
 

@@ -53,7 +53,7 @@ class Evaluation:
     Attributes:
         scored: the cases that have scores.
         errors: a line for each case that has none.
-        skipped: names in the folder of references that are no masks.
+        skipped: names in the folder of references that are not masks.
     """
 
     scored: list[CaseScores]
@@ -68,7 +68,7 @@ def evaluate_case(pair: Pair, protocol: Protocol) -> CaseScores:
     """Score one case; a missing prediction scores 0 for every organ.
 
     Raises:
-        LabelError: the grids differ, or a file is no mask.
+        LabelError: the grids differ, or a file is not a mask.
     """
     name, reference_path, prediction_path = pair
     reference, geometry = read_labels(reference_path, [*Organ, IGNORE])

@@ -14,7 +14,7 @@ from app.volumes.nifti import open_nifti
 
 
 class LabelError(Exception):
-    """A file is no usable label volume; the message names it and says what to do."""
+    """A file is not a usable label volume; the message names it and says what to do."""
 
 
 def read_labels(path: pathlib.Path, allowed: Collection[int]) -> tuple[NDArray[np.uint8], Geometry]:

@@ -35,7 +35,7 @@ def masks_by_case(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def scans_by_case(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The same for scans, whose names may end with `_0000`; where any does, the other files of the folder are no scans.
+    """The same for scans, whose names may end with `_0000`; where any does, the folder's other files are not scans.
 
     Raises:
         NamesError: as above.

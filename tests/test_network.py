@@ -134,7 +134,7 @@ def test_draws_no_weights_that_come_from_a_file() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-if __name__ == "__main__":  # writes the golden file anew: python -m tests.test_network
+if __name__ == "__main__":  # rewrites the golden file: python -m tests.test_network
     refined, coarse = golden_case()
     GOLDEN.write_text(
         json.dumps({n: t[0, :, ::5, ::5].tolist() for n, t in (("refined", refined), ("coarse", coarse))}) + "\n"

@@ -105,7 +105,7 @@ TIMING = (
         "--keep-minutes",
         type=float,
         default=0.0,
-        help="Keep the averaged weights of every so many minutes, in RUN_DIR/minute-*; 0 for none.",
+        help="Keep the averaged weights every N minutes, in RUN_DIR/minute-*; 0 for never.",
     ),
 )
 
@@ -188,7 +188,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def with_batch(recipe: Recipe, batch: int) -> Recipe:
-    """The recipe with so many crops per step, and a learning rate that changes with their root, as Adam's steps need.
+    """The recipe with another batch size, and a learning rate that changes with its square root, as Adam needs.
 
     Source: Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022.
     """

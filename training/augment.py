@@ -22,7 +22,7 @@ SHIFT = 0.10  # of the input range, 40 HU in a window of 400
 CONTRAST = (0.75, 1.3)
 NOISE_SHARE, NOISE = 0.5, 0.08
 BLUR_SHARE = 0.2
-COARSE_SHARE, COARSE_FACTOR = 0.2, (1.3, 2.8)  # pixels that are so many times as large
+COARSE_SHARE, COARSE_FACTOR = 0.2, (1.3, 2.8)  # how many times as large pixels become
 GRAIN_SHARE, GRAIN, GRAIN_PIXELS = 0.2, 0.1125, (0.5, 1.5)  # up to 45 HU; standard deviation of its blur
 
 

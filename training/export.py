@@ -51,7 +51,7 @@ def convert(paths: Sequence[pathlib.Path], folder: pathlib.Path) -> pathlib.Path
     """Write a model of an older format, one file or all of its shards, in today's format; returns its file.
 
     Raises:
-        CheckpointError: a file is no checkpoint of this program, or the shards are not all of one model.
+        CheckpointError: a file is not a checkpoint of this program, or the shards are not all of one model.
     """
     parts = [read_file(path) for path in paths]
     config = parts[0][0]

@@ -98,7 +98,7 @@ def is_run(source: str) -> bool:
 
 
 def trained_weights(source: str, channels_in: int) -> dict[str, Tensor]:
-    """A run's averaged weights or a bundled model's, for so many input channels.
+    """A run's averaged weights or a bundled model's, for a number of input channels.
 
     Args:
         source: the folder of the run, or the model's name.
@@ -133,10 +133,10 @@ def trained_network(source: str) -> tuple[ModelConfig, nn.Module]:
 
 
 def known_weights(source: str) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """As `bundled_weights`, for a source that is no run.
+    """As `bundled_weights`, for a source that is not a run.
 
     Raises:
-        TrainingError: it is no bundled model either.
+        TrainingError: it is not a bundled model either.
     """
     if source not in bundled_models():
         path = pathlib.Path(source) / LAST

@@ -15,7 +15,7 @@ class Confidence:
 
     With p the probability of an organ at a pixel and m its mask, where it is the likeliest label, the expected DSC is
     2 sum(p m) / (sum(p) + sum(m)): DSC with the reference replaced by its expectation. Sums run over all pixels of the
-    logits that the network gave. It is no calibrated DSC; see docs/OUTPUTS.md for how it ranks scans.
+    logits that the network gave. It is not a calibrated DSC; see docs/OUTPUTS.md for how it ranks scans.
 
     Args:
         organs: of the model's labels after the first, the background.

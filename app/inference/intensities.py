@@ -38,7 +38,7 @@ class Intensities:
         return low + int(np.searchsorted(np.cumsum(part), part.sum() * percent / 100))
 
     def doubts(self) -> str | None:
-        """A sentence for the user if these are no Hounsfield units; None if they may be."""
+        """A sentence for the user if these are not Hounsfield units; None if they may be."""
         body = self._count(hounsfield.BODY)
         if body < FEWEST:
             return None

@@ -46,7 +46,7 @@ class Conv(nn.Conv2d):
 
 
 def he_initialise(network: nn.Module) -> None:
-    """Draw every convolution's weights anew (normal, fan-out), biases zero.
+    """Initialise every convolution's weights (normal, fan-out), biases zero.
 
     Source: He et al., "Delving Deep into Rectifiers", ICCV 2015.
     """

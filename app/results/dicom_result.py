@@ -28,7 +28,7 @@ MAY_BE_EMPTY = (
     *("AccessionNumber", "ReferringPhysicianName"),
 )
 PREAMBLE_BYTES = 128
-UNDEFINED = 0xFFFFFFFF  # a length that is not told, PS3.5, 7.1.1
+UNDEFINED = 0xFFFFFFFF  # undefined length, PS3.5, 7.1.1
 NAMES_ITS_MAKER = ["ManufacturerModelName", "SoftwareVersions"]
 VERSIONS_WITHOUT_MARK = ("0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.6.1")
 ENCODED = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")  # what is in an object's character set (PS3.5, 6.1.2.2)

@@ -33,7 +33,7 @@ SPINE_HALF_MM = 25.0  # to either side of its middle; vertebral bodies are 40 to
 BEHIND_MM = 40.0  # how far behind the kidneys the spine's processes are looked for
 MOST_SLICES = 25  # percentile over the slices: ribs, which cross only some of them, count little
 GAP_MM = 20.0  # between two kidneys; theirs are 40 to 100 mm, and one kidney has none
-SHARE = 0.1  # of the kidneys' voxels; less on one side of a gap is no kidney
+SHARE = 0.1  # of the kidneys' voxels; less on one side of a gap is not a kidney
 WIDEST_MM = 100.0  # of one kidney, from left to right
 
 

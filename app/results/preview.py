@@ -28,7 +28,7 @@ GAP, LINE, FONT = 8, 26, 17  # pixels: between panels, height of a line of text,
 SLICES = 6  # in the lower row
 INK, PAPER = (235, 235, 235), (0, 0, 0)
 PNG_BEGINS, PNG_ENDS = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # PNG specification, 5.2 and 11.2.4
-FINER = 2  # outlines are drawn so many times larger, and made smaller, which smooths them
+FINER = 2  # outlines are drawn this many times larger and shrunk, which smooths them
 
 
 class Preview(Result):

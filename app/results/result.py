@@ -55,7 +55,7 @@ def each_by_itself(steps: Iterable[tuple[pathlib.Path, Callable[[], None]]]) -> 
     for path, step in steps:
         try:
             step()
-        except Exception as error:  # a fault in one file is no reason to lose the others
+        except Exception as error:  # a fault in one file must not lose the others
             log.debug("%s", path, exc_info=error)
             line = str(error) if isinstance(error, AppError) else f"unexpected {type(error).__name__}: {error}"
             problems.append(line if line.startswith(str(path)) else f"{path}: {line}")

@@ -109,7 +109,7 @@ def _is_as_written(path: pathlib.Path, table: str, files: Mapping[pathlib.Path, 
 
 
 def read(path: pathlib.Path) -> Row:
-    """The content of a case's statistics; empty if the file is none of this program's."""
+    """The content of a case's statistics; empty if this program did not write the file."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):

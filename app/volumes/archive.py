@@ -132,7 +132,7 @@ class Content:
     renamed: list[pathlib.Path] = field(default_factory=list)
 
     def check_room(self, size: int) -> None:
-        """See that there is enough disk for so many bytes.
+        """Check that there is enough disk for this number of bytes.
 
         Raises:
             InputError: there is not.

@@ -101,7 +101,7 @@ def open_series(series: Series) -> DicomVolume:
     """The volume of a series.
 
     Raises:
-        VolumeError: it is none, or of a size that no patient has.
+        VolumeError: the series is not a volume, or its size is implausible.
     """
     if series.problem or series.not_ct:
         raise VolumeError(f"{series.path}: {series.name}: {series.problem or series.not_ct}")
@@ -113,7 +113,7 @@ def open_series(series: Series) -> DicomVolume:
     affine[:3, 3] = first.position
     affine[:2] *= -1  # LPS -> RAS
     if is_singular(affine):
-        raise VolumeError(f"{series.path}: {series.name}: its orientation is no plane; export it again")
+        raise VolumeError(f"{series.path}: {series.name}: its row and column directions span no plane; export it again")
     rows, columns = first.shape
     geometry = Geometry.of((columns, rows, len(series.places)), affine)
     warnings = (*series.warnings, *implausible(series.path, geometry))

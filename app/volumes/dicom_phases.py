@@ -23,7 +23,7 @@ from .dicom_stack import ONE_PLACE_MM, Pixels, Stack
 Labels = NDArray[np.int64]  # (n,) the part that each slice of a stack belongs to, from 0
 
 SHARED_RANGE = 0.5  # of the shorter of two parts; the other part covers as much of it if both are sweeps over one range
-FEWEST_EVEN = 3  # slices whose even steps are no accident
+FEWEST_EVEN = 3  # slices whose even steps are not a coincidence
 FEWEST_IN_ORDER = 5  # slices that lie in order of a number by no accident
 SWEEPS = range(2, 17)  # numbers of sweeps that are tried, besides the number of slices at one place
 MOST_PAIRED = 40  # cuts that are tried in pairs

@@ -52,7 +52,7 @@ class Slice:
         marks: values of `MARK_NAMES`; empty where the header has none.
         slope: of stored values to HU.
         intercept: likewise; None where the file gives none.
-        padding: lowest and highest stored value that is no measurement; None without padding.
+        padding: lowest and highest stored value that is not a measurement; None without padding.
         accession: number that the hospital gave the study; may be empty.
     """
 

@@ -71,7 +71,7 @@ class Pixels:
         self._known: dict[tuple[tuple[pathlib.Path, int | None], ...], bool] = {}
 
     def same(self, one: Slice, other: Slice) -> bool:
-        """Whether two slices have the same pixels; damaged ones are no copies."""
+        """Whether two slices have the same pixels; damaged ones are not copies."""
         pair = (one.path, one.frame), (other.path, other.frame)
         if pair not in self._known:
             self._known[pair] = pair[0] == pair[1] or _same_pixels(one, other)

@@ -25,7 +25,7 @@ class Readable(Protocol):
 
 
 class GunzipReader:
-    """Reads one gzip member after the other, forward only. Bytes after the last one that are no gzip are ignored.
+    """Reads one gzip member after the other, forward only. Bytes after the last one that are not gzip are ignored.
 
     Other readers accept such files too, and scanners' tools leave them behind (padding of tapes, appended signatures).
     """

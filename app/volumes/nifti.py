@@ -120,7 +120,7 @@ def _read_exactly(stream: Readable, size: int) -> bytearray:
 
 
 def _drain(stream: Readable) -> None:
-    """Read what follows the voxels, as far as it is no bomb."""
+    """Read what follows the voxels, up to a limit, in case it is a decompression bomb."""
     left = DRAINED_BYTES
     while left > 0 and (more := stream.read(min(CHUNK_BYTES, left))):
         left -= len(more)

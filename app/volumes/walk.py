@@ -14,7 +14,7 @@ NOT_THE_USER_S = {"$recycle.bin", "system volume information", "#recycle", "@ead
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name, somewhere in INPUT, is no part of what a user gives."""
+    """Whether a file or folder of this name, somewhere in INPUT, is to be left out."""
     return name.startswith(".") or name.lower() in NOT_THE_USER_S
 
 
