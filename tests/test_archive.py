@@ -294,12 +294,17 @@ def unpacking(tmp_path: pathlib.Path, ignored: signal.Signals | None = None) -> 
         "set_up(False)\nwith unpacked(pathlib.Path(sys.argv[1])):\n"
         "    print('unpacked', flush=True)\n    time.sleep(60)"
     )
+
+    def heed() -> None:  # the tests themselves may run under nohup
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
+
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "a.zip")],
         cwd=ROOT,
         env=os.environ | {"TMPDIR": str(tmp_path / "scratch")},
         stdout=subprocess.PIPE,
-        preexec_fn=(lambda: signal.signal(ignored, signal.SIG_IGN)) if ignored else None,
+        preexec_fn=heed,
     )
     assert process.stdout is not None
     with process.stdout as stream:

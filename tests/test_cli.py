@@ -345,7 +345,11 @@ def test_a_signal_leaves_no_partial_file(
     write_phantom(scan, shape=(256, 256, 400), spacing_mm=(1.5, 1.5, 1.0))
     output = tmp_path / "out"
     command = [sys.executable, "-m", "app", str(scan), str(output), "--device", "cpu", "--weights", str(tiny_weights)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+
+    def heed() -> None:  # the tests themselves may run under nohup
+        signal.signal(number, signal.SIG_DFL)
+
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "GPU memory" in line:  # the model is loaded, the case begins

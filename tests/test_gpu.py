@@ -99,27 +99,3 @@ def test_the_benchmarks_parts_on_a_cpu(tiny_weights: pathlib.Path, phantom_path:
     assert shipped["gpu_flare2021_mib"] is None
     assert single["batch_size"] == 1
     assert whole["network_slices"] > 0
-
-
-def test_the_benchmarks_table() -> None:
-    steady = {
-        "batch": 4,
-        "slices_per_second": 250.4,
-        "slices_per_second_graph": 800.0,
-        "tflops": 81.0,
-        "allocated_mib": 300.2,
-        "reserved_mib": 400.0,
-    }
-    fresh = {"seconds": 3.456, "stages_s": {"read": 0.5}, "gpu_flare2021_mib": 900, "gpu_maximum_mib": 950}
-    model = {
-        "grid": (512, 512),
-        "steady_state": [steady],
-        "fresh_process": {"as shipped": [fresh]},
-        "precision": {"liver": 1.0},
-    }
-    text = gpu.table(
-        {"device": "Card", "torch": "2", "matrix_peak_tflops": 324.0, "gpu_idle_mib": 480, "models": {"paper": model}}
-    )
-    assert "324 TFLOP/s; 480 MiB in use before" in text
-    assert "| paper 512 x 512 | 4 | 250 | 800 | 81.0 | 25% | 300 | 400 |" in text
-    assert "| paper | as shipped | 3.46 s | read 0.50 | 900 | 950 |" in text

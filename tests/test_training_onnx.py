@@ -7,8 +7,6 @@ import pathlib
 from dataclasses import asdict
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
@@ -18,6 +16,9 @@ from tests.tiny import TINY, randomise
 from training import onnx_export
 from training.__main__ import main
 from training.state import RunState
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
 from training.weights import build_network
 
 
