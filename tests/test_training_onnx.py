@@ -16,10 +16,10 @@ from tests.tiny import TINY, randomise
 from training import onnx_export
 from training.__main__ import main
 from training.state import RunState
+from training.weights import build_network
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-from training.weights import build_network
 
 
 @pytest.fixture
