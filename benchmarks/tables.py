@@ -22,7 +22,9 @@ def about(found: Found) -> str:
     weights = " and ".join(f"`{name}` {model['version']}" for name, model in found["weights"].items())
     machine = found["device"] if "device" in found else f"{found['machine']}, {found['threads']} threads"
     idle = f", {found['gpu_idle_mib']} MiB of it in use before" if found.get("gpu_idle_mib") is not None else ""
-    return f"Version {found['version']} with {weights}, {found['date']}; {machine}, torch {found['torch']}{idle}."
+    libraries = found.get("libraries", {"torch": found["torch"]})
+    named = ", ".join(f"{name} {version}" for name, version in libraries.items())
+    return f"Version {found['version']} with {weights}, {found['date']}; {machine}, {named}{idle}."
 
 
 def speed(found: Found) -> str:
