@@ -141,7 +141,7 @@ def _nothing_in(source: pathlib.Path, options: FindOptions) -> str:
 def _refused_source(source: pathlib.Path, error: InputError) -> Scan:
     """A path of a list that cannot be used, as a case that fails: under the name that its scan would have."""
     name = format_named(source)
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, InputError):
         if name and (found := FORMATS[name].find([source], source.parent, DEFAULT_OPTIONS)):
             return replace(found[0], state=Refused(str(error)))
     return Scan(source.name or str(source), source, partial(_refuse, error), Refused(str(error)))

@@ -90,9 +90,10 @@ def _start_ray(address: str | None, verbose: bool, cpus: float, gpus: float, mem
         raise InputError(f"a run on a cluster needs {error.name or 'ray'}; pip install '.[cluster]'") from error
     try:
         ray.init(address, log_to_driver=verbose, logging_level=logging.WARNING, include_dashboard=None)
-    except (ConnectionError, ValueError) as error:
-        line = " ".join(str(error).split())
-        raise InputError(f"--address {address}: no Ray cluster there ({line})") from error
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        what = f"--address {address}: no Ray cluster that can be used" if address else "Ray cannot be started here"
+        raise InputError(f"{what} ({line})") from error
     from cluster.workers import Needs
 
     return Needs(cpus, gpus, memory_mib)

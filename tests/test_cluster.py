@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from app.cases import Case, check_output, find_cases
+from app.errors import InputError
 from app.options import ModelChoice
 from app.run_log import CaseRecord, append
 from app.whole_file import whole_file
@@ -252,6 +254,31 @@ def test_without_ray_one_line_says_what_to_install(scans: pathlib.Path, tmp_path
     assert shown.returncode == 2
     assert shown.stderr.splitlines()[-1] == "ERROR: a run on a cluster needs ray; pip install '.[cluster]'"
     assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [("localhost:1", "--address localhost:1: no Ray cluster that can be used ("), (None, "Ray cannot")],
+)
+def test_a_cluster_that_cannot_be_used_is_one_line(
+    scans: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, address: str | None, line: str
+) -> None:
+    """Ray's own errors are of many classes; the address may be wrong, or the machine too busy."""
+    from cluster import __main__ as front
+
+    for error in (
+        ConnectionError("no"),
+        ValueError("no"),
+        RuntimeError("other version"),
+        ray.exceptions.RpcError("late"),
+    ):
+
+        def fail(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(ray, "init", fail)
+        with pytest.raises(InputError, match=re.escape(line)):
+            front._start_ray(address, False, 1, 0, 100)
 
 
 def test_a_worker_measures_what_a_plain_run_measures(
