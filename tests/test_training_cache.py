@@ -20,6 +20,7 @@ from phantom import write_phantom
 from tests.tiny import TINY, tiny
 from training.__main__ import main
 from training.cache import CachedCase, DataError, load_cases
+from training.data import DataOptions
 from training.sampling import SliceSampler
 
 
@@ -183,6 +184,10 @@ def test_plain_nifti_and_letters_of_either_unicode_form_belong_together(small: p
     (small / "labelsTr" / f"{composed}.nii").write_bytes(gzip.decompress(label.read_bytes()))
     label.unlink()
     assert load_small(small).name == composed
+    with pytest.raises(DataError, match="every case is held out"):
+        DataOptions([small], small / "cache", hold_out=[decomposed]).load(TINY.model)
+    cases = DataOptions([small], small / "cache", sampling_weights={decomposed: 0.5}).load(TINY.model)
+    assert cases.weights == [0.5]
     (small / "labelsTr" / f"{composed}.nii.gz").write_bytes(b"")
     with pytest.raises(DataError, match=r"Zoë\.nii and Zoë\.nii\.gz are one case; remove or rename one"):
         load_small(small)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from app.checkpoint import ModelConfig
-from evaluation.names import Labelled
+from evaluation.names import Labelled, case_name
 from training.cache import CachedCase, DataError, find_pairs, load_cases
 from training.folds import FOLDS
 
@@ -57,7 +57,7 @@ class DataOptions:
         names = self._held_out()
         if missing := names - {case.name for case in cases}:
             raise DataError(f"held-out case {min(missing)} is in none of the data folders")
-        if separate := tuple(self.separate_slices):
+        if separate := tuple(map(case_name, self.separate_slices)):
             cases = [replace(case, spacing_z_mm=None) if case.name.startswith(separate) else case for case in cases]
         training = [case for case in cases if case.name not in names]
         if not training:
@@ -70,7 +70,8 @@ class DataOptions:
         return [pair for folder in self.folders for pair in find_pairs(folder) if pair[0] in self._held_out()]
 
     def _held_out(self) -> set[str]:
-        return {*self.hold_out, *(FOLDS[self.fold] if self.fold is not None else ())}
+        return {*map(case_name, self.hold_out), *(FOLDS[self.fold] if self.fold is not None else ())}
 
     def _weight(self, name: str) -> float:
-        return next((weight for prefix, weight in self.sampling_weights.items() if name.startswith(prefix)), 1.0)
+        weights = self.sampling_weights.items()
+        return next((weight for prefix, weight in weights if name.startswith(case_name(prefix))), 1.0)
