@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .inference.gathering import Gathering, Reduced
-from .organs import Organ, listed, organ_voxels
+from .organs import Organ, organ_voxels
 from .volumes import Volume
 
 
@@ -124,6 +124,3 @@ class Segmentation:
         from .results import make_results  # outputs know the record, so the record asks for them late
 
         make_results([output])[output].write(self, pathlib.Path(path))
-
-    def __str__(self) -> str:
-        return f"{self.case}: {listed(self.organs)} by {self.model.name} {self.model.version}"

@@ -1,22 +1,17 @@
-"""The small trials behind choices of the CPU path, of `fast` at one body's size: python -m benchmarks.trials.
-
-OpenVINO is tried where it is installed.
-"""
+"""The small trials behind choices of the CPU path, of `fast` at one body's size: python -m benchmarks.trials."""
 
 from __future__ import annotations
 
-import importlib.util
 import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from app.checkpoint import find_model, load_checkpoint
+from app.engines.openvino_engine import compile_network
 from app.engines.torch_engine import load_onto
 from app.engines.torch_images import to_scan
 
@@ -35,36 +30,12 @@ def milliseconds(call: Callable[[], object], share: int = 1) -> float:
     return 1000 * min(taken) / share
 
 
-class Refined(nn.Module):
-    """The network with one output, as exporters want it."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> Tensor:
-        refined: Tensor = self.network(image).refined
-        return refined
-
-
-def openvino_milliseconds(network: nn.Module, image: Tensor) -> float:
-    """The network compiled by OpenVINO, a slice."""
-    import openvino
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = openvino.convert_model(Refined(network).eval(), example_input=image)
-    model.reshape(list(image.shape))
-    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    request = openvino.Core().compile_model(model, "CPU", threads).create_infer_request()
-    return milliseconds(lambda: request.infer([image.numpy()]), len(image))
-
-
 @torch.inference_mode()
 def main() -> None:
     """Print a line for each trial."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, network input {SIDE[0]} x {SIDE[1]}")
-    model = load_onto(load_checkpoint(find_model("fast")), torch.device("cpu"), torch.float32)
+    checkpoint = load_checkpoint(find_model("fast"))
+    model = load_onto(checkpoint, torch.device("cpu"), torch.float32)
     channels = model.config.channels_in
     for batch in (1, 4, 8):
         image = torch.rand(batch, channels, *SIDE).contiguous(memory_format=torch.channels_last)
@@ -74,7 +45,7 @@ def main() -> None:
         model.network(image)
     giga = counter.get_total_flops() / 1e9 / len(image)
     print(f"{giga:.1f} GFLOP per slice, {1000 * giga / taken:.0f} GFLOP/s")
-    half = load_onto(load_checkpoint(find_model("fast")), torch.device("cpu"), torch.bfloat16).network
+    half = load_onto(checkpoint, torch.device("cpu"), torch.bfloat16).network
     image = torch.rand(4, channels, *SIDE).to(torch.bfloat16, memory_format=torch.channels_last)
     print(f"bfloat16, batches of 4: {milliseconds(lambda: half(image), 4):.1f} ms per slice")
     logits = to_scan(torch.randn(1, 5, 72, 72), (512, 512))
@@ -87,9 +58,9 @@ def main() -> None:
     plain = model.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     image = torch.rand(4, channels, *SIDE)
     print(f"channels first, batches of 4: {milliseconds(lambda: plain(image), 4):.1f} ms per slice")
-    if importlib.util.find_spec("openvino"):
-        with torch.inference_mode(False), torch.no_grad():
-            print(f"OpenVINO, batches of 4: {openvino_milliseconds(plain, image.clone()):.1f} ms per slice")
+    request = compile_network(checkpoint, "float32").create_infer_request()
+    taken = milliseconds(lambda: request.infer([image.numpy()]), len(image))
+    print(f"OpenVINO, batches of 4: {taken:.1f} ms per slice")
 
 
 if __name__ == "__main__":

@@ -99,3 +99,37 @@ def test_the_benchmarks_parts_on_a_cpu(tiny_weights: pathlib.Path, phantom_path:
     assert shipped["gpu_flare2021_mib"] is None
     assert single["batch_size"] == 1
     assert whole["network_slices"] > 0
+
+
+def test_the_benchmarks_tables() -> None:
+    steady = {
+        "batch": 4,
+        "slices_per_second": 250.4,
+        "slices_per_second_graph": 800.0,
+        "tflops": 81.0,
+        "allocated_mib": 300.2,
+        "reserved_mib": 400.0,
+    }
+    fresh = {"seconds": 3.456, "stages_s": {"start_up": 1.26, "network": 0.5}, "gpu_flare2021_mib": 900}
+    model = {
+        "grid": (512, 512),
+        "steady_state": [steady],
+        "fresh_process": {"as shipped": [fresh]},
+        "precision": {"differing_share": 2e-6, "liver": 1.0, "kidneys": 0.99996, "spleen": 1.0, "pancreas": 0.5},
+    }
+    text = gpu.summary(
+        {
+            "version": "9.8.7",
+            "date": "2026-01-02",
+            "weights": {"paper": {"version": "0.2.0"}},
+            "device": "Card",
+            "torch": "2",
+            "matrix_peak_tflops": 324.0,
+            "gpu_idle_mib": 480,
+            "models": {"paper": model},
+        }
+    )
+    assert "Version 9.8.7 with `paper` 0.2.0, 2026-01-02; Card, torch 2, 480 MiB of it in use before." in text
+    assert "| `paper`, 512 x 512 | 4 | 250 | 800 | 81.0 | 25% | 300 | 400 |" in text
+    assert "| `paper` | as shipped | 3.5 s | 1.3 s | 0.5 s | 900 |" in text
+    assert "| `paper` | 2.0 | 1.0000 | 1.0000 | 1.0000 | 0.5000 |" in text

@@ -7,6 +7,8 @@ import pathlib
 from dataclasses import asdict
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
@@ -17,9 +19,6 @@ from training import onnx_export
 from training.__main__ import main
 from training.state import RunState
 from training.weights import build_network
-
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture

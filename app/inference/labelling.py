@@ -166,7 +166,7 @@ class Labelling:
         Returns:
             How many slices are done that were not before.
         """
-        self._cut_to_body(chunk)
+        self._find_box(chunk)
         self._anchors |= {anchor.z: anchor for anchor in chunk}
         scouts = [anchor.z for anchor in chunk if self._plan.is_scout(anchor.z)]
         self._see(scouts)
@@ -185,7 +185,7 @@ class Labelling:
         }
         return len(scouts) + sum(high - low - 1 for low, high in ready)
 
-    def _cut_to_body(self, chunk: Sequence[Anchor]) -> None:
+    def _find_box(self, chunk: Sequence[Anchor]) -> None:
         """Find the box that holds the body in all of the anchors."""
         extents_mm = [n * mm for n, mm in zip(self.labels.shape[1:], self.spacing_zyx_mm[1:], strict=True)]
         grid_mm = [extent / n for extent, n in zip(extents_mm, self.session.grid, strict=True)]
