@@ -38,7 +38,7 @@ def test_the_wheel_holds_the_package_its_weights_and_no_module_called_app(wheel:
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {path.relative_to(ROOT / "app").as_posix() for path in (ROOT / "app").rglob("*.py")}
     assert {f"hrnet_ocr_abdomen/{name}" for name in code} <= names
-    weights = {path.name for path in (ROOT / "weights").iterdir() if "-of-" not in path.name}
+    weights = {path.name for path in (ROOT / "weights").iterdir()}
     assert {f"hrnet_ocr_abdomen/weights/{name}" for name in weights} <= names
     roots = {name.split("/")[0] for name in names}
     assert roots == {"hrnet_ocr_abdomen", f"hrnet_ocr_abdomen-{__version__}.dist-info"}
