@@ -162,18 +162,36 @@ def test_memory_that_runs_out_in_the_network_halves_the_batch(monkeypatch: pytes
     images = [[np.full((32, 32), i + c, np.float32) / 9 for c in range(3)] for i in range(5)]
     with engine.session((32, 32)) as session:
         expected = list(session.logits(images, box))
+    running: set[object] = set()
+
+    class Refuses:
+        """A request that fails where more than two are running."""
+
+        def __init__(self) -> None:
+            self.real = engine.compiled.create_infer_request()
+
+        def start_async(self, inputs: list[np.ndarray], **options: bool) -> None:
+            running.add(self)
+            self.fails = len(running) > 2
+            self.real.start_async(inputs, **options)
+
+        def wait(self) -> None:
+            self.real.wait()
+            running.discard(self)
+            if self.fails:
+                raise RuntimeError("std::bad_alloc")
+
+        def get_output_tensor(self) -> Any:  # noqa: ANN401
+            return self.real.get_output_tensor()
+
+    class Compiled:
+        create_infer_request = Refuses
+
     with engine.session((32, 32), 4) as session:
-        real = session._request
-
-        class Refuses:
-            def infer(self, inputs: list[np.ndarray], **options: bool) -> Any:  # noqa: ANN401
-                if len(inputs[0]) > 2:
-                    raise RuntimeError("std::bad_alloc")
-                return real.infer(inputs, **options)
-
-        monkeypatch.setattr(session, "_request", Refuses())
+        monkeypatch.setattr(session, "_compiled", Compiled)
         found = list(session.logits(images, box))
-        assert session.batch_size == 1  # half of three
+        assert session.batch_size == 2
+        assert not running
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
