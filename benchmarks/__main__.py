@@ -10,10 +10,9 @@ import json
 import pathlib
 from typing import Any
 
-import torch
-
-from app.engines.torch_engine import best_dtype
+from app.host import thread_count
 from benchmarks import tables
+from benchmarks.beside import beside
 from benchmarks.growth import one_scan, over_cases, over_slices, plot
 from benchmarks.levers import levers
 from benchmarks.processes import SHAPE, in_turn, long_scan, middle_scan, phantom_scan, turned_scan
@@ -59,7 +58,7 @@ def inference(scan: pathlib.Path, folder: pathlib.Path, rounds: int) -> dict[str
 
 def summary(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    parts = (tables.about, tables.processes, tables.start_up, tables.levers, tables.slices, tables.cases)
+    parts = (tables.about, tables.processes, tables.start_up, tables.levers, tables.slices, tables.cases, tables.beside)
     return "\n\n".join(part(found) for part in parts) + "\n"
 
 
@@ -76,9 +75,7 @@ def main() -> None:
     found: dict[str, Any] = {
         **provenance(["fast", "paper"]),
         "machine": processor(),
-        "precision": str(best_dtype(torch.device("cpu"))),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "threads": thread_count(),
         "start_up": start_up(middle_scan(args.scratch, 1), "fast", args.rounds),
         "reading": reading(long_scan(args.scratch, 300), args.scratch, args.rounds),
         "inference": inference(phantom, args.scratch, args.rounds),
@@ -86,6 +83,7 @@ def main() -> None:
         "over_slices": over_slices(args.scratch, DEPTHS, "fast"),
         "turned": one_scan(turned_scan(args.scratch, TURNED_DEPTH), TURNED_DEPTH, "fast"),
         "over_cases": over_cases(args.scratch, "fast"),
+        "beside": beside(phantom, "fast"),
     }
     (args.out / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
     plot(found["over_slices"], found["over_cases"], args.out / "growth.png")

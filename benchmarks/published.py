@@ -38,6 +38,7 @@ TABLES: dict[str, dict[str, Callable[..., str]]] = {
         "levers": tables.levers,
         "slices": tables.slices,
         "cases": tables.cases,
+        "beside": tables.beside,
         "gpu_network": tables.gpu_network,
         "gpu_processes": tables.gpu_processes,
         "gpu_precision": tables.gpu_precision,

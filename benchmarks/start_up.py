@@ -1,4 +1,4 @@
-"""From a process's start to its first batch, by stage, against the floor: `import torch` and reading the weights."""
+"""From a process's start to its first batch, by stage, against the floor: the engine's library and the weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from app.checkpoint import find_model
 from benchmarks.processes import in_turn, run_fresh
+from benchmarks.provenance import LIBRARIES
 
 STAGES = """
 import json, sys, time
@@ -23,22 +24,27 @@ import_nibabel()
 import app.cli
 mark("click, numpy, nibabel, isal")
 with without_collection():
-    import torch
-    mark("torch")
     import app.run
     mark("the rest of the program")
     name, device, out = sys.argv[1:]
+    from app.engines import choose_engine
+    engine, _ = choose_engine("auto", device)
+    mark("the engine's library")
     if device == "cuda":
+        import torch
         torch.zeros(1, device=device)
         mark("CUDA start")
     from app.segmenter import Segmenter
-    Segmenter.load(name, device)
+    segmenter = Segmenter.load(name, device)
     if device == "cuda":
         torch.cuda.synchronize()
-    mark("weights, folded")
+    mark("weights")
+    if hasattr(segmenter.engine, "compiled"):
+        segmenter.engine.compiled
+        mark("network compiled, while the first scan is read")
 open(out, "w").write(json.dumps(marks))
 """
-FLOOR = "import pathlib, sys, torch; [pathlib.Path(path).read_bytes() for path in sys.argv[1:]]"
+FLOOR = "import pathlib, sys, {library}; [pathlib.Path(path).read_bytes() for path in sys.argv[1:]]"
 IMPORTED = """
 import json, sys
 import app.run
@@ -63,11 +69,15 @@ def start_up(scan: pathlib.Path, model: str, rounds: int) -> dict[str, Any]:
         for _ in range(rounds):
             rows.append(stages(model, "cpu"))
             run_fresh(["-m", "app", str(scan), str(folder), "--device", "cpu", "--model", model])
-            ready.append(json.loads((folder / "run_log.jsonl").read_text().splitlines()[-1])["seconds"]["start_up"])
-        (floor,) = in_turn([["-c", FLOOR, str(find_model(model))]], rounds)
+            record = json.loads((folder / "run_log.jsonl").read_text().splitlines()[-1])
+            ready.append(record["seconds"]["start_up"])
+        library = next(name for name in LIBRARIES if record["versions"][name])
+        (floor,) = in_turn([["-c", FLOOR.format(library=library), str(find_model(model))]], rounds)
     return {
+        "precision": record["precision"],
         "stages_s": {stage: statistics.median(row[stage] for row in rows) for stage in rows[0]},
         "model_ready_s": statistics.median(ready),
+        "floor": f"`import {library}` and reading the weights",
         "floor_s": floor.seconds,
         "ratio": statistics.median(ready) / floor.seconds,
     }

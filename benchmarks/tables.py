@@ -22,7 +22,7 @@ def about(found: Found) -> str:
     weights = " and ".join(f"`{name}` {model['version']}" for name, model in found["weights"].items())
     machine = found["device"] if "device" in found else f"{found['machine']}, {found['threads']} threads"
     idle = f", {found['gpu_idle_mib']} MiB of it in use before" if found.get("gpu_idle_mib") is not None else ""
-    libraries = found.get("libraries", {"torch": found["torch"]})
+    libraries = found.get("libraries") or {"torch": found["torch"]}
     named = ", ".join(f"{name} {version}" for name, version in libraries.items())
     return f"Version {found['version']} with {weights}, {found['date']}; {machine}, {named}{idle}."
 
@@ -73,7 +73,7 @@ def processes(found: Found) -> str:
         [
             "start until the model is ready",
             f"{start['model_ready_s']:.2f} s",
-            f"`import torch` and reading the weights: {start['floor_s']:.2f} s",
+            f"{start['floor']}: {start['floor_s']:.2f} s",
             f"{start['ratio']:.2f}",
         ],
         *reading_rows(found["reading"]),
@@ -155,6 +155,17 @@ def cases(found: Found) -> str:
     return table(
         ["cases", "seconds", "peak MiB", "network's share of the time"],
         [[row["cases"], *_growth(row), f"{row['network_share']:.2f}"] for row in found["over_cases"]],
+    )
+
+
+def beside(found: Found) -> str:
+    """Several runs at the same time, against one after the other."""
+    return table(
+        ["runs", "one after the other", "at the same time", "ratio"],
+        [
+            [f"{row['runs']}", f"{row['one_by_one_s']:.1f} s", f"{row['at_once_s']:.1f} s", f"{row['ratio']:.2f}"]
+            for row in found["beside"]
+        ],
     )
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+import numpy as np
+import openvino as ov
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.checkpoint import find_model, load_checkpoint
-from app.engines.openvino_engine import compile_network
+from app.checkpoint import Checkpoint, find_model, load_checkpoint
+from app.engines.openvino_engine import CPU, best_precision, compile_network, stream_count
 from app.engines.torch_engine import load_onto
 from app.engines.torch_images import to_scan
 
@@ -58,9 +63,28 @@ def main() -> None:
     plain = model.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     image = torch.rand(4, channels, *SIDE)
     print(f"channels first, batches of 4: {milliseconds(lambda: plain(image), 4):.1f} ms per slice")
-    request = compile_network(checkpoint, "float32").create_infer_request()
-    taken = milliseconds(lambda: request.infer([image.numpy()]), len(image))
-    print(f"OpenVINO, batches of 4: {taken:.1f} ms per slice")
+    openvino(checkpoint, image.numpy())
+
+
+def openvino(checkpoint: Checkpoint, images: NDArray[np.float32]) -> None:
+    """OpenVINO, in the precision of this CPU: slices one by one or at the same time; compiled anew or read back."""
+    core = ov.Core()
+    precision = best_precision(core)
+    for streams, batch in ((1, 1), (1, len(images)), (stream_count(), 1)):
+        queue = ov.AsyncInferQueue(compile_network(checkpoint, precision, streams), streams)
+        parts = np.split(images, len(images) // batch)
+
+        def all_parts(queue: Any = queue, parts: list[NDArray[np.float32]] = parts) -> None:  # noqa: ANN401
+            for part in parts * REPEATS:
+                queue.start_async([part])
+            queue.wait_all()
+
+        taken = milliseconds(all_parts, len(images) * REPEATS)
+        print(f"OpenVINO {precision}, batches of {batch}, {streams} at the same time: {taken:.1f} ms per slice")
+    blob = compile_network(checkpoint, precision).export_model().getvalue()
+    anew = milliseconds(partial(compile_network, checkpoint, precision))
+    back = milliseconds(lambda: core.import_model(io.BytesIO(blob), CPU))
+    print(f"compiled anew: {anew:.0f} ms; read back from {len(blob) / 1e6:.0f} MB: {back:.0f} ms")
 
 
 if __name__ == "__main__":

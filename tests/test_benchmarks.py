@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pathlib
+import time
 from collections.abc import Sequence
 
 import pytest
 
-from benchmarks import outputs
+from benchmarks import beside, outputs, tables
 from benchmarks.processes import Cost
 from benchmarks.reading import reading
+from benchmarks.start_up import start_up
+from evaluation import machine
 from phantom import write_phantom
 
 
@@ -44,3 +47,49 @@ def test_outputs_are_measured_beside_what_other_benchmarks_left(
     assert rows[2] == "| nifti alone | (0.0 in all) | (100 in all) | 2 |"
     assert rows[-1] == "| viewer | +6.0 | +0 | 2 |"
     assert [path.name for path in tmp_path.iterdir()] == ["masks"]
+
+
+def test_the_start_is_measured_by_stage(tmp_path: pathlib.Path) -> None:
+    scan = tmp_path / "scan_0000.nii.gz"
+    write_phantom(scan, None, (32, 32, 2), (8.0, 8.0, 100.0))
+    found = start_up(scan, "fast", rounds=1)
+    assert found["floor"] == "`import openvino` and reading the weights"
+    assert all(seconds > 0 for seconds in found["stages_s"].values())
+    assert found["ratio"] == pytest.approx(found["model_ready_s"] / found["floor_s"])
+
+
+def test_runs_beside_each_other_are_started_at_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs_of: list[str] = []
+
+    def run_fresh(words: Sequence[str]) -> Cost:
+        outputs_of.append(words[3])
+        time.sleep(0.2)
+        return Cost(0.2, 0.0, 0.0)
+
+    monkeypatch.setattr(beside, "run_fresh", run_fresh)
+    rows = beside.beside(tmp_path / "scan_0000.nii.gz", "fast")
+    assert [row["runs"] for row in rows] == [2, 4]
+    assert [row["one_by_one_s"] for row in rows] == pytest.approx([0.4, 0.8], rel=0.2)
+    assert all(row["at_once_s"] < 0.39 for row in rows)
+    assert len(outputs_of) == 12
+    assert tables.beside({"beside": rows}).count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("sse2 avx2 avx512f avx512_bf16 amx_bf16", "AMX"),
+        ("avx2 avx512f avx512_bf16", "AVX-512 with bfloat16"),
+        ("avx2 avx512f", "AVX-512"),
+        ("sse2 avx2", "AVX2"),
+        ("sse2", None),
+    ],
+)
+def test_a_machine_is_named_with_its_best_instructions(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, flags: str, expected: str | None
+) -> None:
+    about = tmp_path / "cpuinfo"
+    about.write_text(f"model name\t: Some CPU\nflags\t\t: fpu {flags} erms\n" * 2)
+    monkeypatch.setattr(machine, "CPU_INFO", about)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert machine.processor() == (f"Some CPU (x86_64, {expected})" if expected else "Some CPU (x86_64)")

@@ -43,12 +43,13 @@ def stream_count() -> int:
     return min(thread_count(), MAX_STREAMS)
 
 
-def compile_network(checkpoint: Checkpoint, precision: str) -> ov.CompiledModel:
+def compile_network(checkpoint: Checkpoint, precision: str, streams: int | None = None) -> ov.CompiledModel:
     """Compile a checkpoint's network for any number, height and width of images.
 
     Args:
         checkpoint: the model.
         precision: `float32` or `bfloat16`.
+        streams: how many requests are computed at the same time; None: `stream_count`.
     """
     core = ov.Core()
     graph = network_graph(folded(checkpoint.tensors), checkpoint.config.channels_in)
@@ -58,7 +59,7 @@ def compile_network(checkpoint: Checkpoint, precision: str) -> ov.CompiledModel:
         {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "INFERENCE_NUM_THREADS": thread_count(),
-            "NUM_STREAMS": stream_count(),
+            "NUM_STREAMS": streams or stream_count(),
             "ENABLE_CPU_PINNING": False,  # pinned, two processes would wait for the same CPU while another idles
         },
     )
