@@ -12,7 +12,7 @@ import torch
 
 from app.organs import IGNORE
 from tests.tiny import TINY, tiny
-from training.augment import augment, coarsen, crop_fields, geometry, grain, intensity, lens, paper_fields
+from training.augment import augment, coarsen, crop_fields, fade, geometry, grain, intensity, lens, paper_fields
 from training.cache import CachedCase
 from training.photometric import bgr_to_hsv, hsv_to_bgr, photometric_distortion
 from training.sampling import SliceSampler
@@ -122,6 +122,22 @@ def test_coarsening_removes_fine_detail_from_some_images_and_keeps_their_mean() 
     assert 0.1 < changed.float().mean() < 0.35
     assert coarse[changed].std(dim=(1, 2, 3)).max() < 0.25  # of 0.5
     assert (coarse.mean((1, 2, 3)) - 0.5).abs().max() < 0.02
+
+
+def test_fading_brings_some_images_nearer_to_their_mean_and_leaves_air() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(200, 2, 16, 24)
+    images[..., :4] = 0  # air
+    faint = fade(images)
+    assert faint.shape == images.shape
+    assert (faint[..., :4] == 0).all()
+    before, after = images[..., 4:], faint[..., 4:]
+    changed = (after != before).flatten(1).any(1)
+    assert 0.1 < changed.float().mean() < 0.35
+    left = after[changed].std(dim=(1, 2, 3)) / before[changed].std(dim=(1, 2, 3))
+    assert 0.39 < left.min() < 0.5
+    assert 0.7 < left.max() < 0.81
+    assert (after.mean((1, 2, 3)) - before.mean((1, 2, 3))).abs().max() < 1e-4
 
 
 def test_grain_is_correlated_over_pixels_and_differs_between_channels() -> None:

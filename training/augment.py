@@ -23,6 +23,7 @@ CONTRAST = (0.75, 1.3)
 NOISE_SHARE, NOISE = 0.5, 0.08
 BLUR_SHARE = 0.2
 COARSE_SHARE, COARSE_FACTOR = 0.2, (1.3, 2.8)  # how many times as large pixels become
+FAINT_SHARE, FAINT_CONTRAST = 0.2, (0.4, 0.8)
 GRAIN_SHARE, GRAIN, GRAIN_PIXELS = 0.2, 0.1125, (0.5, 1.5)  # up to 45 HU; standard deviation of its blur
 
 
@@ -126,6 +127,19 @@ def coarsen(images: Tensor) -> Tensor:
     return coarse
 
 
+def fade(images: Tensor) -> Tensor:
+    """Take contrast from some of the network inputs (N, C, H, W), about the mean of what is neither 0 nor 1.
+
+    So organs look between contrast phases, and in thin or late contrast.
+    """
+    n, device = len(images), images.device
+    soft = ((images > 0) & (images < 1)).float()
+    mean = (images * soft).sum((1, 2, 3)) / soft.sum((1, 2, 3)).clamp_min(1)
+    lost = (1 - _uniform(n, *FAINT_CONTRAST, device)) * _chosen(n, FAINT_SHARE, device)
+    faint = images + lost[:, None, None, None] * (mean[:, None, None, None] - images)
+    return torch.where(images > 0, faint, images)
+
+
 def grain(images: Tensor) -> Tensor:
     """Noise (N, C, H, W) as a sharp kernel or a low dose leaves it, correlated over some pixels; none for most images.
 
@@ -170,4 +184,4 @@ def augment(images: Tensor, labels: Tensor, sizes: Tensor, crops: Crops) -> tupl
     fields = (paper_fields if is_paper else crop_fields)(sizes, canvas, crops)
     warped, cropped_labels = geometry(images, labels, fields)
     inputs = network_input(warped)
-    return photometric_distortion(inputs) if is_paper else intensity(coarsen(inputs)), cropped_labels
+    return photometric_distortion(inputs) if is_paper else intensity(fade(coarsen(inputs))), cropped_labels
