@@ -192,7 +192,7 @@ def test_a_loss_that_is_no_number_stops(
 def test_the_command_line_names_the_recipes_there_are(tmp_path: pathlib.Path) -> None:
     result = CliRunner().invoke(main, ["train", "none", str(tmp_path), "--data", str(tmp_path)])
     assert result.exit_code == 2
-    recipes = "fast, fast_tune, paper, paper_coarse, paper_ours"
+    recipes = "fast, fast_tune, paper, paper_coarse, paper_ours, paper_tune"
     assert f"no recipe 'none'; there are {recipes}, or give a file.py" in result.output
 
 

@@ -1,8 +1,7 @@
 #!/bin/sh
 # bundled.sh fast|paper DATA CASE ...: train a bundled model on all of DATA but these cases. Run it again to resume.
 #
-# fast    from the bundled weights
-# paper   in two parts, the second from the first
+# Both models go on from the bundled weights.
 #
 # It takes only the CPU time that nothing else wants: the idle scheduling class, the lowest priority of its own
 # scheduling group (without that, Linux gives a background session its full share), one thread per process, and threads
@@ -12,12 +11,12 @@ model=$1 data=$2
 shift 2
 hold_out=$*
 PYTHON=${PYTHON:-python3}
-phantoms=cache/phantoms coarse=runs/paper_coarse ours=runs/paper_ours
+phantoms=cache/phantoms
 gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
 if [ "$gpus" -gt 0 ]; then
-    processes=${PROCESSES:-$gpus} coarse_batch=32 batch=24
-else # as many crops as two processes of a CPU have memory for, 6 GiB each
-    processes=${PROCESSES:-$(nproc)} coarse_batch=8 batch=4 # before the next line, which nproc would obey
+    processes=${PROCESSES:-$gpus} paper=paper_ours
+else
+    processes=${PROCESSES:-$(nproc)} paper=paper_tune # before the next line, which nproc would obey
 fi
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 worker='if [ -w /proc/self/autogroup ]; then echo 19 > /proc/self/autogroup; fi; exec "$0" -m training "$@"'
@@ -51,10 +50,7 @@ fast)
     part fast_tune runs/fast_tune "${MINUTES:-150}" --start-from fast
     ;;
 paper)
-    [ -e $coarse/last.pt ] || "$PYTHON" -m training grow fast --recipe paper_coarse --to $coarse
-    # The first part is over once the second has begun; to train it longer, remove the second's run.
-    [ -e $ours ] || part paper_coarse $coarse "${COARSE_MINUTES:-60}" --batch $coarse_batch
-    part paper_ours $ours "${MINUTES:-120}" --batch $batch --start-from $coarse
+    part $paper runs/$paper "${MINUTES:-150}" --start-from paper
     ;;
 *)
     echo "$0: no model '$model'; expected fast or paper" >&2
