@@ -53,8 +53,8 @@ audit: $(VENV)/.app  ## known vulnerabilities of the image's libraries, and thei
 	$(BIN)/cyclonedx-py requirements requirements.txt -o reports/sbom.json
 	$(BIN)/pip-audit -r requirements.txt --require-hashes --disable-pip
 
-# Left out: torch, of which everybody chooses a build, and what only OpenVINO's converters import, where it is there.
-# One lock serves both platforms, the oldest that OpenVINO has wheels for, so it must be the same for both.
+# Left out: torch, because users choose their own build, and packages that only OpenVINO's converters import.
+# One lock file serves both platforms (the oldest with OpenVINO wheels), so both must resolve identically.
 LEFT_OUT := torch torchvision openvino-telemetry
 PLATFORMS := aarch64-manylinux_2_35 x86_64-manylinux_2_28
 lock: $(VENV)/.dev  ## resolve the pinned requirements from pyproject.toml, for x86-64 and arm64, without torch

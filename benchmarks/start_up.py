@@ -79,7 +79,7 @@ def start_up(scan: pathlib.Path, model: str, rounds: int) -> dict[str, Any]:
         "model_ready_s": statistics.median(ready),
         "floor": f"`import {library}` and reading the weights",
         "floor_s": floor.seconds,
-        "ratio": statistics.median(ready) / floor.seconds,
+        "ratio": floor.seconds / statistics.median(ready),
     }
 
 

@@ -14,7 +14,7 @@ from evaluation.tables import table
 Found = Mapping[str, Any]
 
 PLAIN = {"read": "nibabel", "write": "nibabel", "read DICOM": "dcm2niix, then nibabel (which has this peak)"}
-COLUMNS = ("what", "ours", "compared with", "ratio")
+COLUMNS = ("what", "ours", "compared with", "times faster")
 
 
 def about(found: Found) -> str:

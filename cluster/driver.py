@@ -1,4 +1,4 @@
-"""The driver: hands cases to workers, and decides what a lost node, a died process and an exception mean.
+"""The driver: hands cases to workers, and decides what a lost node, a dead process and an exception mean.
 
 A node that is lost is nobody's fault: its case is done again, up to ten times. A process that dies may have been
 killed by its case: that counts, and the next attempt gets a fresh process. An exception fails the case at once. What is

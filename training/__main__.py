@@ -136,9 +136,11 @@ def main() -> None:
 @grouped("data", DataOptions, *DATA, *DRAWING)
 @grouped("timing", Timing, *TIMING)
 @click.option(
-    "--batch", type=click.IntRange(min=1), help="Crops per step instead of the recipe's; the learning rate follows."
+    "--batch",
+    type=click.IntRange(min=1),
+    help="Crops per step, instead of the recipe's; the learning rate scales with its root.",
 )
-@click.option("--start-from", "start", metavar="RUN_DIR|MODEL", help="Whose weights to begin with.")
+@click.option("--start-from", "start", metavar="RUN_DIR|MODEL", help="Run or bundled model to start from.")
 @DEVICE
 def train(
     recipe_name: str,
@@ -233,8 +235,8 @@ def first_process_first(rank: int) -> Iterator[None]:
 
 @main.command()
 @click.argument("model")
-@click.option("--recipe", "recipe_name", required=True, help="Whose network is wanted.")
-@click.option("--to", "run_dir", type=FOLDER, required=True, metavar="RUN_DIR", help="Gets the run to go on with.")
+@click.option("--recipe", "recipe_name", required=True, help="Recipe of the wider network.")
+@click.option("--to", "run_dir", type=FOLDER, required=True, metavar="RUN_DIR", help="Folder for the new run.")
 def grow(model: str, recipe_name: str, run_dir: pathlib.Path) -> None:
     """Begin a run with the bundled MODEL, grown into a wider network that computes the same."""
     recipe = find_recipe(recipe_name)

@@ -1,4 +1,7 @@
-"""Random changes of geometry and intensity, for a whole batch on the training device. No flips: the liver is right."""
+"""Random changes of geometry and intensity, for a whole batch on the training device.
+
+There are no flips: the liver must stay on the right.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ def crop_fields(sizes: Tensor, canvas: tuple[int, int], crops: Crops) -> Tensor:
 def lens(points: Tensor, middle: Tensor, radius: Tensor, power: Tensor) -> Tensor:
     """Sampling points as through a lens: what lies about its middle grows 1 / (1 - power) times, and pushes the rest.
 
-    So an organ becomes as large as few patients have it, with its neighbours where such an organ pushes them.
+    This makes an organ as large as it is in only a few patients, and displaces its neighbours as such an organ would.
 
     Args:
         points: (N, H, W, 2), in pixels.
@@ -130,7 +133,7 @@ def coarsen(images: Tensor) -> Tensor:
 def fade(images: Tensor) -> Tensor:
     """Take contrast from some of the network inputs (N, C, H, W), about the mean of what is neither 0 nor 1.
 
-    So organs look between contrast phases, and in thin or late contrast.
+    Organs look like this between contrast phases, and with weak or late contrast.
     """
     n, device = len(images), images.device
     soft = ((images > 0) & (images < 1)).float()
@@ -141,7 +144,7 @@ def fade(images: Tensor) -> Tensor:
 
 
 def grain(images: Tensor) -> Tensor:
-    """Noise (N, C, H, W) as a sharp kernel or a low dose leaves it, correlated over some pixels; none for most images.
+    """Noise (N, C, H, W) like that of a sharp kernel or a low dose, correlated over a few pixels; most images get none.
 
     Its standard deviation is drawn for each image, up to 45 HU in a window of 400.
     """

@@ -39,7 +39,7 @@ POLY_EPOCHS, POLY_POWER = 1000, 0.9  # the paper's (1 - epoch / 1000)^0.9
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a run lasts, and what it does how often, in minutes of training.
+    """How long a run lasts and how often it validates and keeps weights, in minutes of training.
 
     Attributes:
         minutes: to train; None: the recipe's steps.
