@@ -44,7 +44,7 @@ class Segmenter:
 
     Args:
         engine: the model on its device.
-        batch_size: slices per batch; None chooses from the free memory.
+        batch_size: slices in the network at a time; None: the engine chooses.
         postprocess: keep only the largest components of each organ.
     """
 
@@ -67,7 +67,7 @@ class Segmenter:
         Args:
             name: `fast`, `paper`, or a path; None: `DEFAULT_MODEL` of the device.
             device: `auto`, `cuda` or `cpu`.
-            batch_size: slices per batch; None chooses from the free memory.
+            batch_size: slices in the network at a time; None: the engine chooses.
             postprocess: keep only the largest components of each organ.
             engine: a name of `engines.ENGINES`; `auto`: torch on a GPU, OpenVINO on a CPU where it is installed.
 

@@ -39,7 +39,7 @@ def activation_bytes(config: ModelConfig, grid: Sequence[int], value_bytes: int)
 
 
 def require_memory(slice_bytes: int, free_bytes: int, device: str, grid: Sequence[int]) -> None:
-    """Refuse a slice that does not fit. A CPU would not: the system would end the process.
+    """Refuse a slice that does not fit. On a CPU there would be no error: the system would kill the process.
 
     Args:
         slice_bytes: by `activation_bytes`.

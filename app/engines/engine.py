@@ -121,7 +121,7 @@ class Engine(Protocol):
 
         Args:
             grid: h and w, multiples of 32.
-            batch_size: slices per batch, halved when memory runs out; None chooses from the free memory.
+            batch_size: slices in the network at a time, halved when memory runs out; None: the engine chooses.
 
         Raises:
             NoMemoryError: there is not enough memory for a slice.

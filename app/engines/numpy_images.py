@@ -33,7 +33,8 @@ def to_grid(plane: NDArray[np.float32], grid: Sequence[int]) -> NDArray[np.float
 def to_labels(logits: NDArray[np.float32], shape_yx: Sequence[int]) -> NDArray[np.uint8]:
     """Resample logits (K, h, w) bilinearly to (K, Y, X) and return the channel that is largest at each pixel, (Y, X).
 
-    Only where a logit other than the first is near: between pixels where the first is the largest, it stays so.
+    Only pixels near one where another channel than the first (the background) is larger are computed: between pixels of
+    background lies background.
     """
     labels = np.zeros(tuple(shape_yx), np.uint8)
     shows_other = (logits[1:] > logits[0]).any(axis=0)
@@ -60,8 +61,9 @@ def taps(length: int, wanted: int, antialias: bool = False) -> Taps:
     """The pixels of a line that each pixel of its bilinear resampling reads, and their weights.
 
     Pixel centres are aligned (torch's align_corners False). The weights are a triangle's, as wide as two pixels; with
-    `antialias`, where the line becomes shorter, as wide as two of the resampled pixels. So does torch's `interpolate`,
-    after Pillow. At the ends, where torch repeats the last pixel, what is left of the triangle weighs 1: the same.
+    `antialias`, where the line becomes shorter, as wide as two of the resampled pixels. torch's `interpolate`,
+    following Pillow, does the same. At the ends, torch repeats the last pixel; here the truncated triangle is scaled to
+    a sum of 1, which is equivalent.
 
     Args:
         length: pixels of the line.

@@ -21,9 +21,9 @@ from .numpy_images import prepared, to_labels
 from .openvino_graph import network_graph
 
 CPU = "CPU"
-# Slices that are computed at the same time, each by its share of the threads. On two cores with AMX, two slices by one
-# thread each take three quarters of the time of one after the other by two threads, and 35 MiB more for `fast`, 90 for
-# `paper`. Batches brought nothing, and each size of them is a shape to which the graph would have to adapt.
+# Slices that are computed at the same time, each by its share of the threads. On two AMX cores, two slices at once with
+# one thread each take 75 % of the time of the same two in turn with two threads, and 35 MiB (`fast`) or 90 (`paper`) more
+# memory. Batches were no faster, and the graph would have to adapt to every new batch size.
 MAX_STREAMS = 4
 BYTES = {"float32": 4, "bfloat16": 2}
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
