@@ -129,7 +129,7 @@ def options_of_model(command: Callable[..., None]) -> Callable[..., None]:
                 "--batch-size",
                 metavar="N",
                 type=click.IntRange(min=1),
-                help="Slices in the network at a time; default: as many as the GPU's memory allows, or as a CPU's threads can use.",
+                help="Slices in the network at a time; default: what a GPU's memory or a CPU's threads allow.",
             ),
             of_model("--no-postprocess", is_flag=True, help="Keep all components, not only each organ's largest."),
             click.option("-v", "--verbose", is_flag=True, help="Log more, with the traceback of unexpected errors."),

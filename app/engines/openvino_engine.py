@@ -22,8 +22,8 @@ from .openvino_graph import network_graph
 
 CPU = "CPU"
 # Slices that are computed at the same time, each by its share of the threads. On two AMX cores, two slices at once with
-# one thread each take 75 % of the time of the same two in turn with two threads, and 35 MiB (`fast`) or 90 (`paper`) more
-# memory. Batches were no faster, and the graph would have to adapt to every new batch size.
+# one thread each take 75 % of the time of the same two in turn with two threads, and more memory: 35 MiB for `fast`, 90
+# for `paper`. Batches were no faster, and the graph would have to adapt to every new batch size.
 MAX_STREAMS = 4
 BYTES = {"float32": 4, "bfloat16": 2}
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
