@@ -23,23 +23,23 @@ def main() -> None:
     scan = dicom_series(phantom_scan(args.scratch), args.scratch / "outputs")
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:  # of its own: each output is known by its name
         plain = ["-m", "app", str(scan), folder, "--device", "cpu", "--model", "fast", "--save", "nifti"]
-        outputs = {name: pattern for name in RESULTS if (pattern := _pattern(name)) != _pattern("nifti")}
+        outputs = [name for name in RESULTS if pattern(name) != pattern("nifti")]
         alone, *others = in_turn([plain, *([*plain, "--save", name] for name in outputs)], args.rounds)
         print("| output | seconds more | MiB more | file, KiB |\n|---|---|---|---|")
-        size = _kib(folder, _pattern("nifti"))
+        size = _kib(folder, "nifti")
         print(f"| nifti alone | ({alone.seconds:.1f} in all) | ({alone.peak_mib:.0f} in all) | {size} |")
-        for (name, pattern), cost in zip(outputs.items(), others, strict=True):
-            size = _kib(folder, pattern)
+        for name, cost in zip(outputs, others, strict=True):
+            size = _kib(folder, name)
             print(f"| {name} | {cost.seconds - alone.seconds:+.1f} | {cost.peak_mib - alone.peak_mib:+.0f} | {size} |")
 
 
-def _pattern(output: str) -> str:
-    """Of the file that an output writes."""
+def pattern(output: str) -> str:
+    """Of the names of the files that an output writes, whatever the case."""
     return make_results([output])[output].path(pathlib.Path("*"), None).name
 
 
-def _kib(folder: str, pattern: str) -> str:
-    (path,) = pathlib.Path(folder).glob(pattern)
+def _kib(folder: str, output: str) -> str:
+    (path,) = pathlib.Path(folder).glob(pattern(output))
     return f"{path.stat().st_size / 1024:.0f}"
 
 
