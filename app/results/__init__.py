@@ -50,7 +50,7 @@ def make_results(names: Sequence[str] = DEFAULT_RESULTS, **options: Any) -> dict
         options: by name; each output gets those that it takes, see `Result.takes`.
 
     Raises:
-        InputError: an output's library is not installed, or two outputs write the same file.
+        InputError: there is no such output, its library is not installed, or two outputs write the same file.
     """
     made: dict[str, Result] = {}
     for name in names:
@@ -63,6 +63,8 @@ def _make(name: str, options: Mapping[str, Any], made: dict[str, Result]) -> Non
     """Add an output, and those that it requires, to those made so far."""
     if name in made:
         return
+    if name not in RESULTS:
+        raise InputError(f"'{name}': no such output; choose from {', '.join(RESULTS)}")
     module, class_name = RESULTS[name]
     try:
         kind: type[Result] = getattr(import_module(f".{module}", __name__), class_name)
