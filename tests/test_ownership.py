@@ -345,7 +345,7 @@ def test_an_edited_picture_and_an_edited_object_stay(written: pathlib.Path, tmp_
 
     texts = PngInfo()
     for key, value in about.items():
-        texts.add_text(key, str(value))
+        texts.add_text(str(key), str(value))
     edited.save(picture, pnginfo=texts)
     assert not make_results(["preview"])["preview"].wrote(picture)
     for name, pattern in (("dicom-seg", "*.seg.dcm"), ("rtstruct", "*.rtstruct.dcm"), ("dicom-sr", "*.sr.dcm")):
