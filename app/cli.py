@@ -18,6 +18,7 @@ from .cases import Case, check_output, check_outputs
 from .errors import ResultError
 from .host import seconds_since_process_start
 from .options import Command, ModelChoice, Request, from_input, of_machines, options_of_input, options_of_model
+from .organs import Organ
 from .process import set_up
 from .results import RESULTS, Result, finish_all, make_results
 from .run_log import RUN_LOG
@@ -71,22 +72,25 @@ class Program(Command):
             formatter.write_dl(rows)
 
 
-@click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+HELP = f"""Segment abdominal organs in the CT scans of INPUT.
+
+INPUT is a .nii.gz file, a folder of them, any tree of DICOM files, or a .zip or .tar.gz of one of these.
+
+Masks are written to the folder OUTPUT under the scans' names without _0000, and run_log.jsonl there gets a line
+per scan. Labels: {", ".join(f"{organ:d} {organ.key}" for organ in Organ)}; a model may have fewer.
+
+Exit status: 0 all done, 1 some case failed, 2 wrong usage.
+"""
+
+
+@click.command(cls=Program, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @options_of_input
 @from_input("--list-series", is_flag=True, help="Dry run: list what INPUT holds and what would be done.")
 @options_of_model
 @of_machines("--shard", metavar="I/N", help="Do the I-th of N parts; default: as a SLURM array or Kubernetes job says.")
 @click.version_option(__version__, prog_name="app")
 def main(shard: str | None, list_series: bool, verbose: bool, **options: Any) -> None:  # noqa: ANN401 (see Request, ModelChoice)
-    """Segment liver, kidneys, spleen and pancreas in the CT scans of INPUT.
-
-    INPUT is a .nii.gz file, a folder of them, any tree of DICOM files, or a .zip or .tar.gz of one of these.
-
-    Masks are written to the folder OUTPUT under the scans' names without _0000, and run_log.jsonl there gets a line
-    per scan. Labels: 0 background, 1 liver, 2 kidneys, 3 spleen, 4 pancreas.
-
-    Exit status: 0 all done, 1 some case failed, 2 wrong usage.
-    """
+    """Segment scans, as `HELP` says."""
     set_up(verbose)
     request, choice = Request.taken_from(options), ModelChoice.taken_from(options)
 

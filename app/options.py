@@ -189,7 +189,7 @@ class Request:
         """
         on_header = _show_headers if sys.stderr.isatty() else lambda *_: None
         options = FindOptions(self.recursive, self.name_by, self.resample_gaps, on_header=on_header)
-        results = make_results(self.save, self.seg_type)
+        results = make_results(self.save, seg_type=self.seg_type)
         clear_left_behind()
         named = self.list_file or self.paths[0]
         with contextlib.ExitStack() as stack:

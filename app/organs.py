@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 class Organ(IntEnum):
     """Voxel values of a mask (those of FLARE2021), and the facts of each organ.
 
-    To add an organ, add a row here. Models name their labels, so that those trained before keep working.
+    To add an organ, add a row here, with the next value. Models name their labels, so that those trained before keep
+    working.
 
     Attributes:
         snomed: code in SNOMED CT, as DICOM uses it (PS3.16, CID 7199).

@@ -118,7 +118,7 @@ class Segmentation:
             output: a name of `results.RESULTS`, such as `nifti`, `statistics` or `dicom-seg`.
 
         Raises:
-            InputError: the output's library is not installed.
+            InputError: there is no such output, or its library is not installed.
             ResultError: it cannot be written, or the scan's format does not allow it.
         """
         from .results import make_results  # outputs know the record, so the record asks for them late

@@ -9,7 +9,7 @@ import argparse
 import pathlib
 import tempfile
 
-from app.results import RESULTS
+from app.results import RESULTS, make_results
 from benchmarks.processes import in_turn, phantom_scan
 from benchmarks.reading import dicom_series
 
@@ -21,30 +21,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     scan = dicom_series(phantom_scan(args.scratch), args.scratch / "outputs")
-    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:  # of its own: each output is known by its extension
+    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:  # of its own: each output is known by its name
         plain = ["-m", "app", str(scan), folder, "--device", "cpu", "--model", "fast", "--save", "nifti"]
-        outputs = [name for name in RESULTS if name not in ("nifti", "nifti-named")]
+        outputs = [name for name in RESULTS if pattern(name) != pattern("nifti")]
         alone, *others = in_turn([plain, *([*plain, "--save", name] for name in outputs)], args.rounds)
         print("| output | seconds more | MiB more | file, KiB |\n|---|---|---|---|")
-        size = _kib(folder, ".nii.gz")
+        size = _kib(folder, "nifti")
         print(f"| nifti alone | ({alone.seconds:.1f} in all) | ({alone.peak_mib:.0f} in all) | {size} |")
         for name, cost in zip(outputs, others, strict=True):
-            size = _kib(folder, EXTENSIONS[name])
+            size = _kib(folder, name)
             print(f"| {name} | {cost.seconds - alone.seconds:+.1f} | {cost.peak_mib - alone.peak_mib:+.0f} | {size} |")
 
 
-EXTENSIONS = {
-    "dicom-seg": ".seg.dcm",
-    "rtstruct": ".rtstruct.dcm",
-    "dicom-sr": ".sr.dcm",
-    "statistics": ".statistics.json",
-    "preview": ".preview.png",
-    "viewer": ".viewer.html",
-}
+def pattern(output: str) -> str:
+    """Of the names of the files that an output writes, whatever the case."""
+    return make_results([output])[output].path(pathlib.Path("*"), None).name
 
 
-def _kib(folder: str, extension: str) -> str:
-    (path,) = pathlib.Path(folder).glob(f"*{extension}")
+def _kib(folder: str, output: str) -> str:
+    (path,) = pathlib.Path(folder).glob(pattern(output))
     return f"{path.stat().st_size / 1024:.0f}"
 
 

@@ -128,7 +128,7 @@ def levers(found: Found) -> str:
 
 def lever_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The same, of the rows alone."""
-    organs = [organ.key for organ in ORGANS]
+    organs = [organ.key for organ in ORGANS if organ.key in rows[0]]
     return table(
         ["lever", "seconds", "network slices", *(f"DSC {organ}" for organ in organs)],
         [
@@ -214,13 +214,14 @@ def gpu_processes(found: Found) -> str:
 
 def gpu_precision(found: Found) -> str:
     """How far the labels in fp16 are from those in float32."""
+    organs = [organ.key for organ in ORGANS if all(organ.key in one["precision"] for one in found["models"].values())]
     return table(
-        ["model", "differing voxels per million", *(f"DSC {organ.key}" for organ in ORGANS)],
+        ["model", "differing voxels per million", *(f"DSC {organ}" for organ in organs)],
         [
             [
                 f"`{name}`",
                 f"{1e6 * model['precision']['differing_share']:.1f}",
-                *(f"{model['precision'][organ.key]:.4f}" for organ in ORGANS),
+                *(f"{model['precision'][organ]:.4f}" for organ in organs),
             ]
             for name, model in found["models"].items()
         ],

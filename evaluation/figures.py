@@ -52,8 +52,10 @@ def violins(results: Sequence[CaseScores], protocol: Protocol) -> Figure:
 
 def bland_altman(results: Sequence[CaseScores]) -> Figure:
     """Organ volumes: difference over mean, with the mean difference and 1.96 standard deviations."""
-    figure = Figure(figsize=(9, 5.6), layout="constrained", facecolor=FACE)
-    for axes, organ in zip(figure.subplots(2, 2).flat, ORGANS, strict=True):
+    rows = -(-len(ORGANS) // 2)
+    figure = Figure(figsize=(9, 2.8 * rows), layout="constrained", facecolor=FACE)
+    for place, organ in enumerate(ORGANS, start=1):
+        axes = figure.add_subplot(rows, 2, place)
         reference = np.array([case.reference_ml[organ] for case in results])
         prediction = np.array([case.prediction_ml[organ] for case in results])
         difference, mean = prediction - reference, (prediction + reference) / 2

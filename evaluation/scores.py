@@ -79,10 +79,10 @@ def _cases(path: pathlib.Path) -> tuple[dict[str, dict[str, list[float]]], dict[
     with path.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     columns = [name for name in rows[0] if name.startswith("NSD-")]
-    nsd = {organ: next(name for name in columns if name.endswith(f"_{organ:d}")) for organ in ORGANS}
+    nsd = {organ: name for organ in ORGANS for name in columns if name.endswith(f"_{organ:d}")}
     cases = {
         row["Name"].removesuffix(".nii.gz"): {
-            organ.key: [float(row[f"DSC_{organ:d}"]), float(row[nsd[organ]])] for organ in ORGANS
+            organ.key: [float(row[f"DSC_{organ:d}"]), float(row[name])] for organ, name in nsd.items()
         }
         for row in rows
     }
@@ -91,11 +91,11 @@ def _cases(path: pathlib.Path) -> tuple[dict[str, dict[str, list[float]]], dict[
 
 def _organs(path: pathlib.Path) -> dict[str, dict[str, dict[str, float]]]:
     """The statistics by organ and measure."""
-    organs: dict[str, dict[str, dict[str, float]]] = {organ.key: {} for organ in ORGANS}
+    organs: dict[str, dict[str, dict[str, float]]] = {}
     with path.open(newline="") as stream:
         for row in csv.DictReader(stream):
             numbers = {key: float(value) for key, value in row.items() if key not in ("organ", "measure")}
-            organs[row["organ"]][row["measure"]] = numbers
+            organs.setdefault(row["organ"], {})[row["measure"]] = numbers
     return organs
 
 
@@ -145,19 +145,23 @@ def of_set(scores: Scores, set_name: str, model: str | None = None) -> dict[str,
 
 
 def accuracy(scores: Scores, set_name: str) -> str:
-    """Mean DSC and NSD of all models, a row per organ."""
-    models = of_set(scores, set_name)
-    measures = {name: [m for m in MEASURES if m in result["organs"]["liver"]] for name, result in models.items()}
+    """Mean DSC and NSD of all models, a row per organ; empty where a model's report does not have it."""
+    models = {name: result["organs"] for name, result in of_set(scores, set_name).items()}
+    columns = [(name, m) for name, found in models.items() for m in MEASURES if any(m in one for one in found.values())]
+
+    def cell(organ: Organ, name: str, measure: str) -> str:
+        found = models[name].get(organ.key, {})
+        return percent(found[measure]["mean"]) if measure in found else ""
+
     return table(
-        ["organ", *(f"`{name}` {measure} (%)" for name in models for measure in measures[name])],
-        [
-            [
-                organ.key,
-                *(percent(models[name]["organs"][organ.key][m]["mean"]) for name in models for m in measures[name]),
-            ]
-            for organ in ORGANS
-        ],
+        ["organ", *(f"`{name}` {measure} (%)" for name, measure in columns)],
+        [[organ.key, *(cell(organ, *column) for column in columns)] for organ in _scored(*models.values())],
     )
+
+
+def _scored(*found: Mapping[str, Any]) -> list[Organ]:
+    """The organs that one of these has by name: those that were known when they were recorded."""
+    return [organ for organ in ORGANS if any(organ.key in one for one in found)]
 
 
 def about(scores: Scores, set_name: str, model: str | None = None) -> str:
@@ -178,15 +182,15 @@ def organs(scores: Scores, model: str, set_name: str) -> str:
             measure: Statistics(**{"median": 0.0, "low": 0.0, "high": 0.0} | result["organs"][organ.key][measure])
             for measure in MEASURES
         }
-        for organ in ORGANS
+        for organ in _scored(result["organs"])
     }
-    return organ_table(statistics, {organ: result["tolerance_mm"][organ.key] for organ in ORGANS})
+    return organ_table(statistics, {organ: result["tolerance_mm"][organ.key] for organ in statistics})
 
 
 def cases(scores: Scores, model: str, set_name: str) -> str:
     """The second table of a report: every case."""
     found = of_set(scores, set_name, model)[model]["cases"]
-    return case_table({name: {o: Score(*one[o.key]) for o in ORGANS} for name, one in found.items()})
+    return case_table({name: {o: Score(*one[o.key]) for o in _scored(one)} for name, one in found.items()})
 
 
 def hard(found: Mapping[str, Any], model: str) -> str:
@@ -197,13 +201,14 @@ def hard(found: Mapping[str, Any], model: str) -> str:
         model: its name.
     """
     variants = found["scores"][model]
-    means = {name: {organ: _mean_dice(by_case, organ) for organ in ORGANS} for name, by_case in variants.items()}
+    organs = _scored(*variants["clean"].values())
+    means = {name: {organ: _mean_dice(by_case, organ) for organ in organs} for name, by_case in variants.items()}
     rows = []
     for name, mean in means.items():
-        changes = {organ: 100 * (mean[organ] - means["clean"][organ]) for organ in ORGANS}
+        changes = {organ: 100 * (mean[organ] - means["clean"][organ]) for organ in organs}
         notes = {organ: "" if name == "clean" else f" ({change:+.1f})" for organ, change in changes.items()}
-        rows.append([name, *(f"{100 * mean[organ]:.1f}{notes[organ]}" for organ in ORGANS)])
-    return table(["scans", *(f"{organ.key} DSC (%)" for organ in ORGANS)], rows)
+        rows.append([name, *(f"{100 * mean[organ]:.1f}{notes[organ]}" for organ in organs)])
+    return table(["scans", *(f"{organ.key} DSC (%)" for organ in organs)], rows)
 
 
 def _mean_dice(by_case: Mapping[str, Any], organ: Organ) -> float:

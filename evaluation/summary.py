@@ -123,11 +123,12 @@ def organ_table(organs: Mapping[Organ, Mapping[Measure, Statistics]], tolerance_
 
 
 def case_table(cases: Mapping[str, Mapping[Organ, Score]]) -> str:
-    """A row per case: DSC and NSD of every organ."""
+    """A row per case: DSC and NSD of every organ that was scored."""
+    organs = list(next(iter(cases.values()), {}))
     return table(
-        ["case", *(f"{organ.key} DSC / NSD" for organ in ORGANS)],
+        ["case", *(f"{organ.key} DSC / NSD" for organ in organs)],
         [
-            [name, *(f"{scores[organ].dice:.3f} / {scores[organ].surface_dice:.3f}" for organ in ORGANS)]
+            [name, *(f"{scores[organ].dice:.3f} / {scores[organ].surface_dice:.3f}" for organ in organs)]
             for name, scores in cases.items()
         ],
     )

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import pathlib
-from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from hypothesis import settings
 
-from app.checkpoint import save_checkpoint
-from app.network import build, tensors_of
 from app.organs import IGNORE
 from phantom import write_phantom
-from tests.tiny import CONFIG, TINY, randomise
+from tests.tiny import COARSE, TINY, save_undecided
 from training.cache import CachedCase, load_cases
 
 settings.register_profile("any machine", deadline=None)  # a busy machine is no failure
@@ -27,15 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A model of width 2 with random weights: fast, and wrong."""
-    config = replace(CONFIG, spacing_mm=6.0)  # a coarse grid saves time
-    network = randomise(build(config), seed=9)
-    with torch.no_grad():  # no class may win everywhere
-        logits = network(torch.rand(1, 3, 128, 128)).refined
-        network.ocr_head.classify.bias -= logits.mean((0, 2, 3))
-        scale = 1 / logits.std((0, 2, 3))
-        network.ocr_head.classify.weight *= scale[:, None, None, None]
-        network.ocr_head.classify.bias *= scale
-    return save_checkpoint(config, tensors_of(network.state_dict()), tmp_path_factory.mktemp("weights"))
+    return save_undecided(COARSE, tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="session")

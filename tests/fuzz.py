@@ -24,6 +24,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -42,7 +43,7 @@ SECONDS = 2.0
 SPARE_BYTES = 12 << 20  # beside twice the honest size: the reader's buffers, whose size is fixed
 HEADER_BYTES = {1: 352, 2: 544}
 # Fields of the header that decide something: offset and struct format, for NIfTI-1 and NIfTI-2.
-FIELDS = {
+FIELDS: dict[int, list[tuple[int, str]]] = {
     1: [
         *((0, "i"), (40, "8h"), (70, "h"), (72, "h"), (76, "8f"), (108, "f"), (112, "2f"), (123, "B"), (252, "2h")),
         *((256, "6f"), (280, "12f"), (344, "4s")),
@@ -52,7 +53,7 @@ FIELDS = {
         *((400, "12d"), (500, "i"), (4, "8s")),
     ],
 }
-SPECIAL = {
+SPECIAL: dict[str, list[float]] = {
     "f": [0.0, -1.0, 1.0, 2.0, 1e-30, 1e30, float("nan"), float("inf"), float("-inf"), 1e-3, 1e3, 347.0],
     "i": [0, -1, 1, 2, 3, 7, 127, -32768, 32767, 255, 16, 1024],
 }
@@ -214,7 +215,7 @@ def fuzz_reader(
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
         try:
-            outcome = limited(lambda place=place: read(place))
+            outcome = limited(partial(read, place))
             peak = tracemalloc.get_traced_memory()[1] - before
             assert peak <= 2 * honest + SPARE_BYTES, f"{peak} bytes for a file that holds {honest}"
         except (Exception, TooLongError) as error:

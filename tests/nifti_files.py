@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import pathlib
+from collections.abc import Callable
 
 import nibabel as nib
 import numpy as np
@@ -57,6 +58,22 @@ def write_mask(mask: NDArray[np.uint8], volume: Volume, path: pathlib.Path) -> N
 def save(path: pathlib.Path, volume: NDArray[np.generic], affine: NDArray[np.float64] | None = None) -> pathlib.Path:
     nib.save(nib.Nifti1Image(volume, affine_lps() if affine is None else affine, dtype=volume.dtype), path)
     return path
+
+
+def edit(path: pathlib.Path, change: Callable[[bytearray], object]) -> None:
+    """Change a .nii.gz file's plain content."""
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    change(data)
+    path.write_bytes(gzip.compress(data))
+
+
+def put(offset: int, *values: float, form: str = "<f4") -> Callable[[bytearray], None]:
+    packed = np.array(values, form).tobytes()
+
+    def change(data: bytearray) -> None:
+        data[offset : offset + len(packed)] = packed
+
+    return change
 
 
 def damaged(kind: str, path: pathlib.Path) -> str:

@@ -12,6 +12,7 @@ import pathlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -149,7 +150,7 @@ class Writer:
         self.written += 1
         return Shot(number, whose, phase, place, one, self.folder / name)
 
-    def volume(self, count: int, **what: object) -> list[Shot]:
+    def volume(self, count: int, **what: Any) -> list[Shot]:  # noqa: ANN401 (see shot)
         """The slices of one volume."""
         return [self.shot(place, count=count, **what) for place in range(count)]
 
@@ -494,7 +495,8 @@ def at_one_place(rng: random.Random, write: Writer) -> Story:
     own = write.series
     if kind != "bolus in the series":
         write.series += " beside"
-    plane, beside = write.plane, []
+    plane = write.plane
+    beside: list[Shot] = []
     for i in range({"single": 1}.get(kind, rng.randint(8, 14))):
         one = write.shot(rng.randrange(count) if not beside else beside[0].place, phase=1, count=count)
         one.is_scan = False

@@ -130,7 +130,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(
         for i in range(20):
             made.writestr(f"{i}.nii.gz", bytes(1 << 20))
     disk = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(archive.shutil, "disk_usage", lambda folder: disk._replace(free=24 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: disk._replace(free=24 << 20))
     monkeypatch.setattr(archive.Content, "add", lambda *_: pytest.fail("it was unpacked"))
     with (
         pytest.raises(InputError, match=r"bomb\.zip: holds 20 MiB, .* has 24 MiB free; set TMPDIR elsewhere"),

@@ -31,8 +31,8 @@ def test_outputs_are_measured_beside_what_other_benchmarks_left(
         for words in commands:
             folder = pathlib.Path(words[3])
             assert folder.is_dir()
-            for name in words[7:]:
-                (folder / f"phantom{outputs.EXTENSIONS.get(name, '.nii.gz')}").write_bytes(b"x" * 2048)
+            for name in words[9::2]:
+                (folder / outputs.pattern(name).replace("*", "phantom")).write_bytes(b"x" * 2048)
         return [Cost(float(i), 0.0, 100.0) for i in range(len(commands))]
 
     for name in ("masks/middle.nii.gz", "masks/plain.nii.gz"):  # of `make bench`, into the same scratch folder

@@ -21,7 +21,8 @@ def drawn(*ellipses: tuple[float, float, float, float, float], noise_hu: float =
     for cy, cx, ry, rx, level in ellipses:
         hounsfield[((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1] = level
     hounsfield += noise_hu * np.random.default_rng(0).standard_normal((256, 320), np.float32)
-    return np.clip((hounsfield - WINDOW[0]) / (WINDOW[1] - WINDOW[0]), 0, 1, dtype=np.float32)[None]
+    inputs: NDArray[np.float32] = (hounsfield - WINDOW[0]) / (WINDOW[1] - WINDOW[0])
+    return inputs.clip(0, 1)[None]
 
 
 PATIENT = ((120, 160, 90, 130, FAT), (120, 160, 60, 90, MUSCLE), (120, 160, 52, 82, FAT), (110, 110, 30, 30, LIVER))
@@ -69,8 +70,8 @@ def test_cuts_no_organ_and_fits_the_network(seed: int, spacing: float) -> None:
     side = max(32, round(400 / spacing / 32) * 32)
     image, label = make_phantom((side, side, 12), (spacing, spacing, 25.0), seed)
     for z in range(12):
-        inputs = np.clip((image[:, :, z].T.astype(np.float32) - WINDOW[0]) / 400, 0, 1)[None]
-        box = body_box(inputs, (spacing, spacing), WINDOW)
+        inputs = ((image[:, :, z].T - WINDOW[0]) / 400).astype(np.float32).clip(0, 1)
+        box = body_box(inputs[None], (spacing, spacing), WINDOW)
         for part in box:
             assert (part.stop - part.start) % 32 == 0
             assert part.start % LOGITS_STRIDE == 0

@@ -7,11 +7,13 @@ import pathlib
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from numpy.typing import NDArray
 
 from app.case_queue import CaseQueue, open_case
-from app.cases import find_cases, read_list
+from app.cases import check_output, find_cases, read_list
 from app.errors import InputError, VolumeError
 from app.failures import failure_path
 from app.results import make_results
@@ -58,7 +60,7 @@ def test_the_first_scan_is_decoded_before_anybody_asks(
     ended = threading.Event()
     decode = NiftiVolume._decode
 
-    def observed(volume: NiftiVolume, convert: Callable[..., object]) -> Iterator[object]:
+    def observed(volume: NiftiVolume, convert: Callable[[NDArray[Any]], NDArray[Any]]) -> Iterator[object]:
         began.set()
         may_go_on.wait(10)
         try:
@@ -200,3 +202,40 @@ def test_a_scan_that_is_named_twice_is_done_once(tmp_path: pathlib.Path, phantom
     (tmp_path / "link").symlink_to("in")
     (case,) = find_cases([tmp_path / "in", scan, tmp_path / "link", tmp_path / "link" / scan.name], tmp_path / "out")
     assert case.scan.problem is None
+
+
+@pytest.mark.parametrize("name", ["_0000.nii.gz", "_0000.nii", "_0000.NII"])
+def test_a_name_of_which_nothing_is_left_is_one_line(tmp_path: pathlib.Path, name: str) -> None:
+    (tmp_path / name).touch()
+    (case,) = find_cases(tmp_path, tmp_path / "out")
+    assert case.scan.problem == f"{tmp_path / name}: nothing is left of its name without _0000; rename it"
+
+
+@pytest.mark.parametrize("method", ["pathlib.Path.exists", "os.scandir", "pathlib.Path.is_dir"])
+def test_a_folder_that_may_not_be_searched_is_one_line(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def denied(self: pathlib.Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(method, denied)
+    with pytest.raises(InputError, match=f"{tmp_path}.*: cannot be used .Permission denied.; check its path"):
+        find_cases(tmp_path, tmp_path / "out")
+
+
+def test_a_path_that_the_system_refuses_is_one_line(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(InputError, match=r"cannot be used .File name too long.; check its path and permissions"):
+        find_cases(tmp_path / ("x" * 300), tmp_path)
+    with pytest.raises(InputError, match=r"not writable .File name too long.; check its owner"):
+        check_output(tmp_path / ("x" * 300))
+
+
+def test_probing_the_output_folder_leaves_and_meets_no_file(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two containers that share a process number may probe one folder at once."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    (tmp_path / ".7.partial").touch()
+    for _ in range(2):
+        check_output(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [".7.partial"]  # young: its owner may be about to lock it

@@ -12,6 +12,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -116,4 +117,5 @@ if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as scratch:
-        np.savez_compressed(GOLDEN, **masks(pathlib.Path(scratch), Segmenter.load("fast", "cpu")))
+        golden: dict[str, Any] = {**masks(pathlib.Path(scratch), Segmenter.load("fast", "cpu"))}
+        np.savez_compressed(GOLDEN, **golden)

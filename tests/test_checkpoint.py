@@ -6,6 +6,7 @@ import json
 import pathlib
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -40,12 +41,14 @@ def model(tmp_path: pathlib.Path, tensors: dict[str, NDArray[np.float32]]) -> pa
     return save_checkpoint(CONFIG, tensors, tmp_path)
 
 
-def rewrite(path: pathlib.Path, config: dict[str, Any], drop: str = "", **tensors: NDArray[Any]) -> pathlib.Path:
+def rewrite(
+    path: pathlib.Path, config: dict[str, Any], drop: str = "", tensors: Mapping[str, NDArray[Any]] | None = None
+) -> pathlib.Path:
     """Change fields of a file's configuration and tensors in it; leaves the manifest out."""
     with safe_open(path, framework="numpy") as file:
         fields = json.loads(file.metadata()["config"]) | config
         stored = {name: file.get_tensor(name) for name in file.keys() if name != drop}  # noqa: SIM118
-    save_file(stored | tensors, path, {"format": FORMAT, "config": json.dumps(fields)})
+    save_file(stored | dict(tensors or {}), path, {"format": FORMAT, "config": json.dumps(fields)})
     (path.parent / "SHA256SUMS").unlink(missing_ok=True)
     return path
 
@@ -207,7 +210,7 @@ def test_a_configuration_that_does_not_fit_is_refused(
 
 def test_a_missing_and_a_surplus_tensor_are_refused(model: pathlib.Path) -> None:
     with pytest.raises(CheckpointError, match=r"tensor surplus is \(1,\), the configuration wants none of that name"):
-        load_checkpoint(rewrite(model, {}, surplus=np.zeros(1, np.float32)))
+        load_checkpoint(rewrite(model, {}, tensors={"surplus": np.zeros(1, np.float32)}))
     rewrite(model, {}, drop="surplus")
     with pytest.raises(CheckpointError, match=r"tensor ocr_head\.classify\.bias is missing"):
         load_checkpoint(rewrite(model, {}, drop="ocr_head.classify.bias"))
@@ -216,11 +219,11 @@ def test_a_missing_and_a_surplus_tensor_are_refused(model: pathlib.Path) -> None
 def test_weights_in_8_bits_without_their_scales_are_refused(model: pathlib.Path) -> None:
     name = "backbone.stem.1.conv.weight"
     with pytest.raises(CheckpointError, match=r"stem\.1\.conv\.weight is int8 with scales \(3,\), expected .* \(64,\)"):
-        load_checkpoint(rewrite(model, {}, **{f"{name}_scale": np.ones(3, np.float32)}))
+        load_checkpoint(rewrite(model, {}, tensors={f"{name}_scale": np.ones(3, np.float32)}))
     with pytest.raises(CheckpointError, match=rf"{name} is int8 with no scales, expected {name}_scale \(64,\)"):
         load_checkpoint(rewrite(model, {}, drop=f"{name}_scale"))
     with pytest.raises(CheckpointError, match=rf"tensor {name} is missing"):
-        load_checkpoint(rewrite(model, {}, drop=name, **{f"{name}_scale": np.ones(64, np.float32)}))
+        load_checkpoint(rewrite(model, {}, drop=name, tensors={f"{name}_scale": np.ones(64, np.float32)}))
 
 
 def test_labels_are_values_of_a_mask() -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import click
 import nibabel as nib
@@ -25,8 +26,10 @@ from app import Segmenter, __version__
 from app.case_queue import CaseQueue
 from app.cases import find_cases
 from app.cli import main
+from app.errors import VolumeError
 from app.run import CaseRunner
 from app.run import Run as RunOverCases
+from app.volumes import open_volume
 from app.work import RunLog
 from phantom import write_phantom
 from tests.conftest import ROOT
@@ -59,7 +62,8 @@ class Outcome:
         self.records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         self.files = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
 
-    def record(self, case: str) -> dict[str, object]:
+    def record(self, case: str) -> dict[str, Any]:
+        one: dict[str, Any]
         (one,) = (record for record in self.records if record["case"] == case)
         return one
 
@@ -454,10 +458,10 @@ def test_names_of_any_bytes_reach_every_table_page_and_line(
     inputs, outputs = folders
     names = [b"good", b"M\xfcller", b"a\nb", b"\x1b[31mred"]
     for name in names[1:]:
-        shutil.copy(phantom_path, os.fsencode(inputs) + b"/" + name + b"_0000.nii.gz")
+        shutil.copy(phantom_path, inputs / os.fsdecode(name + b"_0000.nii.gz"))
     (inputs / os.fsdecode(b"bad\xe9.nii.gz")).write_text("not a scan")
     kinds = [word for name in ("nifti", "statistics", "preview", "viewer") for word in ("--save", name)]
-    command = [sys.executable, "-m", "app", inputs, outputs, "--weights", tiny_weights, "--device", "cpu"]
+    command = [sys.executable, "-m", "app", *map(str, (inputs, outputs, "--weights", tiny_weights)), "--device", "cpu"]
     shown = subprocess.run([*command, *kinds], cwd=ROOT, capture_output=True, check=False)
     assert shown.returncode == 1, shown.stderr
     lines = shown.stderr.decode().splitlines()
@@ -475,3 +479,54 @@ def test_names_of_any_bytes_reach_every_table_page_and_line(
     assert len((outputs / "run_log.jsonl").read_text().splitlines()) == 5
     listed = subprocess.run([*command, "--list-series"], cwd=ROOT, capture_output=True, check=True).stdout
     assert len(listed.decode().splitlines()) == 5
+
+
+@pytest.mark.parametrize("name", ["app.py", "numpy.py", "json.py"])
+def test_the_working_directory_does_not_decide_what_runs(
+    tmp_path: pathlib.Path, name: str, phantom_path: pathlib.Path, tiny_weights: pathlib.Path
+) -> None:
+    (tmp_path / name).write_text("raise SystemExit('hijacked')\n")
+    command = ["sh", str(ROOT / "predict.sh"), str(phantom_path), str(tmp_path / "out"), "--weights", str(tiny_weights)]
+    environment = os.environ | {"PYTHON": sys.executable}
+    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert (tmp_path / "out" / "phantom.nii.gz").exists()
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full", "2>/dev/full >/dev/full"])
+def test_a_closed_or_full_stream_ends_nothing(
+    tmp_path: pathlib.Path, redirection: str, phantom_path: pathlib.Path, tiny_weights: pathlib.Path
+) -> None:
+    command = f"exec {sys.executable} -m app {phantom_path} {tmp_path} --weights {tiny_weights} {redirection}"
+    code = subprocess.run(["sh", "-c", command], cwd=ROOT, check=False).returncode
+    assert code == 0
+    assert nib.load(tmp_path / "phantom.nii.gz").shape == (128, 128, 20)
+
+
+def test_every_name_that_a_scan_may_have_its_mask_may_have(
+    tmp_path: pathlib.Path, phantom_path: pathlib.Path, run: Run
+) -> None:
+    names = {
+        "x" * 248 + ".nii.gz": "x" * 248 + ".nii.gz",
+        "ä" * 121 + "_0000.nii.gz": "ä" * 121 + ".nii.gz",
+        "UPPER_0000.NII.GZ": "UPPER.nii.gz",
+        "Mixed.Nii.gz": "Mixed.nii.gz",
+        "with space 'and' quote_0000.nii.gz": "with space 'and' quote.nii.gz",
+    }
+    (tmp_path / "in").mkdir()
+    for name in names:
+        shutil.copy(phantom_path, tmp_path / "in" / name)
+    assert run(tmp_path / "in", tmp_path / "out").code == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {*names.values(), "run_log.jsonl"}
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: pathlib.Path, phantom_path: pathlib.Path, run: Run) -> None:
+    (tmp_path / "in").mkdir()
+    os.mkfifo(tmp_path / "in" / "a_0000.nii.gz")
+    shutil.copy(phantom_path, tmp_path / "in" / "b_0000.nii.gz")
+    assert run(tmp_path / "in", tmp_path / "out").code == 1
+    first, second = map(json.loads, (tmp_path / "out" / "run_log.jsonl").read_text().splitlines())
+    assert first["error"].endswith("not a regular file (a pipe, socket or device); copy the scan to a file")
+    assert second["status"] == "done"
+    with pytest.raises(VolumeError, match="not a regular file"):
+        open_volume(pathlib.Path("/dev/zero"))

@@ -65,7 +65,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def plain(scans: pathlib.Path, tmp_path_factory: pytest.TempPathFactory, tiny_weights: pathlib.Path) -> pathlib.Path:
     """The masks of a run without a cluster."""
     output = tmp_path_factory.mktemp("plain")
-    command = [sys.executable, "-m", "app", scans, output, "--weights", tiny_weights, "--device", "cpu"]
+    command = [sys.executable, "-m", "app", str(scans), str(output), "--weights", str(tiny_weights), "--device", "cpu"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return output
 
@@ -208,7 +208,7 @@ def test_the_command_line(
     few.write_text("".join(f"{scans / name}_0000.nii.gz\n" for name in ("p00", "p01", "p02")))
     (tmp_path / "bad_0000.nii.gz").write_bytes(b"no scan")
     few.write_text(few.read_text() + f"{tmp_path / 'bad_0000.nii.gz'}\n")
-    command = [sys.executable, "-m", "cluster", tmp_path / "out", "--list", few, "--weights", tiny_weights]
+    command = [sys.executable, "-m", "cluster", *map(str, (tmp_path / "out", "--list", few, "--weights", tiny_weights))]
     command += ["--device", "cpu", "--workers", "2", "--memory-per-worker", "800", "--skip-existing"]
     for _ in range(2):
         shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -298,7 +298,8 @@ def test_a_worker_measures_what_a_plain_run_measures(
 
 
 def test_a_model_that_no_worker_can_load_is_one_line(scans: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    command = [sys.executable, "-m", "cluster", scans, tmp_path / "out", "--model", "missing", "--workers", "1"]
+    folders = [str(scans), str(tmp_path / "out")]
+    command = [sys.executable, "-m", "cluster", *folders, "--model", "missing", "--workers", "1"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert shown.returncode == 2, shown.stderr
     lines = [line for line in shown.stderr.splitlines() if line.startswith("ERROR")]

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import data_store
 import nibabel as nib
@@ -105,7 +106,7 @@ def test_every_direction_lies_where_the_patient_is_and_as_dcm2niix_has_it(
     write_mask(mask, volume, tmp_path / "mask.nii.gz")
     (tmp_path / "out").mkdir()
     dcm2niix = pathlib.Path(sys.executable).with_name("dcm2niix")
-    command = [dcm2niix, "-f", "scan", "-z", "n", "-b", "n", "-o", tmp_path / "out", tmp_path / "in"]
+    command = [str(dcm2niix), *["-f", "scan", "-z", "n", "-b", "n", "-o"], str(tmp_path / "out"), str(tmp_path / "in")]
     subprocess.run(command, check=True, capture_output=True)
     oracle, affine = canonical(nib.load(tmp_path / "out" / "scan.nii"))
     ours, our_affine = canonical(nib.load(tmp_path / "mask.nii.gz"))
@@ -468,7 +469,7 @@ def test_a_name_stays_a_series_own_when_others_come_and_go(
 
 def test_parts_of_one_series_keep_their_names_too(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
     """Two phases and two patients under one UID, and a localizer: none takes another's name when one comes or goes."""
-    parts = {
+    parts: dict[str, dict[str, Any]] = {
         "late": {"acquisition": 9, "AcquisitionTime": "100500"},
         "early": {"acquisition": 2, "AcquisitionTime": "100100"},
         "other": {"PatientID": "P2"},

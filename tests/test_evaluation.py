@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import pathlib
 import re
+import shutil
 import signal
 import unicodedata
 from typing import Any
@@ -21,7 +23,7 @@ from app.organs import ORGANS, Organ
 from evaluation.__main__ import main
 from evaluation.accuracy import CaseScores, EvaluationError, evaluate, evaluate_case
 from evaluation.figures import ORGAN_COLORS
-from evaluation.labels import LabelError
+from evaluation.labels import LabelError, read_labels
 from evaluation.metrics import PROTOCOLS, Score, score_case, score_organ
 from evaluation.summary import bootstrap_interval, summarise
 from evaluation.tables import table
@@ -292,10 +294,43 @@ def test_a_picture_of_a_scan_and_its_mask(phantom_path: pathlib.Path, tmp_path: 
     mask, picture = phantom_path.with_name("phantom.nii.gz"), tmp_path / "picture.png"
     result = CliRunner().invoke(main, ["picture", str(phantom_path), str(mask), str(picture)])
     assert result.exit_code == 0, result.output
-    pixels = cv2.imread(str(picture)).reshape(-1, 3)[:, ::-1]
+    image = cv2.imread(str(picture))
+    assert image is not None
+    pixels = image.reshape(-1, 3)[:, ::-1]
     for color in ORGAN_COLORS.values():
         rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
         assert (np.abs(pixels.astype(int) - rgb).max(1) < 12).sum() > 100, color
     result = CliRunner().invoke(main, ["picture", str(phantom_path), str(phantom_path), str(picture)])
     assert result.exit_code == 1
     assert "labels are 0, 1, 2, 3, 4" in result.output
+
+
+def test_no_damaged_byte_of_a_mask_goes_unseen(folders: tuple[pathlib.Path, pathlib.Path]) -> None:
+    """Every single bit of the file: either nothing changes, or the file is named."""
+    path = folders[0] / "a.nii.gz"
+    whole, before = path.read_bytes(), read_labels(path, range(5))[0]
+    assert len(whole) < 100
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(damaged)
+        labels = None
+        with contextlib.suppress(LabelError):
+            labels, _ = read_labels(path, range(5))
+        assert labels is None or np.array_equal(labels, before), f"bit {bit}"
+
+
+def test_a_damaged_mask_is_named_and_the_others_are_scored(
+    folders: tuple[pathlib.Path, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    path = folders[0] / "a.nii.gz"
+    path.write_bytes(path.read_bytes()[:-9])
+    shutil.copy(folders[1] / "b.nii.gz", folders[0])
+    (folders[1] / "._b.nii.gz").write_text("what macOS leaves")
+    (folders[1] / "notes.txt").write_text("a note")
+    result = CliRunner().invoke(main, ["accuracy", *map(str, folders), "--out", str(tmp_path / "report")])
+    assert result.exit_code == 1
+    assert f"error: {path}: " in result.output
+    assert "skipped, no masks: ._b.nii.gz, notes.txt" in result.output
+    rows = (tmp_path / "report" / "scores.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["b.nii.gz"]

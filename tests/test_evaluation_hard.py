@@ -31,7 +31,8 @@ def volume() -> LabelledVolume:
 def centre(volume: LabelledVolume, organ: Organ) -> np.ndarray:
     """The middle of an organ, mm."""
     voxels = np.argwhere(volume.labels == organ)[:, ::-1].mean(axis=0)
-    return volume.affine[:3, :3] @ voxels + volume.affine[:3, 3]
+    middle: np.ndarray = volume.affine[:3, :3] @ voxels + volume.affine[:3, 3]
+    return middle
 
 
 @pytest.mark.parametrize(

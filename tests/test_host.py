@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from app import host
+from app.cli import main
 from app.engines import torch_engine
 from app.host import allowed_cpus, allowed_memory
 
@@ -91,3 +94,26 @@ def test_a_run_takes_no_more_threads_and_memory_than_it_may(monkeypatch: pytest.
     assert torch_engine.free_memory(torch.device("cpu")) == 12345
     monkeypatch.setattr(host, "allowed_memory", lambda: None)
     assert torch_engine.free_memory(torch.device("cpu")) > 12345
+
+
+@pytest.fixture
+def no_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> pathlib.Path:
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "status").write_text("Name:\tpython\nVmHWM:\n")  # gVisor's lacks the number
+    monkeypatch.setattr(host, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(host, "MEMINFO", tmp_path / "proc" / "meminfo")
+    return tmp_path / "proc"
+
+
+def test_a_figure_that_cannot_be_had_is_null(
+    no_proc: pathlib.Path, phantom_path: pathlib.Path, tmp_path: pathlib.Path, tiny_weights: pathlib.Path
+) -> None:
+    assert host.peak_rss_mib() is None
+    assert host.seconds_since_process_start() is None
+    assert host.available_memory() > 0
+    arguments = [str(phantom_path), str(tmp_path / "out"), "--device", "cpu", "--weights", str(tiny_weights)]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    record = json.loads((tmp_path / "out" / "run_log.jsonl").read_text())
+    assert record["host_peak_rss_mib"] is None
+    assert record["seconds"]["start_up"] is None
+    assert record["status"] == "done"

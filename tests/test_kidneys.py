@@ -162,13 +162,13 @@ def test_decubitus_and_feet_first(scan: Scan, lies: str, header: str) -> None:
     affine = AFFINE
     if lies in ("left side down", "right side down"):
         k = 1 if lies == "left side down" else -1
-        hounsfield, labels = (np.rot90(volume, k, axes=(0, 1)) for volume in scan)
+        hounsfield, labels = np.rot90(hounsfield, k, axes=(0, 1)), np.rot90(labels, k, axes=(0, 1))
         affine = AFFINE @ [[0, k, 0, 0], [-k, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     elif lies == "feet first":
-        hounsfield, labels = (volume[::-1, :, ::-1] for volume in scan)
+        hounsfield, labels = hounsfield[::-1, :, ::-1], labels[::-1, :, ::-1]
         affine = AFFINE @ np.diag([-1, 1, -1, 1])
     else:
-        hounsfield, labels = (volume[::-1] for volume in scan)
+        hounsfield, labels = hounsfield[::-1], labels[::-1]
         affine = AFFINE @ np.diag([-1, 1, 1, 1])
     if header == "wrong":
         affine = np.diag([-1.0, -1, 1, 1]) * np.abs(affine).sum(0)

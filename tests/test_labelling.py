@@ -217,7 +217,7 @@ def test_what_a_refused_batch_had_allocated_is_free_again() -> None:
             raise NO_MEMORY[0]
 
     with pytest.raises(NoMemoryError) as refused:
-        refined_logits(model(Full()), [torch.rand(3, 32, 64)], (slice(0, 32), slice(0, 64)))
+        refined_logits(model(Full()), [list(torch.rand(3, 32, 64))], (slice(0, 32), slice(0, 64)))
     assert allocated[0]() is None
     assert refused.value.__cause__ is NO_MEMORY[0]  # where it was, for the debug log
 

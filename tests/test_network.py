@@ -69,7 +69,7 @@ def golden_case() -> tuple[torch.Tensor, torch.Tensor]:
     network = randomise(HrnetOcr(width=4, ocr_channels=16, key_channels=8), seed=1)
     with torch.no_grad():  # sharp attention, so that its scale matters
         for part in (network.ocr_head.attention.query, network.ocr_head.attention.key):
-            part[1].norm.weight *= 10
+            part.get_parameter("1.norm.weight").mul_(10)
     image = torch.rand(1, 3, 72, 104, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         logits = network(image)
@@ -123,7 +123,8 @@ def test_object_attention_is_scaled_dot_product_attention_over_the_regions() -> 
 
 def test_starts_by_he_initialisation() -> None:
     torch.manual_seed(0)
-    conv = HrnetOcr(width=18).backbone.stage1[1].conv.conv
+    conv = HrnetOcr(width=18).get_submodule("backbone.stage1.1.conv.conv")
+    assert isinstance(conv, nn.Conv2d)
     expected = (2 / (conv.out_channels * 9)) ** 0.5  # He et al. 2015, fan-out
     assert conv.weight.std().item() == pytest.approx(expected, rel=0.03)
 

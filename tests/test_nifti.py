@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import BinaryIO
 
 import nibabel as nib
@@ -17,13 +17,15 @@ import pytest
 
 from app.errors import ResultError, VolumeError
 from app.results import nifti_mask
-from app.volumes import gzip_file, nifti, open_image, open_volume
+from app.volumes import nifti, open_image, open_volume
 from app.volumes.read_ahead import ReadAhead
 from tests.nifti_files import (
     SHAPE_LPS,
     SPACING_LPS,
     affine_lps,
     damaged,
+    edit,
+    put,
     read_volume,
     save,
     stored_as,
@@ -225,7 +227,7 @@ def test_the_file_is_read_once_and_forward_only(
         return original(stream, size)
 
     monkeypatch.setattr(nifti, "_read_exactly", counting)
-    monkeypatch.setattr(gzip_file.igzip.IGzipFile, "seek", lambda *_: pytest.fail("seek"))
+    monkeypatch.setattr("isal.igzip.IGzipFile.seek", lambda *_: pytest.fail("seek"))
     for (z, plane), expected in zip(scan.slices(), order, strict=True):
         assert z == expected
         np.testing.assert_array_equal(plane, volume_lps()[:, :, z].T)
@@ -332,3 +334,71 @@ def test_read_ahead_keeps_order_raises_late_and_ends_its_thread() -> None:
 
     ReadAhead((i for i in itertools.count()), depth=2).close()
     assert not any(thread.name == "read-ahead" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("change", ["unit", "spacing", "infinite"])
+def test_a_size_that_no_patient_has_is_one_line(path: pathlib.Path, change: str) -> None:
+    affine = np.diag([1e6, 1e6, 2.0, 1.0]) if change == "spacing" else np.diag([0.8, 0.8, 2.0, 1.0])
+    image = nib.Nifti1Image(np.zeros((64, 64, 4), np.int16), affine)
+    image.header.set_xyzt_units("meter" if change == "unit" else "mm")
+    nib.save(image, path)
+    if change == "infinite":
+        edit(path, put(280, 1e38, 0, 0, 0))  # srow_x
+    with pytest.raises(VolumeError, match=r"case_0000\.nii\.gz: the scan measures .* no patient does; repair its spac"):
+        open_volume(path)
+
+
+def test_a_size_too_small_for_an_abdomen_is_a_warning(path: pathlib.Path) -> None:
+    image = nib.Nifti1Image(np.zeros((64, 64, 4), np.int16), np.diag([0.8, 0.8, 2.0, 1.0]))
+    image.header.set_xyzt_units("micron")
+    nib.save(image, path)
+    assert any("too little for an abdomen" in warning for warning in open_volume(path).warnings)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(put(76, 0.0), put(76, np.nan), put(76, 3.0), put(256, 5.0, 5.0, 5.0), put(256, np.nan)),
+        *(put(123, 7, form="u1"), put(123, 255, form="u1"), put(252, -3, form="<i2"), put(54, 0, form="<i2")),
+    ],
+)
+def test_a_field_that_is_not_needed_stops_nothing(path: pathlib.Path, change: Callable[[bytearray], None]) -> None:
+    image = nib.Nifti1Image(volume_lps(), affine_lps())
+    image.set_qform(affine_lps(), code=1)
+    nib.save(image, path)
+    twin = open_volume(path).geometry
+    edit(path, change)
+    np.testing.assert_array_equal(open_volume(path).geometry.affine, twin.affine)
+    np.testing.assert_array_equal(read_volume(path), volume_lps().transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("row", [[1e-200, 0, 0, 0], [0, 0, 2.0, 0], [np.inf, 0, 0, 0], [1e200, 1e200, 0, 0]])
+def test_an_affine_whose_axes_cannot_be_told_apart_is_one_line(path: pathlib.Path, row: list[float]) -> None:
+    nib.save(nib.Nifti2Image(volume_lps(), affine_lps()), path)
+    edit(path, put(400, *row, form="<f8"))
+    with pytest.raises(VolumeError, match=r"case_0000\.nii\.gz: singular affine"):
+        open_volume(path)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, 351.0, -5.0, np.nan, np.inf, 1e30])
+def test_voxels_cannot_begin_inside_the_header(path: pathlib.Path, offset: float) -> None:
+    save(path, volume_lps())
+    edit(path, put(108, offset))
+    with pytest.raises(VolumeError, match=r"voxels begin at byte .*, expected 352 or more; export it again"):
+        open_volume(path)
+
+
+@pytest.mark.parametrize("tail", [b"x", b"signature of somebody" * 100, b"\x1f\x8b", b"\x1f\x8b\x08 no", bytes(5000)])
+def test_bytes_after_the_gzip_stream_are_ignored(path: pathlib.Path, tail: bytes) -> None:
+    save(path, volume_lps())
+    path.write_bytes(path.read_bytes() + tail)
+    np.testing.assert_array_equal(read_volume(path), volume_lps().transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("cut", [1, 4, 8, 9, 40])
+def test_a_second_member_that_is_cut_is_no_trailing_garbage(path: pathlib.Path, cut: int) -> None:
+    save(path, volume_lps())
+    data = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(data[:400]) + gzip.compress(data[400:])[:-cut])
+    with pytest.raises(VolumeError, match="truncated"):
+        read_volume(path)

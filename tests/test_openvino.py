@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
+import json
 import logging
 import pathlib
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,9 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from app import Segmenter
 from app.checkpoint import Checkpoint, ModelConfig, bundled_models, folded
+from app.cli import main
 from app.engines import choose_engine, engine_class, torch_images
 from app.engines.numpy_images import prepared, to_labels
 from app.engines.openvino_engine import OpenvinoEngine, best_precision, compile_network
@@ -38,7 +44,7 @@ def random_model(config: ModelConfig, seed: int) -> tuple[HrnetOcr, Checkpoint]:
     network = randomise(build(config), seed)
     with torch.no_grad():
         for part in (network.ocr_head.attention.query, network.ocr_head.attention.key):
-            part[1].norm.weight *= 4
+            part.get_parameter("1.norm.weight").mul_(4)
     return network, Checkpoint(config, tensors_of(network.state_dict()), {})
 
 
@@ -315,3 +321,49 @@ def test_everything_but_the_torch_engine_imports_without_torch() -> None:
     count, has_torch = shown.stdout.split()
     assert int(count) > 40
     assert has_torch == "False"
+
+
+def test_a_slice_that_cannot_fit_into_memory_is_refused_before_the_system_ends_the_process(
+    phantom_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, tiny_weights: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    shutil.copy(phantom_path, tmp_path / "a_0000.nii.gz")
+    monkeypatch.setattr("app.engines.openvino_engine.available_memory", lambda: 1000)
+    arguments = [str(tmp_path), str(tmp_path / "out"), "--device", "cpu", "--weights", str(tiny_weights)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    (record,) = map(json.loads, (tmp_path / "out" / "run_log.jsonl").read_text().splitlines())
+    assert record["error"].startswith("cpu: not enough memory for a slice of 64 x 64; free memory")
+
+
+@pytest.mark.parametrize(
+    "refusal", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 18.00 MiB"), MemoryError("12.1 GiB")]
+)
+@pytest.mark.parametrize(
+    "place",
+    ["openvino_engine.prepared", "openvino_engine.to_labels", "torch_engine.windowed_slice", "torch_engine.to_scan"],
+)
+def test_memory_that_runs_out_beside_the_network_is_one_clear_line_and_the_next_case_goes_on(
+    place: str,
+    refusal: Exception,
+    phantom_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_weights: pathlib.Path,
+    tmp_path: pathlib.Path,
+) -> None:
+    for name in "ab":
+        shutil.copy(phantom_path, tmp_path / f"{name}_0000.nii.gz")
+    module, name = f"app.engines.{place}".rsplit(".", 1)
+    real, calls = getattr(importlib.import_module(module), name), itertools.count()
+
+    def full_at_first(*arguments: object) -> object:
+        if next(calls) == 0:
+            raise refusal
+        return real(*arguments)
+
+    monkeypatch.setattr(f"{module}.{name}", full_at_first)
+    engine = place.split("_")[0]
+    arguments = [str(tmp_path), str(tmp_path / "out"), "--engine", engine, "--weights", str(tiny_weights)]
+    assert CliRunner().invoke(main, [*arguments, "--device", "cpu"]).exit_code == 1
+    one, two = map(json.loads, (tmp_path / "out" / "run_log.jsonl").read_text().splitlines())
+    assert one["error"].startswith("cpu: not enough memory for a slice of 64 x 64; free memory")
+    assert two["status"] == "done"

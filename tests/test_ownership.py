@@ -120,14 +120,16 @@ def test_what_a_crash_left_is_not_whole_and_may_be_replaced(output: tuple[str, p
 
 
 def test_what_is_not_there_is_not_whole(tmp_path: pathlib.Path) -> None:
-    for name, result in make_results(("nifti", *(name for name in RESULTS if "nifti" not in name))).items():
+    for name in RESULTS:
+        result = make_results([name])[name]
         assert not result.is_whole(tmp_path / "missing"), name
 
 
 @pytest.mark.parametrize("content", [b"mine", b"\x1f\x8b mine", gzip.compress(b"mine" * 500, mtime=0), b"\x89PNG mine"])
 def test_a_file_of_others_counts_as_there_and_stays(tmp_path: pathlib.Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
-    for name, result in make_results(("nifti", *(name for name in RESULTS if "nifti" not in name))).items():
+    for name in RESULTS:
+        result = make_results([name])[name]
         assert not result.wrote(tmp_path / "file"), name
 
 
@@ -145,7 +147,8 @@ def test_what_cannot_be_read_is_others(tmp_path: pathlib.Path, monkeypatch: pyte
         monkeypatch.setattr("builtins.open", refuse)
         monkeypatch.setattr(os, "open", refuse)
         monkeypatch.setattr(Image, "open", refuse)
-    for name, result in make_results(("nifti", *(name for name in RESULTS if "nifti" not in name))).items():
+    for name in RESULTS:
+        result = make_results([name])[name]
         assert result.is_whole(tmp_path / "file"), name
         assert not result.wrote(tmp_path / "file"), name
 
@@ -342,7 +345,7 @@ def test_an_edited_picture_and_an_edited_object_stay(written: pathlib.Path, tmp_
 
     texts = PngInfo()
     for key, value in about.items():
-        texts.add_text(key, str(value))
+        texts.add_text(str(key), str(value))
     edited.save(picture, pnginfo=texts)
     assert not make_results(["preview"])["preview"].wrote(picture)
     for name, pattern in (("dicom-seg", "*.seg.dcm"), ("rtstruct", "*.rtstruct.dcm"), ("dicom-sr", "*.sr.dcm")):

@@ -54,7 +54,8 @@ def test_it_segments_where_the_tree_is_not(
     (site / "libraries.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True)
     (tmp_path / "work").mkdir()
-    command = [tmp_path / "venv" / "bin" / "hrnet-ocr-abdomen", phantom_path, tmp_path / "out", "--device", "cpu"]
+    program = tmp_path / "venv" / "bin" / "hrnet-ocr-abdomen"
+    command = [str(program), str(phantom_path), str(tmp_path / "out"), "--device", "cpu"]
     shown = subprocess.run(command, cwd=tmp_path / "work", capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     mask = np.asarray(nib.load(tmp_path / "out" / "phantom.nii.gz").dataobj)

@@ -17,6 +17,7 @@ from app.organs import ORGANS
 from app.results import viewer
 from app.run_log import CaseRecord, append
 from app.volumes import open_volume
+from app.whole_file import printable
 from phantom import write_phantom
 from tests.test_statistics import gathered
 from tests.tiny import segmentation_of
@@ -77,14 +78,14 @@ def test_the_index_shows_names_and_messages_as_text(tmp_path: pathlib.Path, text
     append(tmp_path, CaseRecord("zz", "failed", text, warnings=["third"], volumes_ml={"liver": 7.0}))
     index = read(viewer.index_page(tmp_path))
     assert [index.tags.count(tag) for tag in ("script", "img", "a", "br", "i")] == [1, 1, 1, 2, 0]
-    shown = viewer.printable(name)
+    shown = printable(name)
     done, failed = sorted(index.rows[1:], key=lambda row: row[1])
     assert done[0].strip() == shown
     assert done[1:-1] == ["done", *({"liver": "1235", "spleen": "0"}.get(organ.key, "") for organ in ORGANS)]
-    assert done[-1] == viewer.printable(text) + "second"
+    assert done[-1] == printable(text) + "second"
     assert failed[1] == "failed"
     assert failed[2] == "7"
-    assert failed[-1].strip() == viewer.printable(text) + "third"
+    assert failed[-1].strip() == printable(text) + "third"
     page, picture = (unquote_to_bytes(link) for link in index.links)
     assert {page, picture} == {path.name.encode(errors="surrogateescape") for path in tmp_path.glob("*.[hp]*")}
 
@@ -101,11 +102,11 @@ def test_a_page_holds_its_data_and_no_markup_of_a_name(
     assert read(page).tags.count("script") == 2
     title = re.search("<title>(.*?)</title>", page, re.DOTALL)
     assert title is not None
-    assert html.unescape(title[1]) == viewer.printable(text)
+    assert html.unescape(title[1]) == printable(text)
     data = re.search("^const DATA = (.*);$", page, re.MULTILINE)
     assert data is not None
     found = json.loads(data[1])
-    assert found["case"] == viewer.printable(text)
+    assert found["case"] == printable(text)
     assert found["warnings"][0] == text
     assert [row["name"] for row in found["organs"]] == [organ.key for organ in ORGANS]
     assert page.endswith("</html>\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -21,14 +22,14 @@ def test_neighbours_are_those_of_z_in_either_order(depth: int, step: int, channe
     most_held = 0
     pulled: list[int] = []
 
-    def source() -> object:
+    def source() -> Iterator[tuple[int, int]]:
         for z in order:
             pulled.append(z)
             yield z, z
 
-    seen = []
+    seen: list[int] = []
     reach = channels // 2
-    for z, rows in with_neighbours(source(), step, channels, depth):  # type: ignore[arg-type]
+    for z, rows in with_neighbours(source(), step, channels, depth):
         seen.append(z)
         most_held = max(most_held, len(pulled) - len(seen))
         assert rows == tuple(np.clip(z + step * np.arange(-reach, reach + 1), 0, depth - 1))

@@ -13,8 +13,9 @@ from PIL import Image
 
 from app.cli import main
 from app.organs import ORGANS, Organ
-from app.results.preview import Preview, preview
+from app.results.preview import GAP, LINE, Preview, preview
 from app.volumes import open_volume
+from app.volumes.nifti import open_nifti
 from phantom import write_phantom
 from tests.test_statistics import gathered
 from tests.tiny import segmentation_of
@@ -41,6 +42,23 @@ def places(pixels: np.ndarray, organ: Organ) -> np.ndarray:
     return np.argwhere(np.abs(pixels - organ.rgb).sum(2) < 60)
 
 
+def test_a_legend_that_is_too_long_takes_two_lines(tmp_path: pathlib.Path) -> None:
+    image, label = written(tmp_path, "LPS")
+    volume, mask = open_volume(image), np.asarray(nib.load(label).dataobj)
+    gathering = gathered(volume, volume.geometry.orient(mask))
+    pages = []
+    for ml in (1.0, 1e15):
+        case = segmentation_of(volume, mask, gathering=gathering)
+        vars(case)["volumes_ml"] = dict.fromkeys(ORGANS, ml)
+        pages.append(np.asarray(preview(case)))
+    one, two = pages
+    assert len(two) == len(one) + LINE
+    legend = two[-2 * LINE - GAP :]
+    for organ in ORGANS:
+        assert (legend == organ.rgb).all(2).sum() == 15 * 15
+    assert not legend[:, -GAP:].any()  # nothing runs off the page
+
+
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "SAR"])
 def test_organs_lie_as_on_a_radiologists_screen(tmp_path: pathlib.Path, axes: str) -> None:
     pixels = picture(tmp_path, axes)
@@ -56,15 +74,14 @@ def test_organs_lie_as_on_a_radiologists_screen(tmp_path: pathlib.Path, axes: st
 
 
 def test_the_same_patient_gives_the_same_picture_in_every_orientation(tmp_path: pathlib.Path) -> None:
-    pictures = []
     for axes in ("LPS", "PIR"):
         (tmp_path / axes).mkdir()
-        pictures.append(picture(tmp_path / axes, axes))
-    np.testing.assert_array_equal(*pictures)
+    one, other = (picture(tmp_path / axes, axes) for axes in ("LPS", "PIR"))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_letters_of_directions_are_left_out_where_they_are_not_known(tmp_path: pathlib.Path) -> None:
-    volume = open_volume(written(tmp_path, "LAS")[0])
+    volume = open_nifti(written(tmp_path, "LAS")[0])
     mask = np.asarray(nib.load(tmp_path / "x.nii.gz").dataobj)
     pictures = []
     for known in (True, False):

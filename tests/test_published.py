@@ -6,6 +6,7 @@ import datetime
 import json
 import pathlib
 import shutil
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -116,7 +117,7 @@ def test_scores_come_from_a_report_and_its_run_log(tmp_path: pathlib.Path, monke
 
 
 def test_scores_of_separate_slices_have_no_nsd(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = {"version": "9.9.9", "date": "2026-12-01", "machine": "CPU"}
+    facts: dict[str, Any] = {"version": "9.9.9", "date": "2026-12-01", "machine": "CPU"}
     facts["models"] = {"mine": {"version": "0.1", "sha256": {"m": "ab"}, "device": "CPU", "precision": "float32"}}
     dice = {
         "a": {Organ.LIVER: 0.9, Organ.KIDNEYS: 0.8, Organ.SPLEEN: 0.7, Organ.PANCREAS: 0.6},
@@ -134,7 +135,7 @@ def test_scores_of_separate_slices_have_no_nsd(tmp_path: pathlib.Path, monkeypat
 
 def test_harder_scans_are_shown_beside_the_clean_ones() -> None:
     better, worse = ({organ: Score(dice, 0.5) for organ in ORGANS} for dice in (0.9, 0.85))
-    facts = {"models": {}}
+    facts: dict[str, Any] = {"models": {}}
     found = json.loads(hard.as_json(facts, {"mine": {"clean": {"a": better}, "noise": {"a": worse}}}))
     table = scores.hard(found, "mine").splitlines()
     assert table[2] == "| clean | 90.0 | 90.0 | 90.0 | 90.0 |"

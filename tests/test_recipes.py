@@ -57,7 +57,7 @@ def test_slurm_tasks_do_their_shards_and_end_well(
     task = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "3", "SLURM_ARRAY_TASK_COUNT": "3"}
     for i in "123":
         environment = os.environ | task | {"SLURM_ARRAY_TASK_ID": i, "PROGRAM": str(program)}
-        command = ["sh", RECIPES / "slurm.sbatch", scans, tmp_path / "out"]
+        command = ["sh", str(RECIPES / "slurm.sbatch"), str(scans), str(tmp_path / "out")]
         subprocess.run(command, env=environment, check=True, capture_output=True)
     assert outcome(tmp_path / "out") == ALL
     assert len(list((tmp_path / "out").glob("run_log-*-of-0003.jsonl"))) >= 2
@@ -95,7 +95,7 @@ def test_snakemake_runs_shards_and_merges_their_logs(
     scans: pathlib.Path, program: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     settings = [f"input={scans}", f"output={tmp_path / 'out'}", "shards=2", f"program={program}"]
-    command = ["snakemake", "-s", RECIPES / "Snakefile", "--cores", "2", "--config", *settings]
+    command = ["snakemake", "-s", str(RECIPES / "Snakefile"), "--cores", "2", "--config", *settings]
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     assert outcome(tmp_path / "out") == ALL

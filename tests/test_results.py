@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import pathlib
+import sys
+import types
 from collections.abc import Callable
 
 import numpy as np
@@ -16,7 +18,7 @@ from click.testing import CliRunner
 from app.cli import main
 from app.errors import InputError, ResultError
 from app.failures import read_failure
-from app.results import finish_all, make_results, write_all
+from app.results import RESULTS, finish_all, make_results, write_all
 from app.results.preview import Preview
 from app.results.result import Result, beside, write_whole
 from app.results.statistics import Statistics
@@ -48,6 +50,70 @@ class Text(Result):
         if self.error:
             raise self.error
         write_whole(output / f"all{self.extension}", b"all")
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Adds an output to the table: its name, its class."""
+    module = types.ModuleType("app.results.made_up")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def add(name: str, kind: type[Result]) -> None:
+        setattr(module, kind.__name__, kind)
+        monkeypatch.setitem(RESULTS, name, ("made_up", kind.__name__))
+
+    return add
+
+
+class Noted(Text):
+    """Takes an option."""
+
+    takes = ("note",)
+
+    def __init__(self, note: str = "none") -> None:
+        super().__init__(".noted")
+        self.note = note
+
+
+class Summed(Text):
+    """Requires two others."""
+
+    requires = ("noted", "statistics")
+
+    def __init__(self) -> None:
+        super().__init__(".summed")
+
+
+class Flat(Text):
+    """A second mask where a scan is called X.nii."""
+
+    def __init__(self) -> None:
+        super().__init__(".nii")
+
+
+def test_what_an_output_requires_is_made_before_it_and_once(made_up: Callable[..., None]) -> None:
+    made_up("noted", Noted)
+    made_up("summed", Summed)
+    assert list(make_results(("preview", "summed", "noted"))) == ["preview", "noted", "statistics", "summed"]
+    assert list(make_results(("viewer", "dicom-sr"))) == ["preview", "viewer", "dicom-seg", "dicom-sr"]
+
+
+def test_an_option_goes_to_whoever_takes_it(made_up: Callable[..., None]) -> None:
+    made_up("noted", Noted)
+    made_up("summed", Summed)
+    noted = make_results(("summed",), note="a", seg_type="labelmap")["noted"]
+    assert isinstance(noted, Noted)
+    assert noted.note == "a"
+    assert vars(make_results(("noted",))["noted"])["note"] == "none"
+
+
+def test_two_outputs_that_write_the_same_file_are_refused_whatever_the_scan_is_called(
+    made_up: Callable[..., None],
+) -> None:
+    made_up("flat", Flat)
+    assert list(make_results(("flat", "statistics"))) == ["flat", "statistics"]
+    with pytest.raises(InputError, match=r"^--save nifti and --save flat write the same file; choose one$"):
+        make_results(("nifti", "flat"))
 
 
 @pytest.fixture

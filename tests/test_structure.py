@@ -225,7 +225,7 @@ class StackedVolume:
         planes = ((z, np.ascontiguousarray(self.voxels[:, :, z].T)) for z in range(6))
         return ReadAhead(planes, depth=2)
 """
-MADE_UP_OUTPUT = """
+MADE_UP_OUTPUTS = """
 from .result import MARK, Result, beside, write_whole
 
 class Count(Result):
@@ -234,8 +234,17 @@ class Count(Result):
 
     def write(self, segmentation, path):
         write_whole(path, f"{(segmentation.mask > 0).sum()} {MARK}".encode())
+
+class Report(Count):
+    requires = ("count",)
+
+    def path(self, base, mask_extension):
+        return beside(base, ".report.txt")
+
+class Tally(Count):
+    pass
 """
-ROWS = {  # the one row (and its import), by wing
+ROWS = {  # the one row of each (and its import), by wing
     "volumes": [
         ("from . import dicom, nifti\n", "from . import dicom, nifti, stacked\n"),
         ('    "nifti": nifti.Nifti(),\n', '    "nifti": nifti.Nifti(),\n    "stacked": stacked.Stacked(),\n'),
@@ -243,7 +252,8 @@ ROWS = {  # the one row (and its import), by wing
     "results": [
         (
             '    "nifti": ("nifti_mask", "NiftiMask"),\n',
-            '    "nifti": ("nifti_mask", "NiftiMask"),\n    "count": ("count", "Count"),\n',
+            '    "nifti": ("nifti_mask", "NiftiMask"),\n    "report": ("count", "Report"),\n'
+            '    "count": ("count", "Count"),\n    "tally": ("count", "Tally"),\n',
         ),
     ],
 }
@@ -252,10 +262,13 @@ ROWS = {  # the one row (and its import), by wing
 def test_adding_a_format_or_an_output_takes_one_file_and_one_row(
     tmp_path: pathlib.Path, tiny_weights: pathlib.Path
 ) -> None:
-    """As docs/ARCHITECTURE.md promises: both are added to a copy of the program, which then reads and writes them."""
+    """As docs/ARCHITECTURE.md promises: they are added to a copy of the program, which then reads and writes them.
+
+    One output requires another, which is written along with it; and one would write the same file as another.
+    """
     shutil.copytree(ROOT / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "app" / "volumes" / "stacked.py").write_text(MADE_UP_FORMAT)
-    (tmp_path / "app" / "results" / "count.py").write_text(MADE_UP_OUTPUT)
+    (tmp_path / "app" / "results" / "count.py").write_text(MADE_UP_OUTPUTS)
     for wing, changes in ROWS.items():
         table = tmp_path / "app" / wing / "__init__.py"
         text = table.read_text()
@@ -266,12 +279,16 @@ def test_adding_a_format_or_an_output_takes_one_file_and_one_row(
     voxels = make_phantom((40, 40, 6), (6.0, 7.0, 40.0))[0]
     (tmp_path / "in" / "deep").mkdir(parents=True)
     (tmp_path / "in" / "deep" / "case.stack").write_bytes(b"STACK" + voxels.astype("<i2").tobytes())
-    options = ["--weights", str(tiny_weights), "--device", "cpu", "--save", "nifti", "--save", "count"]
+    options = ["--weights", str(tiny_weights), "--device", "cpu", "--save", "nifti", "--save", "report"]
     command = [sys.executable, "-m", "app", str(tmp_path / "in"), str(tmp_path / "out"), *options]
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     mask = np.asarray(nib.load(tmp_path / "out" / "case.nii.gz").dataobj)
-    assert (tmp_path / "out" / "case.count.txt").read_text().split()[0] == str(int((mask > 0).sum()))
+    for name in ("case.count.txt", "case.report.txt"):
+        assert (tmp_path / "out" / name).read_text().split()[0] == str(int((mask > 0).sum()))
+    shown = subprocess.run([*command, "--save", "tally"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert shown.returncode == 2
+    assert "--save count and --save tally write the same file; choose one" in shown.stderr
     code = (
         "import sys; from app import Segmenter\n"
         "mask = Segmenter.load(sys.argv[1], 'cpu').segment(sys.argv[2])\nprint(int((mask > 0).sum()))"
@@ -288,8 +305,8 @@ NIFTI_NAMES = (".nii", ".gz", "_0000")
 def test_no_room_but_the_format_s_own_knows_how_its_files_are_called(path: pathlib.Path) -> None:
     """In code; a help text may say what users type."""
     for node in ast.walk(ast.parse(path.read_text())):
-        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value
-        assert not (is_text and any(name in node.value for name in NIFTI_NAMES)), node.value
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
+            assert not any(name in node.value for name in NIFTI_NAMES), node.value
 
 
 def test_the_image_gets_four_things_and_nothing_else() -> None:

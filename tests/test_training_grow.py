@@ -13,6 +13,7 @@ from app.checkpoint import ModelConfig
 from app.network import build
 from tests.tiny import CONFIG, TINY, randomise
 from training.__main__ import main
+from training.cache import CachedCase
 from training.engine import Run
 from training.grow import fit_input_channels, grown_weights
 from training.recipes.fast import RECIPE as FAST
@@ -58,9 +59,12 @@ def test_every_new_channel_gets_a_gradient() -> None:
     large.load_state_dict(grown_weights(small.state_dict(), SMALL, large, target))
     logits = large.train()(torch.rand(4, 3, 64, 96))
     (logits.refined.square().mean() + logits.coarse.square().mean()).backward()
-    query = large.ocr_head.attention.query[1].norm
-    assert (query.weight.grad[SMALL.key_channels :] != 0).all()
-    reads_new = large.ocr_head.classify.weight.grad[:, SMALL.ocr_channels :]
+    names = ("ocr_head.attention.query.1.norm.weight", "ocr_head.classify.weight")
+    query, reads = (large.get_parameter(name).grad for name in names)
+    assert query is not None
+    assert reads is not None
+    assert (query[SMALL.key_channels :] != 0).all()
+    reads_new = reads[:, SMALL.ocr_channels :]
     assert (reads_new != 0).any(dim=0).sum() > len(reads_new[0]) / 2
 
 
@@ -70,7 +74,7 @@ def test_a_network_cannot_shrink() -> None:
         grown_weights(build(SMALL).state_dict(), SMALL, build(target), target)
 
 
-def test_grow_begins_a_run_that_train_goes_on_with(tmp_path: pathlib.Path, cases: list[object]) -> None:
+def test_grow_begins_a_run_that_train_goes_on_with(tmp_path: pathlib.Path, cases: list[CachedCase]) -> None:
     recipe = tmp_path / "own.py"
     recipe.write_text(
         "from dataclasses import replace\n"

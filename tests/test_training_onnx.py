@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from app.checkpoint import ModelConfig
 from tests.tiny import TINY, randomise
 from training import onnx_export
 from training.__main__ import main
@@ -63,7 +64,7 @@ def test_a_bundled_model_as_onnx(tmp_path: pathlib.Path, monkeypatch: pytest.Mon
 def test_a_file_that_computes_something_else_is_not_written(run: RunState, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = onnx_export.traced
 
-    def other(network: nn.Module, config: object) -> bytes:
+    def other(network: nn.Module, config: ModelConfig) -> bytes:
         changed = onnx_export.RefinedLogits(randomise(build_network(TINY), seed=6))
         return plain(changed, config)
 

@@ -105,8 +105,8 @@ def test_a_run_starts_from_another_with_its_weights_and_norms(cases: list[Cached
     wider = RunState(tmp_path / "third", tiny(channels_in=7), torch.device("cpu"))
     wider.start_from(str(tmp_path / "first"))
     image = torch.rand(1, 7, 64, 64)
-    stem, widened = (network.backbone.stem[0].conv for network in (first.average.module, wider.network))
-    torch.testing.assert_close(widened(image), stem(image[:, 2:5]))  # new neighbours count for nothing yet
+    narrow, widened = (n.get_submodule("backbone.stem.0.conv") for n in (first.average.module, wider.network))
+    torch.testing.assert_close(widened(image), narrow(image[:, 2:5]))  # new neighbours count for nothing yet
     with pytest.raises(TrainingError, match=r"nowhere/last\.pt: no checkpoint there"):
         run.start_from(str(tmp_path / "nowhere"))
     with pytest.raises(TrainingError, match="fast: its network is not the recipe's"):

@@ -137,7 +137,8 @@ def in_patient_space(image: nib.Nifti1Image) -> NDArray[np.uint8]:
     turn = nib.orientations.ornt_transform(
         nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt("LPS")
     )
-    return nib.orientations.apply_orientation(np.asarray(image.dataobj), turn)
+    turned: NDArray[np.uint8] = nib.orientations.apply_orientation(np.asarray(image.dataobj), turn)
+    return turned
 
 
 @every_format

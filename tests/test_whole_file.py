@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.whole_file import beside, printable, whole_file
+from app.whole_file import beside, clear_stale, printable, whole_file
 
 
 def write(path: pathlib.Path) -> None:
@@ -89,3 +90,17 @@ def test_a_lone_surrogate_that_no_file_has_is_escaped_too() -> None:
 
 def test_names_beside_each_other() -> None:
     assert beside(pathlib.Path("out/a.v2"), ".seg.dcm") == pathlib.Path("out/a.v2.seg.dcm")
+
+
+def test_partial_files_of_the_dead_are_cleared_and_those_of_the_living_kept(tmp_path: pathlib.Path) -> None:
+    long_ago = time.time() - 100
+    (tmp_path / ".dead.partial").touch()
+    os.utime(tmp_path / ".dead.partial", (long_ago, long_ago))
+    with whole_file(tmp_path / "living.txt") as stream:
+        stream.write(b"half")
+        stream.flush()
+        (partial,) = tmp_path.glob(".????????????????.partial")
+        os.utime(partial, (long_ago, long_ago))
+        clear_stale(tmp_path)
+        assert [p.name for p in tmp_path.iterdir()] == [partial.name]
+    assert [p.name for p in tmp_path.iterdir()] == ["living.txt"]

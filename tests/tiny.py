@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import pathlib
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from app.checkpoint import ModelConfig
-from app.network import HrnetOcr
+from app.checkpoint import ModelConfig, save_checkpoint
+from app.network import build, tensors_of
 from app.organs import ORGANS
 from app.segmentation import ModelInfo, Segmentation
 from app.volumes import Volume
@@ -29,6 +31,7 @@ CONFIG = ModelConfig(
     neighbour_mm=3.0,
     training_data="none: random weights of a test",
 )
+COARSE = replace(CONFIG, spacing_mm=6.0)  # a coarse grid saves time
 TINY = Recipe(
     model=replace(PAPER_MODEL, width=4, ocr_channels=16, key_channels=8, spacing_mm=6.0, neighbour_mm=3.0),
     crops=Crops(size=(64, 48), batch=2),
@@ -36,9 +39,9 @@ TINY = Recipe(
 )
 
 
-def tiny(**parts: object) -> Recipe:
+def tiny(**parts: Any) -> Recipe:  # noqa: ANN401
     """TINY, but for the values given: fields of the recipe, or of one of its parts."""
-    changed: dict[str, object] = {}
+    changed: dict[str, Any] = {}
     for part in ("model", "crops", "optimiser", "loss"):
         value = getattr(TINY, part)
         own = {name: parts.pop(name) for name in list(parts) if hasattr(value, name)}
@@ -52,7 +55,10 @@ def segmentation_of(volume: Volume, mask: NDArray[np.uint8], case: str = "case",
     return Segmentation(case=case, volume=volume, mask=mask, model=model, **fields)
 
 
-def randomise(network: HrnetOcr, seed: int) -> HrnetOcr:
+N = TypeVar("N", bound=nn.Module)
+
+
+def randomise(network: N, seed: int) -> N:
     """Give every tensor of a network, batch norm's statistics too, values that do not depend on the initialisation."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -67,6 +73,18 @@ def randomise(network: HrnetOcr, seed: int) -> HrnetOcr:
             else:
                 tensor.copy_(0.1 * noise + 0.6 * name.endswith("norm.weight"))
     return network.eval()
+
+
+def save_undecided(config: ModelConfig, folder: pathlib.Path) -> pathlib.Path:
+    """Save a model with random weights under which no label wins everywhere; return its file."""
+    network = randomise(build(config), seed=9)
+    with torch.no_grad():
+        logits = network(torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))).refined
+        network.ocr_head.classify.bias -= logits.mean((0, 2, 3))
+        scale = 1 / logits.std((0, 2, 3))
+        network.ocr_head.classify.weight *= scale[:, None, None, None]
+        network.ocr_head.classify.bias *= scale
+    return save_checkpoint(config, tensors_of(network.state_dict()), folder)
 
 
 def largest_rounding(tensor: NDArray[np.float32]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,9 +28,9 @@ class ArrayVolume:
     warnings: tuple[str, ...] = ()
 
     def slices(self) -> Slices:
-        return ReadAhead(iter(self._planes()), depth=2)
+        return ReadAhead(self._planes(), depth=2)
 
-    def _planes(self) -> Iterator[tuple[int, NDArray[np.int16]]]:
+    def _planes(self) -> Generator[tuple[int, NDArray[np.int16]], None, None]:
         for z, plane in enumerate(self.geometry.orient(self.voxels)):
             yield z, np.ascontiguousarray(to_int16(plane))
 
@@ -52,6 +52,11 @@ class OneFileEach:
         ]
 
     def open(self, path: pathlib.Path) -> Volume:
+        raise NotImplementedError
+
+    @staticmethod
+    def store(path: pathlib.Path, voxels: NDArray[np.int16], affine: NDArray[np.float64]) -> pathlib.Path:
+        """Write a scan; returns its file, whose name may have got an extension."""
         raise NotImplementedError
 
 
@@ -100,4 +105,4 @@ class TextHeader(OneFileEach):
         return path
 
 
-TINY_FORMATS = {"npz": Npz(), "text header": TextHeader()}
+TINY_FORMATS: dict[str, OneFileEach] = {"npz": Npz(), "text header": TextHeader()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -151,7 +151,8 @@ class OpenvinoEngine:
     """
 
     def __init__(self, checkpoint: Checkpoint, precision: str | None = None) -> None:
-        self.config, self.sha256 = checkpoint.config, checkpoint.sha256
+        self.config = checkpoint.config
+        self.sha256: Mapping[str, str] = checkpoint.sha256
         self.precision = precision or best_precision(ov.Core())
         executor = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._compiled: Future[ov.CompiledModel] = executor.submit(compile_network, checkpoint, self.precision)

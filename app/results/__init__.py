@@ -23,6 +23,7 @@ from typing import Any
 
 from ..errors import InputError, ResultError
 from ..segmentation import Segmentation
+from ..volumes.nifti import EXTENSIONS
 from .result import Result, each_by_itself
 
 __all__ = ["DEFAULT_RESULTS", "RESULTS", "Result", "finish_all", "make_results", "write_all"]
@@ -41,29 +42,51 @@ RESULTS: dict[str, tuple[str, str]] = {
 DEFAULT_RESULTS = ("nifti",)  # the challenge wants the mask alone
 
 
-def make_results(names: Sequence[str] = DEFAULT_RESULTS, seg_type: str = "binary") -> dict[str, Result]:
-    """The outputs of these names, each once.
+def make_results(names: Sequence[str] = DEFAULT_RESULTS, **options: Any) -> dict[str, Result]:  # noqa: ANN401
+    """The outputs of these names, each once, and before each the outputs that it requires.
 
     Args:
-        names: of `RESULTS`. A report measures segments, so that `dicom-sr` brings `dicom-seg` along.
-        seg_type: kind of DICOM segmentation, see `DicomSeg`.
+        names: of `RESULTS`.
+        options: by name; each output gets those that it takes, see `Result.takes`.
 
     Raises:
-        InputError: an output's library is not installed, or two write the same file.
+        InputError: there is no such output, its library is not installed, or two outputs write the same file.
     """
-    if {"nifti", "nifti-named"} <= set(names):
-        raise InputError("--save nifti and --save nifti-named write the same file; choose one")
-    if "dicom-sr" in names:
-        names = ("dicom-seg", *names)
-    options: Mapping[str, dict[str, Any]] = {name: {"seg_type": seg_type} for name in ("dicom-seg", "dicom-sr")}
     made: dict[str, Result] = {}
-    for name in dict.fromkeys(names):
-        module, result = RESULTS[name]
-        try:
-            made[name] = getattr(import_module(f".{module}", __name__), result)(**options.get(name, {}))
-        except ImportError as error:
-            raise InputError(f"--save {name} needs {error.name}; install hrnet-ocr-abdomen[all]") from error
+    for name in names:
+        _make(name, options, made)
+    _check_paths(made)
     return made
+
+
+def _make(name: str, options: Mapping[str, Any], made: dict[str, Result]) -> None:
+    """Add an output, and those that it requires, to those made so far."""
+    if name in made:
+        return
+    if name not in RESULTS:
+        raise InputError(f"'{name}': no such output; choose from {', '.join(RESULTS)}")
+    module, class_name = RESULTS[name]
+    try:
+        kind: type[Result] = getattr(import_module(f".{module}", __name__), class_name)
+    except ImportError as error:
+        raise InputError(f"--save {name} needs {error.name}; install hrnet-ocr-abdomen[all]") from error
+    for other in kind.requires:
+        _make(other, options, made)
+    made[name] = kind(**{option: options[option] for option in kind.takes if option in options})
+
+
+def _check_paths(results: Mapping[str, Result]) -> None:
+    """See that every output has a file of its own, however a scan is called.
+
+    Raises:
+        InputError: two write the same file.
+    """
+    for extension in (None, *EXTENSIONS):
+        writers: dict[pathlib.Path, str] = {}
+        for name, result in results.items():
+            other = writers.setdefault(result.path(pathlib.Path("X"), extension), name)
+            if other != name:
+                raise InputError(f"--save {other} and --save {name} write the same file; choose one")
 
 
 def write_all(segmentation: Segmentation, results: Mapping[str, Result], paths: Mapping[str, pathlib.Path]) -> None:

@@ -35,6 +35,7 @@ class DicomSeg(DicomResult):
             a tenth of the space, and few programs know it yet.
     """
 
+    takes = ("seg_type",)
     extension, series_number, kind = ".seg.dcm", 900, "a DICOM segmentation"
 
     def __init__(self, seg_type: SegType = "binary") -> None:

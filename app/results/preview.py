@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from ..errors import ResultError
 from ..hounsfield import WINDOW
 from ..inference.gathering import Reduced
-from ..organs import ORGANS
+from ..organs import ORGANS, Organ
 from ..ownership import mark_of
 from ..segmentation import Segmentation
 from ..whole_file import printable
@@ -28,6 +28,7 @@ GAP, LINE, FONT = 8, 26, 17  # pixels: between panels, height of a line of text,
 SLICES = 6  # in the lower row
 INK, PAPER = (235, 235, 235), (0, 0, 0)
 PNG_BEGINS, PNG_ENDS = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # PNG specification, 5.2 and 11.2.4
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 FINER = 2  # outlines are drawn this many times larger and shrunk, which smooths them
 
 
@@ -90,8 +91,10 @@ def preview(segmentation: Segmentation) -> Image.Image:
         raise ResultError(f"{segmentation.case}: a preview needs the scan's values, which were not gathered")
     small = segmentation.small
     rows = [] if small is None else _rows(small, segmentation.volume.geometry.orientation_known)
-    page = Image.new("RGB", (WIDTH, sum(row.height + GAP for row in rows) + 2 * LINE + 2 * GAP), PAPER)
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(FONT)
+    font = ImageFont.load_default(FONT)
+    legend = _legend(segmentation, font)
+    page = Image.new("RGB", (WIDTH, sum(row.height + GAP for row in rows) + (1 + len(legend)) * LINE + 2 * GAP), PAPER)
+    draw = ImageDraw.Draw(page)
     draw.text((GAP, GAP), printable(segmentation.case), INK, font)
     note = "research use, not for diagnosis"
     draw.text((WIDTH - GAP - draw.textlength(note, font), GAP), note, (150, 150, 150), font)
@@ -99,14 +102,28 @@ def preview(segmentation: Segmentation) -> Image.Image:
     for row in rows:
         page.paste(row, (0, y))
         y += row.height + GAP
+    for line in legend:
+        for x, organ, text in line:
+            draw.rectangle((x, y + 4, x + 14, y + 18), organ.rgb)
+            draw.text((x + 22, y), text, INK, font)
+        y += LINE
+    return page
+
+
+def _legend(segmentation: Segmentation, font: Font) -> list[list[tuple[float, Organ, str]]]:
+    """Lines of the legend: where each organ's colour begins, and the words beside it."""
+    lines: list[list[tuple[float, Organ, str]]] = [[]]
     x = float(GAP)
     for organ, millilitres in segmentation.volumes_ml.items():
         found = f"{millilitres:.0f} ml" if millilitres else "not found"
         text = f"{organ.key} {found}" + (", check" if organ in segmentation.check else "")
-        draw.rectangle((x, y + 4, x + 14, y + 18), organ.rgb)
-        draw.text((x + 22, y), text, INK, font)
-        x += 22 + draw.textlength(text, font) + 30
-    return page
+        width = 22 + font.getlength(text)
+        if lines[-1] and x + width > WIDTH - GAP:
+            lines.append([])
+            x = float(GAP)
+        lines[-1].append((x, organ, text))
+        x += width + 30
+    return lines
 
 
 def _rows(small: Reduced, orientation_known: bool) -> list[Image.Image]:

@@ -6,6 +6,7 @@ import logging
 import pathlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 from .. import ownership
 from ..errors import AppError, ResultError
@@ -67,11 +68,15 @@ class Result(ABC):
     """One kind of output.
 
     Attributes:
+        requires: names of other outputs, of `results.RESULTS`, that it refers to; they are written along with it.
+        takes: names of the options of `results.make_results` that its constructor takes.
         needs_dicom: whether the scan must have come as DICOM.
         ending: of a file that is complete.
         needs_scan: whether it is made from the scan's values too, see `inference.gathering.Gathering`.
     """
 
+    requires: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[tuple[str, ...]] = ()
     needs_dicom = False
     needs_scan = False
     ending = b""

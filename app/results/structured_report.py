@@ -26,6 +26,8 @@ class StructuredReport(DicomResult):
         seg_type: of the segmentation that it refers to, see `DicomSeg`.
     """
 
+    requires = ("dicom-seg",)
+    takes = DicomSeg.takes
     extension, series_number, kind = ".sr.dcm", 950, "a DICOM report"
 
     def __init__(self, seg_type: SegType = "binary") -> None:

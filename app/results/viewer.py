@@ -25,7 +25,6 @@ from ..volumes.nifti import small_nifti
 from ..whole_file import printable
 from .planes import around_organs
 from .preview import EXTENSION as PREVIEW
-from .preview import Preview
 from .result import MARK, PROGRAM, Result, beside, write_whole
 from .statistics import statistics
 
@@ -37,7 +36,7 @@ STEP_HU, LOWEST_HU = 2, -200  # a byte holds -200..310 HU
 
 
 class Viewer(Result):
-    """X.viewer.html and X.preview.png for the case, index.html for the folder.
+    """X.viewer.html for the case; index.html for the folder, with the cases' previews.
 
     A page holds everything it needs: NiiVue, the scan around the organs at about 1.5 mm, labels, and statistics.
 
@@ -45,23 +44,20 @@ class Viewer(Result):
         InputError: NiiVue, which is fetched when the program is built, is not there.
     """
 
+    requires = ("preview",)
     needs_scan = True
     ending = b"</html>\n"
 
     def __init__(self) -> None:
         if not _page(LIBRARY).is_file():
             raise InputError(f"--save viewer needs NiiVue; fetch it once: python {_page('fetch.py')}")
-        self.preview = Preview()
 
     def path(self, base: pathlib.Path, mask_extension: str | None) -> pathlib.Path:
         """Beside the mask."""
         return beside(base, EXTENSION)
 
     def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
-        """Write the page and its thumbnail; see `Result.write`."""
-        thumbnail = path.with_name(path.name.removesuffix(EXTENSION) + PREVIEW)
-        if not thumbnail.exists() or self.preview.wrote(thumbnail):
-            self.preview.write(segmentation, thumbnail)
+        """Write the page; see `Result.write`."""
         write_whole(path, (FIRST_LINE + page(segmentation)).encode())
 
     def finish(self, output: pathlib.Path) -> None:

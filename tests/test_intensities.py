@@ -1,0 +1,76 @@
+"""Whether a scan's values look like Hounsfield units: judged by most voxels, not by outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from app.inference.intensities import Intensities
+from phantom import make_phantom
+
+
+def phantom_values(change: Callable[[np.ndarray], np.ndarray]) -> Intensities:
+    volume = change(make_phantom((96, 96, 12), (4.0, 4.0, 20.0))[0].astype(np.int32))
+    found = Intensities()
+    for z in range(volume.shape[2]):
+        found.add(np.ascontiguousarray(volume[:, :, z].T.clip(-32768, 32767).astype(np.int16)))
+    return found
+
+
+def outlier(volume: np.ndarray, value: int) -> np.ndarray:
+    volume[:4, :4, 0] = value
+    return volume
+
+
+def corners(volume: np.ndarray, value: int) -> np.ndarray:
+    volume[:12, :12] = volume[-12:, -12:] = value
+    return volume
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda volume: volume,
+        lambda volume: volume.clip(-125, 275),  # windowed, as many public sets are
+        lambda volume: volume.clip(-1024, 3071),
+        lambda volume: corners(volume, -2000),
+        lambda volume: corners(volume, -3024),
+        lambda volume: outlier(volume, 30000),
+        lambda volume: np.zeros_like(volume) - 1000,  # only air: there is nothing to judge
+    ],
+)
+def test_hounsfield_units_raise_no_doubt(change: Callable[[np.ndarray], np.ndarray]) -> None:
+    assert phantom_values(change).doubts() is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda volume: volume + 1024,
+        lambda volume: corners(volume + 1024, -2000),
+        lambda volume: corners(volume + 1024, -1024),
+        lambda volume: outlier(volume + 1024, -1000),
+    ],
+)
+def test_an_offset_that_was_not_applied_is_named(change: Callable[[np.ndarray], np.ndarray]) -> None:
+    doubt = phantom_values(change).doubts()
+    assert doubt is not None
+    assert "do not look like Hounsfield units" in doubt
+    assert "subtract 1024, the offset that was not applied" in doubt
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda volume: (volume.clip(-125, 275) + 125) * 255 // 400,  # 8 bits
+        lambda volume: outlier((volume.clip(-125, 275) + 125) * 255 // 400, -500),
+        lambda volume: np.sign(volume),  # -1..1
+        lambda volume: volume // 20,
+    ],
+)
+def test_other_scales_are_doubted(change: Callable[[np.ndarray], np.ndarray]) -> None:
+    doubt = phantom_values(change).doubts()
+    assert doubt is not None
+    assert "check the scan's rescaling" in doubt

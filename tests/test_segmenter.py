@@ -1,0 +1,270 @@
+"""The Python door: what a caller may hand in, what comes back, and what is said of anything else."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from app import Segmenter
+from app.engines import Box
+from app.errors import CheckpointError, InputError, ResultError, VolumeError
+from app.inference.labelling import FindBox
+from app.organs import ORGANS, Organ
+from app.volumes import open_image, open_volume
+from phantom import make_phantom
+from tests.nifti_files import save, volume_lps
+from tests.tiny import segmentation_of
+
+
+@pytest.fixture(scope="module")
+def segmenter(tiny_weights: pathlib.Path) -> Segmenter:
+    return Segmenter.load(tiny_weights, "cpu")
+
+
+def in_memory(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    return nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header)
+
+
+WAYS_IN: dict[str, Callable[[Any], tuple[Any, ...]]] = {
+    "text": lambda image: (str(image.get_filename()),),
+    "image of a file": lambda image: (image,),
+    "image in memory": lambda image: (in_memory(image),),
+    "array": lambda image: (np.asarray(image.dataobj), image.affine),
+    "array of floats and lists": lambda image: (image.get_fdata(), image.affine.tolist()),
+    "array that is not contiguous": lambda image: (np.asarray(image.dataobj).repeat(2, axis=1)[:, ::2], image.affine),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_IN)
+def test_every_way_in_gives_the_same(segmenter: Segmenter, phantom_path: pathlib.Path, way: str) -> None:
+    expected = segmenter.run(phantom_path)
+    found = segmenter.run(*WAYS_IN[way](nib.load(phantom_path)))
+    np.testing.assert_array_equal(found.mask, expected.mask)
+    assert found.volumes_ml == expected.volumes_ml
+    assert found.confidence == expected.confidence
+    assert found.warnings == expected.warnings
+    np.testing.assert_array_equal(found.volume.geometry.affine, expected.volume.geometry.affine)
+
+
+def test_the_record_says_what_was_found(segmenter: Segmenter, phantom_path: pathlib.Path) -> None:
+    found = segmenter.run(phantom_path)
+    assert found.case == phantom_path.name
+    assert found.mask.dtype == np.uint8
+    assert found.mask.shape == nib.load(phantom_path).shape
+    assert set(np.unique(found.mask)) == {0, *ORGANS}
+    assert found.organs == ORGANS
+    assert found.volumes_ml == {
+        organ: pytest.approx((found.mask == organ).sum() * 3 * 3 * 13 / 1000) for organ in ORGANS
+    }
+    assert all(0 < value < 1 for value in found.confidence.values() if value is not None)
+    assert None not in found.confidence.values()
+    assert set(found.seconds) == {"read", "network", "postprocess"}
+    assert found.network_slices > 0
+
+
+def test_the_mask_alone(segmenter: Segmenter, phantom_path: pathlib.Path) -> None:
+    np.testing.assert_array_equal(segmenter.segment(phantom_path), segmenter.run(str(phantom_path)).mask)
+
+
+# Warnings
+
+
+def test_what_is_odd_about_a_scan_is_in_the_record_and_logged_with_the_mask_alone(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, segmenter: Segmenter
+) -> None:
+    image, _ = make_phantom((64, 64, 8), (5.0, 5.0, 30.0))
+    path = save(tmp_path / "a.nii.gz", image + 1024, np.diag([-5.0, -5, 30, 1]))
+    with caplog.at_level(logging.WARNING, logger="app"):
+        warnings = segmenter.run(path).warnings
+        assert caplog.messages == []
+        segmenter.segment(path)
+    assert any("intensities" in text and "subtract 1024" in text for text in warnings)
+    assert caplog.messages == [f"a.nii.gz: {text}" for text in warnings]
+
+
+@pytest.mark.parametrize(("organ", "ml"), [(Organ.LIVER, 8001), (Organ.PANCREAS, 501)])
+def test_an_organ_larger_than_any_known_is_doubted(organ: Organ, ml: int) -> None:
+    mask = np.zeros((20, 20, 40), np.uint8)
+    mask.flat[:ml] = organ
+    volume = open_image(np.zeros(mask.shape, np.int16), np.diag([-10.0, -10.0, 10.0, 1.0]))  # voxels of 1 ml
+    (warning,) = (text for text in segmentation_of(volume, mask).warnings if "larger than any known" in text)
+    assert warning.startswith(f"{organ.key} of {ml} ml")
+    mask.flat[ml - 2 : ml] = 0
+    assert not any("larger than any known" in text for text in segmentation_of(volume, mask).warnings)
+
+
+def test_missing_and_doubtful_organs_are_named(phantom_path: pathlib.Path) -> None:
+    volume = open_volume(phantom_path)
+    mask = np.zeros(volume.geometry.shape, np.uint8)
+    mask[:5] = Organ.SPLEEN
+    found = segmentation_of(volume, mask, confidence={Organ.SPLEEN: 0.5}, check=(Organ.SPLEEN,))
+    assert found.warnings == (
+        "no liver, no kidneys, no pancreas found; check that this is an abdominal CT",
+        "check the spleen: the network is unsure of it (confidence 0.50)",
+    )
+
+
+# What the network sees
+
+
+def test_a_caller_chooses_what_the_network_sees(segmenter: Segmenter, phantom_path: pathlib.Path) -> None:
+    """The front half of every slice; behind it nothing is labelled."""
+    volume = open_volume(phantom_path)
+    shapes: list[tuple[int, ...]] = []
+    done: list[int] = []
+
+    def front(inputs: NDArray[np.float32], spacing_yx_mm: Sequence[float], window_hu: Sequence[float]) -> Box:
+        shapes.append(inputs.shape)
+        assert 0 <= inputs.min() <= inputs.max() <= 1
+        return slice(0, 32), slice(0, inputs.shape[2])
+
+    def labels(find_box: FindBox) -> NDArray[np.uint8]:
+        done.clear()
+        found = segmenter.segment_volume(volume, volume.slices(), case="x", on_slice=done.append, find_box=find_box)
+        return found.labels_zyx
+
+    in_front = labels(front)
+    assert sum(done) == len(in_front) == 20
+    assert {shape[1:] for shape in shapes} == {(64, 64)}  # 384 mm at 6 mm
+    assert in_front[:, :64].any()
+    assert not in_front[:, 64 + 4 :].any()  # logits of 24 mm are interpolated over half of that
+    everything = labels(lambda inputs, spacing, window: (slice(0, 64), slice(0, 64)))
+    assert everything[:, 64 + 4 :].any()
+
+
+# Outputs
+
+
+def test_a_record_saves_outputs(segmenter: Segmenter, phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    found = segmenter.run(phantom_path)
+    for name in ("nifti", "nifti-named", "statistics", "preview", "viewer"):
+        found.save(str(tmp_path / name), name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "nifti",
+        "nifti-named",
+        "preview",
+        "statistics",
+        "viewer",
+    ]
+    (tmp_path / "nifti").rename(tmp_path / "x.nii")
+    np.testing.assert_array_equal(nib.load(tmp_path / "x.nii").dataobj, found.mask)
+    organs = json.loads((tmp_path / "statistics").read_text())["organs"]
+    assert {name: row["voxels"] for name, row in organs.items()} == {o.key: n for o, n in found.voxels.items()}
+    with Image.open(tmp_path / "preview") as picture:
+        assert picture.width == 1000
+    assert (tmp_path / "viewer").read_text().endswith("</html>\n")
+    found.save(tmp_path / "scan.nii.gz")
+    found.save(tmp_path / "scan.nii.gz")  # again
+    np.testing.assert_array_equal(nib.load(tmp_path / "scan.nii.gz").dataobj, found.mask)
+
+
+@pytest.mark.parametrize(
+    ("output", "error", "line"),
+    [
+        ("dicom-seg", ResultError, "a DICOM segmentation needs a DICOM scan; save nifti instead"),
+        ("statistics", ResultError, "statistics need the scan's values, which were not gathered"),
+        ("nifty", InputError, "'nifty': no such output; choose from nifti, nifti-named, dicom-seg"),
+    ],
+)
+def test_what_cannot_be_saved_says_why(
+    segmenter: Segmenter,
+    phantom_path: pathlib.Path,
+    tmp_path: pathlib.Path,
+    output: str,
+    error: type[Exception],
+    line: str,
+) -> None:
+    found = segmenter.run(phantom_path, gather=False)
+    with pytest.raises(error, match=line):
+        found.save(tmp_path / "x", output)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_one_line(
+    segmenter: Segmenter, phantom_path: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    found = segmenter.run(phantom_path)
+    for name in ("nifti", "statistics"):
+        with pytest.raises(ResultError, match=r"cannot be written \(No such file or directory\); check the folder"):
+            found.save(tmp_path / "missing" / "x", name)
+
+
+# What is no scan
+
+
+AFFINE = np.diag([-3.0, -3.0, 10.0, 1.0])
+VOXELS = np.zeros((40, 40, 5), np.int16)
+RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+BAD: dict[str, tuple[tuple[Any, ...], str]] = {
+    "no affine": ((VOXELS,), "array: expected its affine, .* got None"),
+    "an affine of 3 x 3": ((VOXELS, np.eye(3)), r"array: expected its affine, .* got \(3, 3\)"),
+    "an affine of NaN": ((VOXELS, AFFINE * np.nan), "array: (voxel spacing|singular affine) .*nan"),
+    "an affine without depth": (
+        (VOXELS, np.diag([3.0, 3.0, 0.0, 1.0])),
+        r"array: voxel spacing .*3\.0, 0\.0\) mm",
+    ),
+    "two affines": ((nib.Nifti1Image(VOXELS, AFFINE), AFFINE), "image: an affine was given besides a nibabel image"),
+    "2-D": ((VOXELS[..., 0], AFFINE), r"array: expected a 3-D CT, got shape \(40, 40\)"),
+    "4-D": ((np.stack([VOXELS] * 2, axis=3), AFFINE), r"array: expected a 3-D CT, got shape \(40, 40, 5, 2\)"),
+    "a 4-D image": (
+        (nib.Nifti1Image(np.stack([VOXELS] * 3, axis=3), AFFINE),),
+        r"image: expected a 3-D CT, got shape \(40, 40, 5, 3\); split the series",
+    ),
+    "no voxel": ((VOXELS[:0], AFFINE), "array: expected a 3-D CT, got shape"),
+    "RGB": ((np.zeros(VOXELS.shape, RGB), AFFINE), "array: expected Hounsfield units as integers or floats, .* 'V'"),
+    "an RGB image": (
+        (nib.Nifti1Image(np.zeros(VOXELS.shape, RGB), AFFINE),),
+        "image: expected Hounsfield units .* 'V'",
+    ),
+    "complex": ((VOXELS.astype(complex), AFFINE), "array: expected Hounsfield units as integers or floats, .* 'c'"),
+    "true or false": ((VOXELS > 0, AFFINE), "array: expected Hounsfield units as integers or floats, .* 'b'"),
+    "nothing": ((None, AFFINE), "array: expected Hounsfield units as integers or floats, .* 'O'"),
+    "metres": ((VOXELS, np.diag([-3000.0, -3000.0, 10.0, 1.0])), "array: the scan measures .*, no patient does"),
+    "no file": (("missing.nii.gz",), r"missing\.nii\.gz: "),
+    "no scan": ((pathlib.Path(__file__),), r"test_segmenter\.py: not a scan; expected"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_no_scan_is_one_line(segmenter: Segmenter, kind: str) -> None:
+    arguments, line = BAD[kind]
+    with pytest.raises(VolumeError, match=line) as caught:
+        segmenter.run(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_voxels_of_nan_are_air(segmenter: Segmenter, phantom_path: pathlib.Path) -> None:
+    image = nib.load(phantom_path)
+    voxels = image.get_fdata()
+    voxels[:20] = -1024
+    expected = segmenter.run(voxels, image.affine).mask
+    voxels[:20] = np.nan
+    np.testing.assert_array_equal(segmenter.run(voxels, image.affine).mask, expected)
+
+
+@pytest.mark.parametrize("name", ["slow", "slow.safetensors", pathlib.Path("slow")])
+def test_a_model_that_is_not_there_is_one_line(name: str | pathlib.Path) -> None:
+    with pytest.raises(CheckpointError, match="slow"):
+        Segmenter.load(name, "cpu")
+
+
+def test_slices_of_a_scan_that_failed_are_closed(segmenter: Segmenter) -> None:
+    """Whoever opened them need not."""
+    volume = open_image(volume_lps(), np.diag([-60.0, -60.0, 60.0, 1.0]))
+    slices = volume.slices()
+
+    def fail(*_: object) -> Box:
+        raise VolumeError("x")
+
+    with pytest.raises(VolumeError, match="x"):
+        segmenter.segment_volume(volume, slices, case="x", find_box=fail)
+    assert list(slices) == []
