@@ -14,9 +14,11 @@ their position along the normal of the slices (DICOM PS3.3, C.7.6.2).
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 import pathlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -28,7 +30,7 @@ from .dicom_fields import PATIENT
 from .dicom_names import NamesByFolder, is_meant
 from .dicom_phases import divide
 from .dicom_slice import OtherObject, Slice, Unreadable, read_slices
-from .dicom_stack import Pixels, Stack, clusters, groups
+from .dicom_stack import Pixels, Stack, clusters, differences, groups, may_be_one
 from .volume import DEFAULT_OPTIONS, FindOptions
 
 MANY_FILES = 2048  # from here on, several processes read headers faster than one
@@ -83,8 +85,8 @@ def find_series(paths: Sequence[pathlib.Path], options: FindOptions = DEFAULT_OP
             slices += read
     volumes: list[Series] = []
     left: list[Stack] = []
-    for group in groups(slices):
-        arranged, at_one_place = _arrange(group, options)
+    for _, same_uid in itertools.groupby(groups(slices), key=lambda group: group[0].series):
+        arranged, at_one_place = _arrange_all(list(same_uid), options)
         volumes += arranged
         left += at_one_place
     torn, left = _torn(left, options)
@@ -121,6 +123,7 @@ def _distinct_names(found: Iterable[Series]) -> list[Series]:
     """The same with a hash of what they hold added to names that several have.
 
     A number would change what a name stands for when another part, phase or patient of the same UID comes or goes.
+    Where even their headers are alike, a hash of their places in the tree is added.
     """
     by_name: dict[str, list[Series]] = defaultdict(list)
     for series in found:
@@ -128,9 +131,12 @@ def _distinct_names(found: Iterable[Series]) -> list[Series]:
     named = []
     for name, several in sorted(by_name.items()):
         volumes = [series for series in several if series.not_ct is None]
+        contents = Counter(map(_content, several))
         for series in several:
             is_the_one = len(several) == 1 or (len(volumes) == 1 and series is volumes[0])
-            named.append(series if is_the_one else replace(series, name=f"{name}_{_hash_of(_content(series))}"))
+            content = _content(series)
+            own = content if contents[content] == 1 else _places(series, several)
+            named.append(series if is_the_one else replace(series, name=f"{name}_{_hash_of(own)}"))
     return named
 
 
@@ -142,6 +148,12 @@ def _content(series: Series) -> str:
         for one in series.slices
     )
     return "\n".join(slices) or f"{series.not_ct or series.problem}"
+
+
+def _places(series: Series, several: Sequence[Series]) -> str:
+    """The files of a series below the folder that holds all of several series."""
+    top = os.path.commonpath([one.path.parent for other in several for one in other.slices] or [series.path])
+    return "\n".join(sorted(os.path.relpath(one.path, top) for one in series.slices))
 
 
 def _name_by(options: FindOptions, first: Slice) -> str:
@@ -160,6 +172,49 @@ def _series_of(first: Slice, options: FindOptions) -> Series:
     return Series(_name_by(options, first), first.series, path)
 
 
+def _arrange_all(several: Sequence[Sequence[Slice]], options: FindOptions) -> tuple[list[Series], list[Stack]]:
+    """What `_arrange` makes of the groups that share a series UID.
+
+    Several volumes of one series UID say so. Groups that would be one volume together are refused where nobody can say
+    that they are not: their image types differ, or some slices lack what others say of patient and study.
+    """
+    arranged = [_arrange(group, options) for group in several]
+    torn = _torn_groups(several)
+    volumes: list[Series] = []
+    for i, (group, (found, _)) in enumerate(zip(several, arranged, strict=True)):
+        others = [other[0] for j, other in enumerate(several) if j != i and arranged[j][0]]
+        fields = ", ".join(dict.fromkeys(name for other in others for name in differences(group[0], other)))
+        scans = "another scan" if len(others) == 1 else f"{len(others)} other scans"
+        for series in found:
+            if i in torn:
+                volumes.append(replace(series, problem=torn[i]))
+            elif others:
+                said = f"its series UID is also that of {scans}, told apart by {fields}"
+                volumes.append(replace(series, warnings=(said, *series.warnings)))
+            else:
+                volumes.append(series)
+    return volumes, [stack for _, at_one_place in arranged for stack in at_one_place]
+
+
+def _torn_groups(several: Sequence[Sequence[Slice]]) -> dict[int, str]:
+    """The groups that would be one volume with others and may be one scan, by number, each with what is wrong."""
+    alike = [
+        frozenset(j for j, other in enumerate(several) if j == i or may_be_one(group[0], other[0]))
+        for i, group in enumerate(several)
+    ]
+    pairs = (frozenset(pair) for i, others in enumerate(alike) for pair in zip(itertools.repeat(i), others - {i}))
+    torn: dict[int, str] = {}
+    for together in {*alike, *pairs}:
+        if len(together) > 1:
+            stack = Stack.of([one for i in together for one in several[i]])
+            if len(stack.firsts()) == len(stack) and stack.as_volume(Pixels()):
+                first, *others = (several[i][0] for i in together)
+                fields = ", ".join(dict.fromkeys(name for other in others for name in differences(first, other)))
+                problem = f"{len(stack)} slices that would be one volume differ in {fields}, or some lack it; "
+                torn |= dict.fromkeys(together, f"{problem}expected the same in all, export it again")
+    return torn
+
+
 def _arrange(group: Sequence[Slice], options: FindOptions) -> tuple[list[Series], list[Stack]]:
     """The volumes of a group, or what is wrong with it; and stacks of one place, which are none."""
     stack, pixels = Stack.of(group), Pixels()
@@ -167,10 +222,9 @@ def _arrange(group: Sequence[Slice], options: FindOptions) -> tuple[list[Series]
         return [], [stack]
     division = divide(stack, pixels)
     long = [part for part in division.parts if not part.at_one_place]
-    series = _series_of(stack.slices[0], options)
     arranged = []
     for number, part in enumerate(long, 1):
-        one = _volume(series, part, pixels, options.resample_gaps)
+        one = _volume(_series_of(part.slices[0], options), part, pixels, options.resample_gaps)
         if division.problem:
             one = replace(one, problem=f"{division.problem}; send each volume as a series of its own")
         elif len(long) > 1:
