@@ -111,7 +111,7 @@ def test_another_patient_study_or_frame_is_another_scan(
     assert [scan.open().warnings for scan in scans] == [(said,)] * 2
 
 
-@pytest.mark.parametrize("keyword", ["PatientSex", "StudyDate", "FrameOfReferenceUID", "ImageType"])
+@pytest.mark.parametrize("keyword", ["PatientSex", "StudyDate", "SeriesInstanceUID", "ImageType"])
 @pytest.mark.parametrize("is_odd", [lambda place: place % 2, lambda place: place > 4], ids=["by turns", "at the end"])
 def test_a_scan_part_of_which_lacks_a_field_is_refused_and_not_halved(
     tmp_path: pathlib.Path, keyword: str, is_odd: Callable[[int], bool]
@@ -363,6 +363,25 @@ def test_a_stray_file_fails_no_series(tmp_path: pathlib.Path, names: str, stray:
     scans = find_scans(tmp_path)
     assert ready(scans) == [sweep()]
     assert len(scans) == 1 + stray.endswith(".dcm")  # which is called DICOM, and a case by itself
+
+
+@pytest.mark.parametrize("names", ["IM{}", "1.2.840.{}", "{}"])
+@pytest.mark.parametrize(
+    "content", ["<html>503 Service Unavailable</html>", "/annex/objects/MD5-s526--0cc175b9c0f1b6a8"]
+)
+def test_text_in_the_place_of_a_slice_fails_its_series(tmp_path: pathlib.Path, names: str, content: str) -> None:
+    paths = write_series(tmp_path, slices(), SPACING, name=names)
+    paths[-1].write_text(content)
+    assert f"a file cannot be read as a CT slice ({paths[-1].name}: not DICOM)" in only_line(tmp_path)
+
+
+def test_text_without_a_slice_beside_it_is_nothing(tmp_path: pathlib.Path) -> None:
+    write_series(tmp_path / "ct", slices(), SPACING, name="IM{}")
+    for name in ("md5", "part1", "part2"):
+        (tmp_path / name).write_text("no slice")
+        (tmp_path / "ct" / name).write_text("no slice")
+    (scan,) = find_scans(tmp_path)
+    assert values(scan) == sweep()
 
 
 def test_a_file_that_names_its_series_fails_only_that(tmp_path: pathlib.Path) -> None:

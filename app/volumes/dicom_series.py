@@ -27,7 +27,7 @@ from multiprocessing import get_context
 
 from ..host import usable_cpus
 from .dicom_fields import PATIENT
-from .dicom_names import NamesByFolder, is_meant
+from .dicom_names import EXTENSIONS, NamesByFolder, is_meant
 from .dicom_phases import divide
 from .dicom_slice import OtherObject, Slice, Unreadable, read_slices
 from .dicom_stack import Pixels, Stack, clusters, differences, groups, may_be_one
@@ -85,8 +85,12 @@ def find_series(paths: Sequence[pathlib.Path], options: FindOptions = DEFAULT_OP
             slices += read
     volumes: list[Series] = []
     left: list[Stack] = []
-    for _, same_uid in itertools.groupby(groups(slices), key=lambda group: group[0].series):
-        arranged, at_one_place = _arrange_all(list(same_uid), options)
+    uid_in = {str(one.path.parent): one.series for one in slices if one.has_uid}
+    by_uid: dict[str, list[list[Slice]]] = defaultdict(list)
+    for group in groups(slices):
+        by_uid[uid_in.get(group[0].series, group[0].series)].append(group)
+    for several in by_uid.values():
+        arranged, at_one_place = _arrange_all(several, options)
         volumes += arranged
         left += at_one_place
     torn, left = _torn(left, options)
@@ -173,16 +177,20 @@ def _series_of(first: Slice, options: FindOptions) -> Series:
 
 
 def _arrange_all(several: Sequence[Sequence[Slice]], options: FindOptions) -> tuple[list[Series], list[Stack]]:
-    """What `_arrange` makes of the groups that share a series UID.
+    """What `_arrange` makes of the groups that share a series UID; and of those without one that lie beside them.
 
     Several volumes of one series UID say so. Groups that would be one volume together are refused where nobody can say
-    that they are not: their image types differ, or some slices lack what others say of patient and study.
+    that they are not: their image types differ, or some slices lack what others say of patient, study and series.
     """
     arranged = [_arrange(group, options) for group in several]
     torn = _torn_groups(several)
     volumes: list[Series] = []
     for i, (group, (found, _)) in enumerate(zip(several, arranged, strict=True)):
-        others = [other[0] for j, other in enumerate(several) if j != i and arranged[j][0]]
+        others = [
+            other[0]
+            for j, other in enumerate(several)
+            if j != i and arranged[j][0] and other[0].series == group[0].series
+        ]
         fields = ", ".join(dict.fromkeys(name for other in others for name in differences(group[0], other)))
         scans = "another scan" if len(others) == 1 else f"{len(others)} other scans"
         for series in found:
@@ -322,7 +330,7 @@ def _blame(found: Sequence[Series], unreadable: Sequence[Unreadable]) -> list[Se
     alone: dict[pathlib.Path, list[Unreadable]] = defaultdict(list)
     for one in unreadable:
         owners = [i for i, series in enumerate(found) if series.uid == one.series]
-        owners = owners or [i for i, beside in enumerate(names) if beside.are_like(one.path)]
+        owners = owners or [i for i, beside in enumerate(names) if beside.are_like(one.path, one.is_foreign)]
         for i in owners:
             lacks[i].append(one)
         if not owners:
@@ -332,8 +340,8 @@ def _blame(found: Sequence[Series], unreadable: Sequence[Unreadable]) -> list[Se
         for i, series in enumerate(found)
     ]
     for folder, several in alone.items():
-        paths = [one.path for one in several]
-        meant = [one for one in several if one.is_dicom or is_meant(one.path, paths)]
+        paths = [one.path for one in several if not one.is_foreign or one.path.suffix.lower() in EXTENSIONS]
+        meant = [one for one in several if one.is_dicom or (one.path in paths and is_meant(one.path, paths))]
         if meant:
             name = hashlib.sha256("/".join(one.path.name for one in meant).encode()).hexdigest()[:8]
             path = folder if len(meant) > 1 else meant[0].path

@@ -66,16 +66,22 @@ def _is_parallel(one: Slice, other: Slice) -> bool:
 
 
 def differences(one: Slice, other: Slice) -> list[str]:
-    """The fields that put two slices of one series into different groups."""
-    fields = [name for name, a, b in zip(IDENTITY, one.identity, other.identity, strict=True) if a != b]
+    """The fields that put two slices into different groups."""
+    fields = ["SeriesInstanceUID"] * (one.series != other.series)
+    fields += [name for name, a, b in zip(IDENTITY, one.identity, other.identity, strict=True) if a != b]
     fields += ["ImageType"] * (one.kind != other.kind) + ["Rows or Columns"] * (one.shape != other.shape)
     return fields + ["ImageOrientationPatient or PixelSpacing"] * (not _is_parallel(one, other))
 
 
 def may_be_one(one: Slice, other: Slice) -> bool:
     """Whether slices of two groups may be of one scan: they differ in image type, or in a field that one lacks."""
-    identities = zip(one.identity, other.identity, strict=True)
-    return one.shape == other.shape and _is_parallel(one, other) and all(a == b or not (a and b) for a, b in identities)
+    told = zip(_whose(one), _whose(other), strict=True)
+    return one.shape == other.shape and _is_parallel(one, other) and all(a == b or not (a and b) for a, b in told)
+
+
+def _whose(one: Slice) -> tuple[str, ...]:
+    """Patient, study, frame of reference and series; empty where the header has none."""
+    return (*one.identity, one.series if one.has_uid else "")
 
 
 class Pixels:

@@ -29,11 +29,13 @@ class Walk:
         source: a folder, or one file.
         leave_out: a folder that is not walked, OUTPUT.
         unreadable: folders that could not be read, and why; known when the walk has ended.
+        dead_links: links that lead to nothing, which may be folders; likewise.
     """
 
     source: pathlib.Path
     leave_out: pathlib.Path | None = None
     unreadable: dict[pathlib.Path, str] = field(default_factory=dict)
+    dead_links: list[pathlib.Path] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[tuple[pathlib.Path, bytes]]:
         if not self.source.is_dir():
@@ -74,6 +76,8 @@ class Walk:
             path = folder / entry.name
             if not _is_folder(entry):
                 files.append(path)
+                if entry.is_symlink() and not path.exists():
+                    self.dead_links.append(path)
             elif entry.is_symlink():
                 self._links.append(path)
             else:
