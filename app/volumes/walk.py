@@ -46,8 +46,8 @@ class Walk:
         files = self._files_in(self.source, is_root=True)
         while self._links:  # a folder that lies in the tree itself was walked by now
             link = self._links.pop(0)
-            target = link.resolve()
-            if target not in (link.parent.resolve() / "x").parents:
+            target = pathlib.Path(os.path.realpath(link))
+            if target not in pathlib.Path(os.path.realpath(link.parent), "x").parents:
                 files += self._files_in(link)
         for path in sorted(files):
             yield path, first_bytes(path)
