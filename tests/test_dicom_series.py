@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
@@ -21,6 +24,7 @@ from app.cli import main
 from app.volumes import FindOptions, Scan, dicom_phases, dicom_series, find_scans, open_volume
 from phantom import make_phantom
 from phantom.dicom import uid, write_enhanced, write_series
+from tests.conftest import ROOT
 from tests.fuzz_series import fuzz_series
 from tests.nifti_files import write_mask
 from tests.series_stories import item
@@ -555,6 +559,25 @@ def test_a_killed_reader_is_replaced_by_this_process(tmp_path: pathlib.Path, mon
     scans = find_scans(tmp_path, FindOptions(on_header=lambda done, total: seen.append(done)))
     assert ready(scans) == [sweep()]
     assert seen == list(range(1, COUNT + 1))
+
+
+def test_readers_do_not_run_the_script_that_starts_them(tmp_path: pathlib.Path) -> None:
+    """A script of a user of the package, which has no guard."""
+    write(tmp_path / "in")
+    (tmp_path / "script.py").write_text(
+        "import pathlib, sys\n"
+        "from app.volumes import dicom_series, find_scans\n"
+        "dicom_series.MANY_FILES, dicom_series.usable_cpus = 8, lambda: 2\n"
+        "print(len(find_scans(pathlib.Path(sys.argv[1]))), 'scan')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "script.py", tmp_path / "in"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert (ended.stdout, ended.stderr) == ("1 scan\n", "")
 
 
 # The campaign

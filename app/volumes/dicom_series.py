@@ -13,11 +13,14 @@ their position along the normal of the slices (DICOM PS3.3, C.7.6.2).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
 import pathlib
 import re
+import sys
+import types
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -106,12 +109,28 @@ def _read_all(paths: Sequence[pathlib.Path]) -> Iterator[list[Slice] | OtherObje
         try:
             # Not forked: the child of a process with threads may wait for a lock that none of its own will free.
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-                for read in pool.map(read_slices, paths, chunksize=MANY_FILES // 8):
+                with _without_script():  # here they are started
+                    results = pool.map(read_slices, paths, chunksize=MANY_FILES // 8)
+                for read in results:
                     yield read
                     done += 1
         except BrokenProcessPool:  # most likely for want of memory, of which one process needs least
             pass
     yield from map(read_slices, paths[done:])
+
+
+@contextlib.contextmanager
+def _without_script() -> Iterator[None]:
+    """Let processes that are started in this block not import the script that runs, as `spawn` would.
+
+    They need nothing of it, and a script without `if __name__ == "__main__"` would be run again by each.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def _name(number: int, uid: str) -> str:
