@@ -18,6 +18,7 @@ from functools import partial
 
 from .errors import InputError, ResultError, VolumeError
 from .results import Result, make_results
+from .run_log import RUN_LOG, done_cases
 from .volumes import (
     DEFAULT_OPTIONS,
     FORMATS,
@@ -140,12 +141,36 @@ def _scans_of(source: pathlib.Path, output: pathlib.Path, options: FindOptions) 
         if source.is_dir() and output.is_dir() and source.samefile(output):
             raise InputError(f"{output}: OUTPUT is the input folder; choose another, or masks would be taken for scans")
         scans = find_scans(source, options)
+        if source.is_dir():
+            logged: dict[pathlib.Path, set[str]] = {}
+            scans = [scan for scan in scans if not _is_output(scan, source, logged)]
         if not scans:
             raise InputError(f"{source}: {_nothing_in(source, options)}; give a scan or a folder of scans")
     except OSError as error:
         where = error.filename or source
         raise InputError(f"{where}: cannot be used ({error.strerror}); check its path and permissions") from error
     return scans
+
+
+def _is_output(scan: Scan, source: pathlib.Path, logged: dict[pathlib.Path, set[str]]) -> bool:
+    """Whether a NIfTI file is the mask of a case, as the run log of an earlier OUTPUT inside INPUT says.
+
+    This program's own masks are known by their content; this one was corrected by another.
+
+    Args:
+        scan: found in INPUT.
+        source: INPUT, a folder.
+        logged: the cases that a folder's run log says were done; gets those that are asked for.
+    """
+    for folder in scan.path.parents if scan.mask_extension else ():
+        if folder not in logged:
+            logged[folder] = done_cases(folder) if (folder / RUN_LOG).is_file() else set()
+        name = scan.path.relative_to(folder).as_posix()
+        if logged[folder] & {name, name.removesuffix(scan.mask_extension or "")}:
+            return True
+        if folder == source:
+            break
+    return False
 
 
 def _nothing_in(source: pathlib.Path, options: FindOptions) -> str:
