@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -195,6 +196,9 @@ def test_volumes_that_only_their_places_tell_apart_have_names_of_their_own(tmp_p
     names = {scan.name: values(scan) for scan in scans}
     assert len(names) == 2
     (tmp_path / "in").rename(tmp_path / "elsewhere")
+    write_series(tmp_path / "elsewhere" / "more" / "p3" / "CT", slices(2 * OTHER), SPACING)
+    assert names.items() <= {scan.name: values(scan) for scan in find_scans(tmp_path / "elsewhere")}.items()
+    shutil.rmtree(tmp_path / "elsewhere" / "more")
     assert {scan.name: values(scan) for scan in find_scans(tmp_path / "elsewhere")} == names
     cases = find_cases(tmp_path / "elsewhere", tmp_path / "out")
     assert sorted(case.name for case in cases if case.scan.problem is None) == sorted(names)

@@ -75,7 +75,7 @@ class Dicom:
         except ImportError as error:
             line = f"{folder}: holds DICOM; install it with DICOM support: hrnet-ocr-abdomen[dicom]"
             raise InputError(line) from error
-        return [_scan(series) for series in dicom_series.find_series(files, options)]
+        return [_scan(series) for series in dicom_series.find_series(files, folder, options)]
 
     def open(self, path: pathlib.Path) -> Volume:
         """The one CT series in a file."""

@@ -3,6 +3,7 @@
     headers       `_read_all`: a file gives slices, is not CT, or cannot be read
     groups        `groups`: one series, patient, study, frame of reference, image type, size, spacing and orientation
     volumes       `_arrange`: a group is divided into volumes where it has to be (dicom_phases.py)
+    together      `_arrange_all`: groups of one series UID are scans that say what tells them apart, or one scan's parts
     what is left  `_torn`, `_one_place`: slices of one place are not a CT to segment, unless they are a scan torn apart
     unreadable    `_blame`: a file that cannot be read fails the series that it may belong to (dicom_names.py)
 
@@ -15,8 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
-import os
 import pathlib
 import re
 import sys
@@ -66,11 +65,14 @@ class Series:
     warnings: tuple[str, ...] = ()
 
 
-def find_series(paths: Sequence[pathlib.Path], options: FindOptions = DEFAULT_OPTIONS) -> list[Series]:
+def find_series(
+    paths: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions = DEFAULT_OPTIONS
+) -> list[Series]:
     """The series that these files hold, in order of name; those that cannot be segmented too, with the reason.
 
     Args:
         paths: DICOM files, and others that may be meant to be such.
+        folder: INPUT, in which they lie.
         options: how they are looked for.
     """
     slices: list[Slice] = []
@@ -98,7 +100,7 @@ def find_series(paths: Sequence[pathlib.Path], options: FindOptions = DEFAULT_OP
         left += at_one_place
     torn, left = _torn(left, options)
     found = _blame([*volumes, *torn, *_one_place(left, options)], unreadable)
-    return _distinct_names([*found, *others.values()])
+    return _distinct_names([*found, *others.values()], folder)
 
 
 def _read_all(paths: Sequence[pathlib.Path]) -> Iterator[list[Slice] | OtherObject | Unreadable]:
@@ -142,11 +144,11 @@ def _hash_of(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()[:8]
 
 
-def _distinct_names(found: Iterable[Series]) -> list[Series]:
+def _distinct_names(found: Iterable[Series], folder: pathlib.Path) -> list[Series]:
     """The same with a hash of what they hold added to names that several have.
 
     A number would change what a name stands for when another part, phase or patient of the same UID comes or goes.
-    Where even their headers are alike, a hash of their places in the tree is added.
+    Where even their headers are alike, it is a hash of their places in INPUT, a folder.
     """
     by_name: dict[str, list[Series]] = defaultdict(list)
     for series in found:
@@ -158,7 +160,7 @@ def _distinct_names(found: Iterable[Series]) -> list[Series]:
         for series in several:
             is_the_one = len(several) == 1 or (len(volumes) == 1 and series is volumes[0])
             content = _content(series)
-            own = content if contents[content] == 1 else _places(series, several)
+            own = content if contents[content] == 1 else _places(series, folder)
             named.append(series if is_the_one else replace(series, name=f"{name}_{_hash_of(own)}"))
     return named
 
@@ -173,10 +175,9 @@ def _content(series: Series) -> str:
     return "\n".join(slices) or f"{series.not_ct or series.problem}"
 
 
-def _places(series: Series, several: Sequence[Series]) -> str:
-    """The files of a series below the folder that holds all of several series."""
-    top = os.path.commonpath([one.path.parent for other in several for one in other.slices] or [series.path])
-    return "\n".join(sorted(os.path.relpath(one.path, top) for one in series.slices))
+def _places(series: Series, folder: pathlib.Path) -> str:
+    """The files of a series below a folder."""
+    return "\n".join(sorted(one.path.relative_to(folder).as_posix() for one in series.slices))
 
 
 def _name_by(options: FindOptions, first: Slice) -> str:
@@ -202,7 +203,7 @@ def _arrange_all(several: Sequence[Sequence[Slice]], options: FindOptions) -> tu
     that they are not: their image types differ, or some slices lack what others say of patient, study and series.
     """
     arranged = [_arrange(group, options) for group in several]
-    torn = _torn_groups(several)
+    torn = _torn_groups(several, [i for i, (found, _) in enumerate(arranged) if found])
     volumes: list[Series] = []
     for i, (group, (found, _)) in enumerate(zip(several, arranged, strict=True)):
         others = [
@@ -223,15 +224,20 @@ def _arrange_all(several: Sequence[Sequence[Slice]], options: FindOptions) -> tu
     return volumes, [stack for _, at_one_place in arranged for stack in at_one_place]
 
 
-def _torn_groups(several: Sequence[Sequence[Slice]]) -> dict[int, str]:
-    """The groups that would be one volume with others and may be one scan, by number, each with what is wrong."""
-    alike = [
-        frozenset(j for j, other in enumerate(several) if j == i or may_be_one(group[0], other[0]))
-        for i, group in enumerate(several)
-    ]
-    pairs = (frozenset(pair) for i, others in enumerate(alike) for pair in zip(itertools.repeat(i), others - {i}))
+def _torn_groups(several: Sequence[Sequence[Slice]], volumes: Sequence[int]) -> dict[int, str]:
+    """The groups that would be one volume with others and may be one scan, by number, each with what is wrong.
+
+    Args:
+        several: groups.
+        volumes: the numbers of those that are volumes by themselves.
+    """
+    alike = {
+        i: frozenset(j for j, other in enumerate(several) if j == i or may_be_one(several[i][0], other[0]))
+        for i in volumes
+    }
+    pairs = {frozenset((i, j)) for i, others in alike.items() for j in others}
     torn: dict[int, str] = {}
-    for together in {*alike, *pairs}:
+    for together in {*alike.values(), *pairs}:
         if len(together) > 1:
             stack = Stack.of([one for i in together for one in several[i]])
             if len(stack.firsts()) == len(stack) and stack.as_volume(Pixels()):

@@ -76,7 +76,7 @@ class Walk:
             path = folder / entry.name
             if not _is_folder(entry):
                 files.append(path)
-                if entry.is_symlink() and not path.exists():
+                if entry.is_symlink() and identity(path) is None:
                     self.dead_links.append(path)
             elif entry.is_symlink():
                 self._links.append(path)
