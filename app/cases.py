@@ -10,13 +10,15 @@ import contextlib
 import os
 import pathlib
 import tempfile
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from .errors import InputError, ResultError, VolumeError
 from .results import Result, make_results
+from .run_log import RUN_LOG, done_cases
 from .volumes import (
     DEFAULT_OPTIONS,
     FORMATS,
@@ -90,7 +92,7 @@ def find_cases(
     if output.is_file() or format_named(output):
         raise InputError(f"{output}: OUTPUT is a folder; the masks in it get their scans' names")
     options = replace(options, leave_out=output)
-    scans: dict[tuple[str, pathlib.Path], Scan] = {}  # each once, if it was named twice
+    scans: dict[tuple[str, str], Scan] = {}  # each once, if it was named twice
     failures: list[InputError] = []
     for one in sources:
         try:
@@ -98,15 +100,33 @@ def find_cases(
         except InputError as error:
             failures.append(error)
             found = [_refused_source(one, error)]
-        scans |= {(scan.name, scan.path.resolve()): scan for scan in found}
+        scans |= {(scan.name, os.path.realpath(scan.path)): scan for scan in found}
     if len(failures) == len(sources):
         raise failures[0]
     cases = [Case(scan, output / scan.name, results) for scan in scans.values()]
+    return _checked(_with_dicom(cases, results), output)
+
+
+def _with_dicom(cases: Sequence[Case], results: Mapping[str, Result]) -> list[Case]:
+    """The cases, those refused whose outputs all need DICOM though their scans are none.
+
+    Where other outputs are wanted too, those are written, and writing fails for the rest.
+
+    Raises:
+        InputError: no scan is DICOM.
+    """
     needy = [name for name, result in results.items() if result.needs_dicom]
-    for case in cases:
-        if needy and case.scan.series_uid is None and isinstance(case.scan.state, Ready):
-            raise InputError(f"{case.scan.path}: not DICOM, which --save {', '.join(needy)} needs; leave that out")
-    return _checked(cases)
+    ready = [case.scan for case in cases if isinstance(case.scan.state, Ready)]
+    lines = {
+        scan.path: f"{scan.path}: not DICOM, which --save {', '.join(needy)} needs; leave that out"
+        for scan in ready
+        if needy and scan.series_uid is None
+    }
+    if lines and len(lines) == len(ready):
+        raise InputError(next(iter(lines.values())))
+    if len(needy) < len(results):
+        return list(cases)
+    return [case.refused(lines[case.scan.path]) if case.scan.path in lines else case for case in cases]
 
 
 def _scans_of(source: pathlib.Path, output: pathlib.Path, options: FindOptions) -> list[Scan]:
@@ -121,12 +141,36 @@ def _scans_of(source: pathlib.Path, output: pathlib.Path, options: FindOptions) 
         if source.is_dir() and output.is_dir() and source.samefile(output):
             raise InputError(f"{output}: OUTPUT is the input folder; choose another, or masks would be taken for scans")
         scans = find_scans(source, options)
+        if source.is_dir():
+            logged: dict[pathlib.Path, set[str]] = {}
+            scans = [scan for scan in scans if not _is_output(scan, source, logged)]
         if not scans:
             raise InputError(f"{source}: {_nothing_in(source, options)}; give a scan or a folder of scans")
     except OSError as error:
         where = error.filename or source
         raise InputError(f"{where}: cannot be used ({error.strerror}); check its path and permissions") from error
     return scans
+
+
+def _is_output(scan: Scan, source: pathlib.Path, logged: dict[pathlib.Path, set[str]]) -> bool:
+    """Whether a NIfTI file is the mask of a case, as the run log of an earlier OUTPUT inside INPUT says.
+
+    This program's own masks are known by their content; this one was corrected by another.
+
+    Args:
+        scan: found in INPUT.
+        source: INPUT, a folder.
+        logged: the cases that a folder's run log says were done; gets those that are asked for.
+    """
+    for folder in scan.path.parents if scan.mask_extension else ():
+        if folder not in logged:
+            logged[folder] = done_cases(folder) if (folder / RUN_LOG).is_file() else set()
+        name = scan.path.relative_to(folder).as_posix()
+        if logged[folder] & {name, name.removesuffix(scan.mask_extension or "")}:
+            return True
+        if folder == source:
+            break
+    return False
 
 
 def _nothing_in(source: pathlib.Path, options: FindOptions) -> str:
@@ -188,17 +232,37 @@ def read_list(file: pathlib.Path) -> list[pathlib.Path]:
     return list(dict.fromkeys(paths))
 
 
-def _checked(cases: Sequence[Case]) -> list[Case]:
+def _folded(base: pathlib.Path) -> str:
+    """A path as a file system compares it that takes small and capital letters for the same."""
+    return unicodedata.normalize("NFC", str(base)).casefold()
+
+
+def _ignores_case(folder: pathlib.Path) -> bool:
+    """Whether small and capital letters are the same in names of a folder's files, or of the first one above it."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".case-", dir=there) as probe:
+            path = pathlib.Path(probe.name)
+            return path.with_name(path.name.swapcase()).exists()
+    except OSError:
+        return False
+
+
+def _checked(cases: Sequence[Case], output: pathlib.Path) -> list[Case]:
     """The cases, those refused whose outputs would meet another case's, or a scan."""
-    same_base = Counter(case.base for case in cases)
+    bases = {case.base for case in cases}
+    is_folding = len(set(map(_folded, bases))) < len(bases) and _ignores_case(output)
+    name_of: Callable[[pathlib.Path], str] = _folded if is_folding else str
+    same_base = Counter(name_of(case.base) for case in cases)
     inputs = {identity(case.scan.path) for case in cases} - {None}
     checked = []
     for case in cases:
         problem = None
         if isinstance(case.scan.state, Ready):
-            if same_base[case.base] > 1:  # and so its pages and its line of the log
+            if same_base[name_of(case.base)] > 1:  # and so its pages and its line of the log
                 name = next(iter(case.outputs.values()), case.base).name
-                problem = f"another scan would get the same mask name {name}; rename one"
+                letters = ", since OUTPUT takes small and capital letters for the same" if is_folding else ""
+                problem = f"another scan would get the same mask name {name}{letters}; rename one"
             elif there := [path for path in case.outputs.values() if identity(path) in inputs]:
                 problem = f"its mask would overwrite the scan {there[0]}; choose another OUTPUT folder"
         checked.append(case.refused(f"{case.scan.path}: {problem}") if problem else case)

@@ -50,10 +50,10 @@ def read_failure(base: pathlib.Path) -> Failure | None:
 def note_failure(base: pathlib.Path, case: str, failure: Failure) -> None:
     """Write the file, unless somebody else's is there or it cannot be written; the log has the reason in any case."""
     path = failure_path(base)
-    if path.exists() and read_failure(base) is None:
-        return
     content = {"case": case, "error": failure.error, "attempts": failure.attempts, "version": __version__}
     with contextlib.suppress(OSError):
+        if path.exists() and any(path.read_bytes()) and read_failure(base) is None:
+            return  # a crash would have left it empty, or zeros
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as stream:
             stream.write(json.dumps(content).encode() + b"\n")

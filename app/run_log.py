@@ -17,7 +17,6 @@ from .whole_file import whole_file
 
 RUN_LOG = "run_log.jsonl"
 SHARD_LOGS = "run_log-*-of-*.jsonl"
-RESULT_FIELDS = ("shape", "spacing_zyx_mm", "network_slices", "batch_size", "volumes_ml", "confidence")
 
 
 @dataclass(kw_only=True)
@@ -100,13 +99,12 @@ class CaseRecord:
         )
 
     def as_dict(self) -> dict[str, object]:
-        """The fields that a case of this status has: one that was not segmented lacks its results."""
+        """The fields that a case of this status has: all where it was tried, null where a failure left none."""
         fields = {name: value for name, value in asdict(self).items() if name != "series_uid" or value is not None}
         if self.status in ("skipped", "ignored"):
             kept = ("case", "status", "series_uid", *(("error",) if self.error else ()))
             return {name: fields[name] for name in kept if name in fields}
-        left_out = RESULT_FIELDS if self.status == "failed" and self.volumes_ml is None else ()
-        return {name: value for name, value in fields.items() if name not in left_out}
+        return fields
 
 
 def done_cases(folder: pathlib.Path) -> set[str]:

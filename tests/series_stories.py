@@ -224,6 +224,7 @@ def two_patients(rng: random.Random, write: Writer) -> Story:
         "PatientBirthDate": "19610203",
     }
     for one in shots:
+        one.dataset.PatientBirthDate = "19400102"  # patients of whom only one has a date may be one
         if one.whose == "B":
             for keyword in told:
                 setattr(one.dataset, keyword, values[keyword])

@@ -237,6 +237,16 @@ def test_files_of_one_name_are_all_read(
     assert line.startswith(f"{source}: 4 files share a name with another; read as 2_")
 
 
+def test_a_file_and_a_folder_of_one_name_are_both_unpacked(tmp_path: pathlib.Path, scratch: pathlib.Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as made:
+        for name in ("study/CT", "study/CT/1", "study/CT/2", "study/MR/1", "study/MR"):
+            made.writestr(name, name)
+    with unpacked(tmp_path / "a.zip") as folder:
+        found = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    assert sorted(found.values()) == ["study/CT", "study/CT/1", "study/CT/2", "study/MR", "study/MR/1"]
+    assert {"CT", "CT_/1", "CT_/2"} <= set(found)
+
+
 @pytest.mark.parametrize("place", ["data", "data/of/mine", ".", "a b/ä"])
 @pytest.mark.parametrize("kind", ["zip", "gztar"])
 def test_what_programs_pack_around_scans_is_passed_over(

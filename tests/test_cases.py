@@ -9,17 +9,20 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import app.cases
 from app.case_queue import CaseQueue, open_case
-from app.cases import check_output, find_cases, read_list
+from app.cases import Case, check_output, find_cases, read_list
 from app.errors import InputError, VolumeError
-from app.failures import failure_path
+from app.failures import Failure, failure_path, note_failure
 from app.results import make_results
 from app.volumes import FindOptions
 from app.volumes.nifti import NiftiVolume
 from app.work import Resume
+from phantom.dicom import write_series
 
 
 @pytest.fixture
@@ -133,6 +136,30 @@ def test_scans_of_one_name_from_several_folders_are_refused(tmp_path: pathlib.Pa
     assert all("another scan would get the same mask name a.nii" in str(problem) for problem in problems)
 
 
+def test_names_of_small_and_capital_letters(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are two cases, unless OUTPUT keeps only one of them, as on Windows and macOS."""
+    for name in ("Grüße", "GRÜSSE", "b"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    assert [case.scan.problem for case in find_cases(tmp_path, tmp_path / "out")] == [None] * 3
+    monkeypatch.setattr(app.cases, "_ignores_case", lambda folder: True)
+    problems = {case.name: case.scan.problem for case in find_cases(tmp_path, tmp_path / "out")}
+    assert problems["b"] is None
+    assert "since OUTPUT takes small and capital letters for the same; rename one" in str(problems["Grüße"])
+    assert "GRÜSSE.nii.gz: another scan would get the same mask name" in str(problems["GRÜSSE"])
+
+
+def test_a_nifti_among_dicom_series_stops_nothing(tmp_path: pathlib.Path, phantom_path: pathlib.Path) -> None:
+    write_series(tmp_path / "in" / "ct", np.zeros((9, 7, 5), np.int16), (40.0, 40.0, 5.0))
+    shutil.copy(phantom_path, tmp_path / "in" / "a.nii.gz")
+    line = f"{tmp_path / 'in' / 'a.nii.gz'}: not DICOM, which --save rtstruct needs; leave that out"
+    found = [
+        find_cases(tmp_path / "in", tmp_path / "out", make_results(names))
+        for names in (["rtstruct"], ["rtstruct", "nifti"])
+    ]
+    assert [case.scan.problem for case in found[0]] == [line, None]
+    assert [case.scan.problem for case in found[1]] == [None, None]  # its mask is written, and its line comes after
+
+
 def test_scans_in_subfolders_are_pointed_to(tmp_path: pathlib.Path) -> None:
     for name in ("p1", "p2"):
         (tmp_path / name).mkdir()
@@ -178,6 +205,14 @@ def test_what_is_no_list_is_one_line(tmp_path: pathlib.Path, content: bytes) -> 
         read_list(tmp_path / "list")
 
 
+def predict_refused(case: Case) -> str:
+    """The line of a case that fails without a model."""
+    with pytest.raises(VolumeError) as raised:
+        open_case(case)
+    note_failure(case.base, case.name, Failure(str(raised.value)))
+    return str(raised.value)
+
+
 def test_a_path_of_a_list_that_cannot_be_used_is_a_failed_case(
     tmp_path: pathlib.Path, phantom_path: pathlib.Path
 ) -> None:
@@ -185,10 +220,12 @@ def test_a_path_of_a_list_that_cannot_be_used_is_a_failed_case(
     shutil.copy(phantom_path, tmp_path / "good_0000.nii.gz")
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("not a scan")
-    names = ["gone_0000.nii.gz", "good_0000.nii.gz", "gone", "empty", "notes.txt", "x" * 300]
+    (tmp_path / "loop").symlink_to("loop")
+    names = ["gone_0000.nii.gz", "good_0000.nii.gz", "gone", "empty", "notes.txt", "loop", "x" * 300]
     cases = {case.name: case for case in find_cases([tmp_path / name for name in names], tmp_path / "out")}
     problems = {name: case.scan.problem for name, case in cases.items() if case.scan.problem}
-    assert set(problems) == {"gone", "empty", "notes.txt", "x" * 300} | {"gone"}
+    assert set(problems) == {"gone", "empty", "notes.txt", "loop", "x" * 300}
+    assert predict_refused(cases["x" * 300]).startswith(f"{tmp_path / ('x' * 300)}: cannot be used")
     assert cases["good"].scan.problem is None
     with pytest.raises(VolumeError, match=r"empty: no \.nii\.gz or \.nii file and no DICOM; give a scan"):
         open_case(cases["empty"])

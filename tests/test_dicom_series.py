@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import random
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
@@ -16,10 +20,12 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from app.cases import find_cases
 from app.cli import main
 from app.volumes import FindOptions, Scan, dicom_phases, dicom_series, find_scans, open_volume
 from phantom import make_phantom
 from phantom.dicom import uid, write_enhanced, write_series
+from tests.conftest import ROOT
 from tests.fuzz_series import fuzz_series
 from tests.nifti_files import write_mask
 from tests.series_stories import item
@@ -88,21 +94,46 @@ def setting(keyword: str, value: object) -> Change:
 
 @pytest.mark.parametrize("shift_mm", [0.0, 2.5, 1.3, 40.0], ids=["same", "half", "odd", "behind"])
 @pytest.mark.parametrize(
-    ("keyword", "value"),
+    ("keyword", "one", "other"),
     [
-        ("PatientID", "P2"),
-        ("PatientName", "Other^Patient"),
-        ("PatientBirthDate", "19500203"),
-        ("StudyInstanceUID", uid("another study")),
-        ("FrameOfReferenceUID", uid("another frame")),
+        ("PatientID", "P1", "P2"),
+        ("PatientName", "Phantom^Otto", "Other^Patient"),
+        ("PatientBirthDate", "19400102", "19500203"),
+        ("ClinicalTrialSubjectID", "S1", "S2"),
+        ("StudyInstanceUID", uid("study"), uid("another study")),
+        ("AccessionNumber", "A1", "A2"),
+        ("FrameOfReferenceUID", uid("frame"), uid("another frame")),
     ],
 )
 def test_another_patient_study_or_frame_is_another_scan(
-    tmp_path: pathlib.Path, keyword: str, value: str, shift_mm: float
+    tmp_path: pathlib.Path, keyword: str, one: str, other: str, shift_mm: float
 ) -> None:
-    write(tmp_path)
-    write(tmp_path, OTHER, shift_mm, setting(keyword, value))
-    assert ready(find_scans(tmp_path)) == [sweep(), sweep(OTHER)]
+    write(tmp_path, change=setting(keyword, one))
+    write(tmp_path, OTHER, shift_mm, setting(keyword, other))
+    scans = find_scans(tmp_path)
+    assert ready(scans) == [sweep(), sweep(OTHER)]
+    said = f"its series UID is also that of another scan, told apart by {keyword}"
+    assert [scan.open().warnings for scan in scans] == [(said,)] * 2
+
+
+@pytest.mark.parametrize("keyword", ["PatientSex", "StudyDate", "SeriesInstanceUID", "ImageType"])
+@pytest.mark.parametrize("is_odd", [lambda place: place % 2, lambda place: place > 4], ids=["by turns", "at the end"])
+def test_a_scan_part_of_which_lacks_a_field_is_refused_and_not_halved(
+    tmp_path: pathlib.Path, keyword: str, is_odd: Callable[[int], bool]
+) -> None:
+    def change(one: Dataset, place: int) -> None:
+        value = getattr(one, keyword, "20200102" if keyword == "StudyDate" else "F")
+        setattr(one, keyword, "" if is_odd(place) else value)
+
+    write(tmp_path, change=change)
+    for scan in find_scans(tmp_path):
+        assert f"{COUNT} slices that would be one volume differ in {keyword}" in str(scan.problem)
+
+
+def test_copies_of_another_image_type_are_no_torn_scan(tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "a")
+    write(tmp_path / "b", change=setting("ImageType", ["DERIVED", "SECONDARY", "AXIAL"]))
+    assert ready(find_scans(tmp_path)) == [sweep(), sweep()]
 
 
 def test_one_slice_of_another_patient_is_left_out_and_its_place_is_a_hole(tmp_path: pathlib.Path) -> None:
@@ -132,6 +163,7 @@ def test_a_name_in_two_character_sets_is_one_patient(tmp_path: pathlib.Path) -> 
     "tells",
     [
         (setting("KVP", "80"), setting("KVP", "140")),
+        (setting("PatientAge", "050Y"), setting("PatientAge", "061Y")),
         (setting("ConvolutionKernel", "B30f"), setting("ConvolutionKernel", "B60f")),
         (setting("TriggerTime", "120"), setting("TriggerTime", "700.5")),
         (setting("SeriesDescription", "native"), setting("ContrastBolusAgent", "Iomeprol")),
@@ -144,7 +176,7 @@ def test_a_name_in_two_character_sets_is_one_patient(tmp_path: pathlib.Path) -> 
             lambda one, place: setattr(one, "InstanceNumber", 1 + COUNT + place),
         ),
     ],
-    ids=["kVp", "kernel", "trigger", "contrast in one", "a time per slice", "instance"],
+    ids=["kVp", "age", "kernel", "trigger", "contrast in one", "a time per slice", "instance"],
 )
 def test_every_phase_is_a_volume_whatever_field_tells(
     tmp_path: pathlib.Path, tells: tuple[Change, Change], shift_mm: float
@@ -154,6 +186,22 @@ def test_every_phase_is_a_volume_whatever_field_tells(
     scans = find_scans(tmp_path)
     assert ready(scans) == [sweep(), sweep(OTHER)]
     assert "volume 1 of 2 of one series, told apart by " in " ".join(scans[0].open().warnings)
+
+
+def test_volumes_that_only_their_places_tell_apart_have_names_of_their_own(tmp_path: pathlib.Path) -> None:
+    for patient, brighter in (("p1", 0), ("p2", OTHER)):
+        write_series(tmp_path / "in" / patient / "CT", slices(brighter), SPACING)
+    scans = find_scans(tmp_path / "in")
+    assert ready(scans) == [sweep(), sweep(OTHER)]
+    names = {scan.name: values(scan) for scan in scans}
+    assert len(names) == 2
+    (tmp_path / "in").rename(tmp_path / "elsewhere")
+    write_series(tmp_path / "elsewhere" / "more" / "p3" / "CT", slices(2 * OTHER), SPACING)
+    assert names.items() <= {scan.name: values(scan) for scan in find_scans(tmp_path / "elsewhere")}.items()
+    shutil.rmtree(tmp_path / "elsewhere" / "more")
+    assert {scan.name: values(scan) for scan in find_scans(tmp_path / "elsewhere")} == names
+    cases = find_cases(tmp_path / "elsewhere", tmp_path / "out")
+    assert sorted(case.name for case in cases if case.scan.problem is None) == sorted(names)
 
 
 def test_four_volumes_that_two_fields_tell_apart_together(tmp_path: pathlib.Path) -> None:
@@ -323,6 +371,25 @@ def test_a_stray_file_fails_no_series(tmp_path: pathlib.Path, names: str, stray:
     scans = find_scans(tmp_path)
     assert ready(scans) == [sweep()]
     assert len(scans) == 1 + stray.endswith(".dcm")  # which is called DICOM, and a case by itself
+
+
+@pytest.mark.parametrize("names", ["IM{}", "1.2.840.{}", "{}"])
+@pytest.mark.parametrize(
+    "content", ["<html>503 Service Unavailable</html>", "/annex/objects/MD5-s526--0cc175b9c0f1b6a8"]
+)
+def test_text_in_the_place_of_a_slice_fails_its_series(tmp_path: pathlib.Path, names: str, content: str) -> None:
+    paths = write_series(tmp_path, slices(), SPACING, name=names)
+    paths[-1].write_text(content)
+    assert f"a file cannot be read as a CT slice ({paths[-1].name}: not DICOM)" in only_line(tmp_path)
+
+
+def test_text_without_a_slice_beside_it_is_nothing(tmp_path: pathlib.Path) -> None:
+    write_series(tmp_path / "ct", slices(), SPACING, name="IM{}")
+    for name in ("md5", "part1", "part2"):
+        (tmp_path / name).write_text("no slice")
+        (tmp_path / "ct" / name).write_text("no slice")
+    (scan,) = find_scans(tmp_path)
+    assert values(scan) == sweep()
 
 
 def test_a_file_that_names_its_series_fails_only_that(tmp_path: pathlib.Path) -> None:
@@ -496,6 +563,25 @@ def test_a_killed_reader_is_replaced_by_this_process(tmp_path: pathlib.Path, mon
     scans = find_scans(tmp_path, FindOptions(on_header=lambda done, total: seen.append(done)))
     assert ready(scans) == [sweep()]
     assert seen == list(range(1, COUNT + 1))
+
+
+def test_readers_do_not_run_the_script_that_starts_them(tmp_path: pathlib.Path) -> None:
+    """A script of a user of the package, which has no guard."""
+    write(tmp_path / "in")
+    (tmp_path / "script.py").write_text(
+        "import pathlib, sys\n"
+        "from app.volumes import dicom_series, find_scans\n"
+        "dicom_series.MANY_FILES, dicom_series.usable_cpus = 8, lambda: 2\n"
+        "print(len(find_scans(pathlib.Path(sys.argv[1]))), 'scan')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "script.py", tmp_path / "in"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert (ended.stdout, ended.stderr) == ("1 scan\n", "")
 
 
 # The campaign

@@ -23,9 +23,11 @@ from app.case_queue import open_case
 from app.cases import find_cases
 from app.cli import main
 from app.errors import ResultError, VolumeError
+from app.organs import ORGANS
 from app.ownership import BLANK, fits_mark, is_unchanged, mark_of, marked
 from app.results import RESULTS, make_results
-from app.volumes import open_volume
+from app.run_log import RUN_LOG
+from app.volumes import FindOptions, open_volume
 from app.volumes.gzip_file import compressed
 from app.volumes.nifti_header import SIZES
 from app.work import Resume, settle
@@ -219,13 +221,32 @@ def test_its_own_mask_is_replaced(folders: tuple[pathlib.Path, pathlib.Path], ed
     open_case(case)[1].close()
 
 
-def test_a_mask_of_an_earlier_version_is_replaced(folders: tuple[pathlib.Path, pathlib.Path]) -> None:
+@pytest.mark.parametrize("edit", ["none", "a sheet", "no log"])
+def test_a_mask_of_an_earlier_version_is_replaced_if_it_is_as_the_log_says(
+    folders: tuple[pathlib.Path, pathlib.Path], edit: str
+) -> None:
     source, mask = folders
-    plain = bytearray(gzip.decompress(mask.read_bytes()))
-    plain[148:228] = b"hrnet-ocr-abdomen 0.6.1".ljust(80, b"\0")
-    mask.write_bytes(compressed(bytes(plain)))
+    labels = np.asarray(nib.load(mask).dataobj).copy()
+    labels[2:5, 3:6, 2:4] = 1
+    volumes = {organ.key: round(float((labels == organ).sum()) * voxel_ml(mask), 2) for organ in ORGANS}
+    if edit != "no log":
+        record = {"case": mask.name.removesuffix(".nii.gz"), "status": "done", "volumes_ml": volumes}
+        (mask.parent / RUN_LOG).write_text(json.dumps(record) + "\n")
+    if edit == "a sheet":
+        labels[0] = 3
+    image = nib.Nifti1Image(labels, nib.load(mask).affine)
+    image.header["descrip"] = b"hrnet-ocr-abdomen 0.6.1"
+    nib.save(image, mask)
     (case,) = find_cases(source, mask.parent)
-    open_case(case)[1].close()
+    if edit == "none":
+        open_case(case)[1].close()
+    else:
+        with pytest.raises(ResultError, match="which this program did not write, or which was changed since"):
+            open_case(case)
+
+
+def voxel_ml(path: pathlib.Path) -> float:
+    return abs(float(np.linalg.det(nib.load(path).affine[:3, :3]))) / 1000
 
 
 def test_what_others_wrote_is_not_overwritten(folders: tuple[pathlib.Path, pathlib.Path]) -> None:
@@ -265,6 +286,19 @@ def test_masks_are_no_scans_whatever_their_names(tmp_path: pathlib.Path, size: i
     assert case.name == "scan"
     with pytest.raises(VolumeError, match=r"plain\.nii: a mask that this program wrote; give the scan"):
         open_volume(tmp_path / "in" / "earlier" / "plain.nii")
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "sub/scan.nii"])
+def test_a_corrected_mask_of_an_earlier_run_is_no_scan(tmp_path: pathlib.Path, name: str) -> None:
+    """Its own log says what it is; a scan beside it that the log does not name is one."""
+    earlier = tmp_path / "in" / "earlier"
+    for path in (earlier / name, earlier / name.replace("scan", "other"), tmp_path / "in" / "scan_0000.nii.gz"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(volume_lps(), affine_lps()), path)
+    case = name.partition(".")[0]
+    (earlier / RUN_LOG).write_text(json.dumps({"case": case, "status": "done"}) + "\n")
+    found = find_cases(tmp_path / "in", tmp_path / "out", options=FindOptions(recursive=True))
+    assert sorted(one.name for one in found) == [f"earlier/{case.replace('scan', 'other')}", "scan"]
 
 
 def test_scans_that_are_linked_crosswise_stay(tmp_path: pathlib.Path) -> None:
@@ -316,6 +350,23 @@ def test_an_edited_table_stays(
     with pytest.raises(ResultError, match=r"statistics\.csv: this program did not write it, or it was changed since"):
         statistics.finish(tmp_path)
     assert table.read_bytes() == before
+
+
+def test_an_edited_row_keeps_its_case_from_being_done_again(written: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (source,) = (written / "named").glob("*.statistics.json")
+    (tmp_path / "sub").mkdir()
+    path = pathlib.Path(shutil.copy(source, tmp_path / "sub"))
+    os.utime(path, (0, 0))  # done before the table was written
+    (statistics,) = make_results(["statistics"]).values()
+    statistics.finish(tmp_path)
+    assert statistics.wrote(path)
+    table = tmp_path / "statistics.csv"
+    table.write_text(table.read_text().replace(",spleen,", ",spleen,1", 1))
+    with pytest.raises(ResultError, match=r"statistics\.csv: the rows of .* were edited; move the table"):
+        statistics.wrote(path)
+    os.utime(table, (0, 0))
+    os.utime(path, (9, 9))  # the case was done again, and the run ended before the table was written
+    assert statistics.wrote(path)
 
 
 def test_a_table_follows_cases_that_were_done_again_or_removed(written: pathlib.Path, tmp_path: pathlib.Path) -> None:

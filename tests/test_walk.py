@@ -101,6 +101,19 @@ def test_a_folder_that_cannot_be_read_is_said_and_the_others_are_walked(
     assert found == {"x": None, "closed": line}
 
 
+def test_what_is_passed_over_is_said(tree: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tree / "x.nii.gz", volume_lps())
+    (tree / "sub").mkdir()
+    (tree / "sub" / "Patient").symlink_to("/nowhere/Patient")
+    for name in ("old.hdr", "old.img", "sub/study.ZIP", "notes.txt"):
+        (tree / name).write_text("x")
+    assert [scan.name for scan in find_scans(tree)] == ["x"]
+    assert caplog.messages == [
+        f"{tree}: files that are not read, neither NIfTI nor DICOM; convert or unpack them: 3, such as old.hdr",
+        f"{tree}: links that lead to nothing; what they should lead to is left out: 1, such as sub/Patient",
+    ]
+
+
 def test_first_bytes(tmp_path: pathlib.Path) -> None:
     (tmp_path / "long").write_bytes(b"x" * 2 * HEAD_BYTES)
     (tmp_path / "dead").symlink_to("nowhere")

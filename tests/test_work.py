@@ -12,7 +12,7 @@ import pytest
 
 from app.cases import Case, find_cases
 from app.errors import DeviceError, InputError, VolumeError
-from app.failures import ENDED, MOST_ATTEMPTS, Failure, note_failure, read_failure
+from app.failures import ENDED, MOST_ATTEMPTS, Failure, failure_path, note_failure, read_failure
 from app.run_log import CaseRecord
 from app.volumes import NotCt
 from app.work import DONE, SOME_FAILED, Resume, RunLog, attempt, exit_status, settle
@@ -28,6 +28,13 @@ def case(tmp_path: pathlib.Path, phantom_path: pathlib.Path) -> Case:
     shutil.copy(phantom_path, tmp_path / "in" / "a_0000.nii.gz")
     (found,) = find_cases(tmp_path / "in", tmp_path / "out")
     return found
+
+
+@pytest.mark.parametrize("left", [b"", bytes(300)])
+def test_an_attempt_is_counted_over_what_a_crash_left(case: Case, left: bytes) -> None:
+    failure_path(case.base).write_bytes(left)
+    note_failure(case.base, case.name, Failure("no CT"))
+    assert read_failure(case.base) == Failure("no CT")
 
 
 def test_a_case_is_ignored_skipped_or_to_do(case: Case) -> None:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import pathlib
 
-from ..errors import ResultError
+import numpy as np
+
+from ..errors import AppError, ResultError
+from ..organs import ORGANS, Organ
 from ..ownership import BLANK, PROGRAM, fits_mark, has_mark, is_unchanged, mark_of
+from ..run_log import RUN_LOG, read_records
 from ..segmentation import Segmentation
 from ..version import __version__
 from ..volumes.gzip_file import DECODE_ERROR, compressing, open_bytes, plain_head, plain_length
-from ..volumes.nifti import EXTENSIONS, mask_header
+from ..volumes.nifti import EXTENSIONS, mask_header, open_nifti
 from ..volumes.nifti_header import Header, description, is_cut_in_header, promised_length
 from ..volumes.walk import first_bytes
 from ..whole_file import whole_file
 from .result import Result, beside
 
 CHUNK_BYTES = 8 << 20  # compressed at a time
+ROUNDED_ML = 0.01  # volumes in the log have two digits
 
 
 class NiftiMask(Result):
@@ -39,10 +44,12 @@ class NiftiMask(Result):
         return any(head) and has_mark(plain) and (fits_mark(plain, length) or promised_length(plain) == length)
 
     def wrote(self, path: pathlib.Path) -> bool:
-        """Whether a mask may be replaced; see `Result.wrote`."""
+        """Whether a mask may be replaced; see `Result.wrote`. One without a mark must be as the run log says."""
         head = plain_head(first_bytes(path)) or b""
-        if not has_mark(head) or not self.is_whole(path):
-            return not self.is_whole(path) or description(head).startswith(PROGRAM.encode())
+        if not self.is_whole(path):
+            return True
+        if not has_mark(head):
+            return description(head).startswith(PROGRAM.encode()) and _is_as_logged(path)
         try:
             with open_bytes(path) as stream:
                 return is_unchanged(stream)
@@ -72,3 +79,26 @@ class NiftiMask(Result):
     def header(self, header: Header) -> tuple[Header, bytes]:
         """The mask's header, and the bytes between it and the voxels: four zeros say that no extension follows."""
         return header, bytes(4)
+
+
+def _is_as_logged(path: pathlib.Path) -> bool:
+    """Whether a mask has the volumes that the run log says; False where that says nothing of it.
+
+    Masks of 0.6.1 and earlier have no mark. Whoever corrects one changes the volume of some organ.
+    """
+    folder = next((folder for folder in path.parents if (folder / RUN_LOG).is_file()), path.parent)
+    name = path.relative_to(folder).as_posix()
+    cases = {name.removesuffix(extension) for extension in EXTENSIONS}
+    logged = [record.get("volumes_ml") for record in read_records(folder) if record.get("case") in cases]
+    said = next((volumes for volumes in reversed(logged) if isinstance(volumes, dict)), None)
+    if said is None:
+        return False
+    try:
+        volume = open_nifti(path)
+        voxels = np.zeros(len(Organ), np.int64)
+        for _, plane in volume.exact_slices():
+            voxels += np.bincount(plane.ravel(), minlength=len(Organ))
+    except (AppError, TypeError, ValueError):  # its values may be no labels
+        return False
+    found = {organ.key: float(voxels[organ]) * volume.geometry.voxel_ml for organ in ORGANS}
+    return all(abs(found.get(key, -1) - ml) <= ROUNDED_ML for key, ml in said.items())

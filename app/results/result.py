@@ -118,7 +118,11 @@ class Result(ABC):
         return path.read_bytes().endswith(self.ending)
 
     def wrote(self, path: pathlib.Path) -> bool:
-        """Whether a file may be replaced: it is as this program wrote it, or what a crash left of that."""
+        """Whether a file may be replaced: it is as this program wrote it, or what a crash left of that.
+
+        Raises:
+            ResultError: it may not be, for a reason that needs a line of its own.
+        """
         return ownership.wrote(path) or not self.is_whole(path)
 
     @abstractmethod

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from ..errors import ResultError
 from ..inference.gathering import Gathering
 from ..organs import ORGANS, Organ, bounding_box
-from ..ownership import HEAD_BYTES
+from ..ownership import HEAD_BYTES, has_mark
 from ..segmentation import Segmentation
 from ..version import __version__
+from ..volumes.walk import first_bytes
 from ..whole_file import printable
 from .kidneys import Midline, find_midline
 from .result import MARK, PROGRAM, Result, beside, write_whole
@@ -46,6 +47,9 @@ class Statistics(Result):
 
     needs_scan = True
 
+    def __init__(self) -> None:
+        self._table: tuple[object, dict[tuple[str, str], dict[str, str]]] = (None, {})  # as it was read last
+
     def path(self, base: pathlib.Path, mask_extension: str | None) -> pathlib.Path:
         """Beside the mask."""
         return beside(base, EXTENSION)
@@ -55,6 +59,37 @@ class Statistics(Result):
         row = statistics(segmentation)
         about = {"program": row.pop("program"), "digest": MARK}
         write_whole(path, (json.dumps(about | row, indent=1, allow_nan=False) + "\n").encode())
+
+    def wrote(self, path: pathlib.Path) -> bool:
+        """Whether a case's statistics may be replaced; see `Result.wrote`.
+
+        Raises:
+            ResultError: somebody edited rows of the case in the table, which would be lost.
+        """
+        if not super().wrote(path):
+            return False
+        table = next((folder / TABLE for folder in path.parents if (folder / TABLE).is_file()), None)
+        if table and has_mark(first_bytes(path)) and self._is_edited(table, path):
+            raise ResultError(f"{table}: the rows of {path} were edited; move the table, or it loses them")
+        return True
+
+    def _is_edited(self, table: pathlib.Path, path: pathlib.Path) -> bool:
+        """Whether a table that is no older than a case's statistics differs from them."""
+        try:
+            written = table.stat().st_mtime_ns
+            if written < path.stat().st_mtime_ns:
+                return False
+            if self._table[0] != (table, written):
+                with table.open(newline="") as stream:
+                    rows = {(row.get("case", ""), row.get("organ", "")): row for row in csv.DictReader(stream)}
+                self._table = (table, written), rows
+        except (OSError, UnicodeDecodeError, csv.Error):
+            return False  # `finish` will say so
+        for row in _rows(read(path)):
+            there = self._table[1].get((row["case"], row["organ"]), {})
+            if any(there[name] != _cell(value) for name, value in row.items() if name in there):
+                return True
+        return False
 
     def has_end(self, path: pathlib.Path) -> bool:
         """Whether a file is whole JSON; see `Result.has_end`."""
@@ -67,11 +102,7 @@ class Statistics(Result):
     def finish(self, output: pathlib.Path) -> None:
         """Write the table of all cases in the folder, those of earlier runs too; see `Result.finish`."""
         files = {path: found for path in sorted(output.rglob(f"[!.]*{EXTENSION}")) if (found := read(path))}
-        rows = [
-            {"case": printable(case["case"]), "organ": name, **_flat(row)}
-            for case in files.values()
-            for name, row in _regions(case)
-        ]
+        rows = [row for case in files.values() for row in _rows(case)]
         if rows:
             table = io.StringIO(newline="")
             columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -247,6 +278,17 @@ def _regions(case: Row) -> Iterator[tuple[str, Row]]:
     """Every organ, then either kidney, of a case's statistics."""
     yield from case["organs"].items()
     yield from ((f"{side} kidney", row) for side, row in case["kidneys"].items())
+
+
+def _rows(case: Row) -> Iterator[Row]:
+    """The rows of a case in the table; none of an empty case."""
+    for name, row in _regions(case) if case else ():
+        yield {"case": printable(case["case"]), "organ": name, **_flat(row)}
+
+
+def _cell(value: object) -> str:
+    """A value as the table has it."""
+    return "" if value is None else str(value)
 
 
 def _flat(row: Mapping[str, Any]) -> Row:

@@ -16,12 +16,15 @@ To add a format, write a module with a class that satisfies `Format`, and give i
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 
 from ..errors import VolumeError
 from . import dicom, nifti
+from .archive import EXTENSIONS as ARCHIVES
 from .archive import clear_left_behind, is_archive, unpacked
 from .memory import open_image
 from .volume import (
@@ -65,6 +68,11 @@ __all__ = [
     "unpacked",
 ]
 
+log = logging.getLogger(__name__)
+
+# What holds scans and is not read: a line says that such files were passed over.
+NOT_READ = (".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgh", ".mgz", *ARCHIVES)
+
 # Name of a format -> what reads it. In this order they are asked whether they claim a file.
 FORMATS: dict[str, Format] = {
     "nifti": nifti.Nifti(),
@@ -103,7 +111,17 @@ def find_scans(source: pathlib.Path, options: FindOptions = DEFAULT_OPTIONS) -> 
     folder = source if source.is_dir() else source.parent
     named = [(FORMATS[name], claimed[name]) for name in FORMATS if name in claimed]
     found = [scan for reader, files in named for scan in reader.find(files, folder, options)]
+    foreign = [path for path in claimed[None] if path.name.lower().endswith(NOT_READ)]
+    _warn_of(source, foreign, "files that are not read, neither NIfTI nor DICOM; convert or unpack them")
+    _warn_of(source, walk.dead_links, "links that lead to nothing; what they should lead to is left out")
     return found + [_unreadable(path, folder, reason) for path, reason in walk.unreadable.items()]
+
+
+def _warn_of(source: pathlib.Path, paths: Sequence[pathlib.Path], what: str) -> None:
+    """One line for all files of a kind."""
+    if paths:
+        example = paths[0].relative_to(source) if source.is_dir() else paths[0].name
+        log.warning("%s: %s: %d, such as %s", source, what, len(paths), example)
 
 
 def _unreadable(path: pathlib.Path, folder: pathlib.Path, reason: str) -> Scan:

@@ -186,9 +186,15 @@ class Content:
             log.warning("%s: %d links lead to nothing in the archive (%s)", self.source, len(dead), shown)
 
     def _place(self, name: str) -> pathlib.Path:
-        path = self.folder / normal(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        """Where a file goes; a folder that has the name of a file before it gets another one."""
+        *folders, last = normal(name).split("/")
+        place = self.folder
+        for folder in folders:
+            place /= folder
+            while place.is_file():
+                place = place.with_name(f"{place.name}_")
+        place.mkdir(parents=True, exist_ok=True)
+        return place / last
 
 
 def normal(name: str) -> str:

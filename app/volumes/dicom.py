@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, VolumeError
 from ..hounsfield import AIR
-from .dicom_names import EXTENSIONS, is_meant
+from .dicom_names import EXTENSIONS, is_meant, is_numbered
 from .read_ahead import ReadAhead
 from .volume import (
     DEFAULT_OPTIONS,
@@ -51,14 +51,16 @@ class Dicom:
     extensions = EXTENSIONS
 
     def claims(self, path: pathlib.Path, head: bytes) -> bool:
-        """By the first bytes; also a file that may be a damaged slice, since it has no first bytes or is called so.
+        """By the first bytes; also a file that may stand in a slice's place, since it is empty or called like one.
 
         A DICOMDIR only lists other files.
         """
         if path.name == "DICOMDIR":
             return False
-        is_blank = not any(head[:PREAMBLE]) and (path.is_file() or (path.is_symlink() and not path.exists()))
-        return is_dicom(head) or is_blank or path.suffix.lower() in EXTENSIONS
+        if is_dicom(head) or path.suffix.lower() in EXTENSIONS:
+            return True
+        is_file = path.is_file() or (path.is_symlink() and not path.exists())
+        return is_file and (not any(head[:PREAMBLE]) or is_numbered(path.name))
 
     def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:
         """The CT series, wherever their files lie; and what else there is, with the reason why not.
@@ -66,14 +68,14 @@ class Dicom:
         Raises:
             InputError: the library that reads them is not installed.
         """
-        if not any(is_meant(path, files) or is_dicom(first_bytes(path)) for path in files):
-            return []  # a stray file, for which no library is needed
+        if not any(_is_dicom_or_lost(path, files) for path in files):
+            return []  # stray files, for which no library is needed
         try:
             from . import dicom_series  # takes 0.3 s, and only DICOM needs it
         except ImportError as error:
             line = f"{folder}: holds DICOM; install it with DICOM support: hrnet-ocr-abdomen[dicom]"
             raise InputError(line) from error
-        return [_scan(series) for series in dicom_series.find_series(files, options)]
+        return [_scan(series) for series in dicom_series.find_series(files, folder, options)]
 
     def open(self, path: pathlib.Path) -> Volume:
         """The one CT series in a file."""
@@ -85,6 +87,13 @@ class Dicom:
 def is_dicom(head: bytes) -> bool:
     """Whether a file's first bytes are DICOM's."""
     return head[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC or head.startswith(BARE)
+
+
+def _is_dicom_or_lost(path: pathlib.Path, beside: Sequence[pathlib.Path]) -> bool:
+    """Whether a file is DICOM, or seems to have been before it was damaged."""
+    head = first_bytes(path)
+    is_foreign = any(head[:PREAMBLE]) and path.suffix.lower() not in EXTENSIONS
+    return is_dicom(head) or (not is_foreign and is_meant(path, beside))
 
 
 def _scan(series: Series) -> Scan:

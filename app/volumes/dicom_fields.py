@@ -4,8 +4,12 @@ from __future__ import annotations
 
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 # Whose and which: slices that differ here never share a volume.
-PATIENT = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex")
-IDENTITY = (*PATIENT, "StudyInstanceUID", "FrameOfReferenceUID")
+PATIENT = (
+    *("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("ClinicalTrialSubjectID", "ClinicalTrialSiteID"),  # what is left of these in the data of a trial
+)
+STUDY = ("StudyInstanceUID", "StudyID", "StudyDate", "AccessionNumber")
+IDENTITY = (*PATIENT, *STUDY, "FrameOfReferenceUID")
 # Times and the dates that go with them.
 TIMES = {
     "AcquisitionTime": "AcquisitionDate",
@@ -25,6 +29,8 @@ MARKS = (
     *("KVP", "ConvolutionKernel", "FilterType", "ReconstructionAlgorithm", "ReconstructionDiameter", "SliceThickness"),
     *("ScanOptions", "PatientPosition", "ProtocolName", "AcquisitionProtocolName", "SeriesNumber", "SeriesDescription"),
     *("ImageComments", "FrameComments", "DerivationDescription", "StationName", "DeviceSerialNumber"),
+    *("StudyTime", "StudyDescription", "ReferringPhysicianName", "RequestedProcedureID", "OtherPatientIDs"),
+    *("PatientAge", "PatientSize", "PatientWeight", "InstitutionName", "Manufacturer", "ManufacturerModelName"),
     *("AcquisitionDateTime", "FrameAcquisitionDateTime", "FrameReferenceDateTime", *TIMES),
 )
 INDEX_VALUES = 6  # dimensions of a multi-frame file that are looked at
@@ -32,7 +38,7 @@ MARK_NAMES = (*MARKS, "InstanceNumber", *(f"DimensionIndexValues {i + 1}" for i 
 TAGS = [
     *("SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "ImageType", "Rows", "Columns"),
     *("NumberOfFrames", "RescaleSlope", "RescaleIntercept", "SamplesPerPixel", "PixelRepresentation", "BitsAllocated"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit", "SharedFunctionalGroupsSequence", "AccessionNumber"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "SharedFunctionalGroupsSequence"),
     *("PerFrameFunctionalGroupsSequence", *GEOMETRY, *IDENTITY, *MARKS, *TIMES.values()),
 ]
 CT_CLASSES = {

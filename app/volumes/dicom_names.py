@@ -1,7 +1,8 @@
 """What the name of a file that cannot be read says: whether it is meant to be a slice, and beside which others.
 
 What cannot be read says nothing of itself but its name and its folder. So a stray README fails no series, and a slice
-does whatever happened to it: a dead link, no permission, 0 bytes, zeros, a header that ends early.
+does whatever happened to it: a dead link, no permission, 0 bytes, zeros, a header that ends early, or the text that a
+server or git-annex put in its place.
 """
 
 from __future__ import annotations
@@ -27,11 +28,18 @@ class NamesByFolder:
             self._endings[path.parent].add(_ending(path.name))
             self._letters[path.parent].add(_first_letters(path.name))
 
-    def are_like(self, path: pathlib.Path) -> bool:
-        """Whether a file lies beside slices under a name of their kind."""
+    def are_like(self, path: pathlib.Path, is_foreign: bool) -> bool:
+        """Whether a file lies beside slices under a name of their kind.
+
+        Args:
+            path: of the file.
+            is_foreign: it has other content, and so must begin with the letters of some slice, or have DICOM's
+                extension.
+        """
         letters = self._letters.get(path.parent, set())
+        is_any = len(letters) > 1 and (not is_foreign or path.suffix.lower() in EXTENSIONS)
         return _ending(path.name) in self._endings.get(path.parent, ()) and (
-            len(letters) > 1 or _first_letters(path.name) in letters
+            is_any or _first_letters(path.name) in letters
         )
 
 
@@ -42,8 +50,13 @@ def is_meant(path: pathlib.Path, beside: Sequence[pathlib.Path]) -> bool:
     """
     if path.suffix.lower() in EXTENSIONS:
         return True
-    alike = (one for one in beside if one.parent == path.parent and one != path and _ending(one.name) == ("", True))
-    return _ending(path.name) == ("", True) and any(alike)
+    alike = (one for one in beside if one.parent == path.parent and one != path and is_numbered(one.name))
+    return is_numbered(path.name) and any(alike)
+
+
+def is_numbered(name: str) -> bool:
+    """Whether a name has a digit and no extension, as slices are called that have none."""
+    return _ending(name) == ("", True)
 
 
 def _ending(name: str) -> tuple[str, bool]:

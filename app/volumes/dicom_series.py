@@ -3,6 +3,7 @@
     headers       `_read_all`: a file gives slices, is not CT, or cannot be read
     groups        `groups`: one series, patient, study, frame of reference, image type, size, spacing and orientation
     volumes       `_arrange`: a group is divided into volumes where it has to be (dicom_phases.py)
+    together      `_arrange_all`: groups of one series UID are scans that say what tells them apart, or one scan's parts
     what is left  `_torn`, `_one_place`: slices of one place are not a CT to segment, unless they are a scan torn apart
     unreadable    `_blame`: a file that cannot be read fails the series that it may belong to (dicom_names.py)
 
@@ -13,10 +14,13 @@ their position along the normal of the slices (DICOM PS3.3, C.7.6.2).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pathlib
 import re
-from collections import defaultdict
+import sys
+import types
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -25,10 +29,10 @@ from multiprocessing import get_context
 
 from ..host import usable_cpus
 from .dicom_fields import PATIENT
-from .dicom_names import NamesByFolder, is_meant
+from .dicom_names import EXTENSIONS, NamesByFolder, is_meant
 from .dicom_phases import divide
 from .dicom_slice import OtherObject, Slice, Unreadable, read_slices
-from .dicom_stack import Pixels, Stack, clusters, groups
+from .dicom_stack import Pixels, Stack, clusters, differences, groups, may_be_one
 from .volume import DEFAULT_OPTIONS, FindOptions
 
 MANY_FILES = 2048  # from here on, several processes read headers faster than one
@@ -61,11 +65,14 @@ class Series:
     warnings: tuple[str, ...] = ()
 
 
-def find_series(paths: Sequence[pathlib.Path], options: FindOptions = DEFAULT_OPTIONS) -> list[Series]:
+def find_series(
+    paths: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions = DEFAULT_OPTIONS
+) -> list[Series]:
     """The series that these files hold, in order of name; those that cannot be segmented too, with the reason.
 
     Args:
         paths: DICOM files, and others that may be meant to be such.
+        folder: INPUT, in which they lie.
         options: how they are looked for.
     """
     slices: list[Slice] = []
@@ -83,13 +90,17 @@ def find_series(paths: Sequence[pathlib.Path], options: FindOptions = DEFAULT_OP
             slices += read
     volumes: list[Series] = []
     left: list[Stack] = []
+    uid_in = {str(one.path.parent): one.series for one in slices if one.has_uid}
+    by_uid: dict[str, list[list[Slice]]] = defaultdict(list)
     for group in groups(slices):
-        arranged, at_one_place = _arrange(group, options)
+        by_uid[uid_in.get(group[0].series, group[0].series)].append(group)
+    for several in by_uid.values():
+        arranged, at_one_place = _arrange_all(several, options)
         volumes += arranged
         left += at_one_place
     torn, left = _torn(left, options)
     found = _blame([*volumes, *torn, *_one_place(left, options)], unreadable)
-    return _distinct_names([*found, *others.values()])
+    return _distinct_names([*found, *others.values()], folder)
 
 
 def _read_all(paths: Sequence[pathlib.Path]) -> Iterator[list[Slice] | OtherObject | Unreadable]:
@@ -100,12 +111,28 @@ def _read_all(paths: Sequence[pathlib.Path]) -> Iterator[list[Slice] | OtherObje
         try:
             # Not forked: the child of a process with threads may wait for a lock that none of its own will free.
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-                for read in pool.map(read_slices, paths, chunksize=MANY_FILES // 8):
+                with _without_script():  # here they are started
+                    results = pool.map(read_slices, paths, chunksize=MANY_FILES // 8)
+                for read in results:
                     yield read
                     done += 1
         except BrokenProcessPool:  # most likely for want of memory, of which one process needs least
             pass
     yield from map(read_slices, paths[done:])
+
+
+@contextlib.contextmanager
+def _without_script() -> Iterator[None]:
+    """Let processes that are started in this block not import the script that runs, as `spawn` would.
+
+    They need nothing of it, and a script without `if __name__ == "__main__"` would be run again by each.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def _name(number: int, uid: str) -> str:
@@ -117,10 +144,11 @@ def _hash_of(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()[:8]
 
 
-def _distinct_names(found: Iterable[Series]) -> list[Series]:
+def _distinct_names(found: Iterable[Series], folder: pathlib.Path) -> list[Series]:
     """The same with a hash of what they hold added to names that several have.
 
     A number would change what a name stands for when another part, phase or patient of the same UID comes or goes.
+    Where even their headers are alike, it is a hash of their places in INPUT, a folder.
     """
     by_name: dict[str, list[Series]] = defaultdict(list)
     for series in found:
@@ -128,9 +156,12 @@ def _distinct_names(found: Iterable[Series]) -> list[Series]:
     named = []
     for name, several in sorted(by_name.items()):
         volumes = [series for series in several if series.not_ct is None]
+        contents = Counter(map(_content, several))
         for series in several:
             is_the_one = len(several) == 1 or (len(volumes) == 1 and series is volumes[0])
-            named.append(series if is_the_one else replace(series, name=f"{name}_{_hash_of(_content(series))}"))
+            content = _content(series)
+            own = content if contents[content] == 1 else _places(series, folder)
+            named.append(series if is_the_one else replace(series, name=f"{name}_{_hash_of(own)}"))
     return named
 
 
@@ -142,6 +173,11 @@ def _content(series: Series) -> str:
         for one in series.slices
     )
     return "\n".join(slices) or f"{series.not_ct or series.problem}"
+
+
+def _places(series: Series, folder: pathlib.Path) -> str:
+    """The files of a series below a folder."""
+    return "\n".join(sorted(one.path.relative_to(folder).as_posix() for one in series.slices))
 
 
 def _name_by(options: FindOptions, first: Slice) -> str:
@@ -160,6 +196,58 @@ def _series_of(first: Slice, options: FindOptions) -> Series:
     return Series(_name_by(options, first), first.series, path)
 
 
+def _arrange_all(several: Sequence[Sequence[Slice]], options: FindOptions) -> tuple[list[Series], list[Stack]]:
+    """What `_arrange` makes of the groups that share a series UID; and of those without one that lie beside them.
+
+    Several volumes of one series UID say so. Groups that would be one volume together are refused where nobody can say
+    that they are not: their image types differ, or some slices lack what others say of patient, study and series.
+    """
+    arranged = [_arrange(group, options) for group in several]
+    torn = _torn_groups(several, [i for i, (found, _) in enumerate(arranged) if found])
+    volumes: list[Series] = []
+    for i, (group, (found, _)) in enumerate(zip(several, arranged, strict=True)):
+        others = [
+            other[0]
+            for j, other in enumerate(several)
+            if j != i and arranged[j][0] and other[0].series == group[0].series
+        ]
+        fields = ", ".join(dict.fromkeys(name for other in others for name in differences(group[0], other)))
+        scans = "another scan" if len(others) == 1 else f"{len(others)} other scans"
+        for series in found:
+            if i in torn:
+                volumes.append(replace(series, problem=torn[i]))
+            elif others:
+                said = f"its series UID is also that of {scans}, told apart by {fields}"
+                volumes.append(replace(series, warnings=(said, *series.warnings)))
+            else:
+                volumes.append(series)
+    return volumes, [stack for _, at_one_place in arranged for stack in at_one_place]
+
+
+def _torn_groups(several: Sequence[Sequence[Slice]], volumes: Sequence[int]) -> dict[int, str]:
+    """The groups that would be one volume with others and may be one scan, by number, each with what is wrong.
+
+    Args:
+        several: groups.
+        volumes: the numbers of those that are volumes by themselves.
+    """
+    alike = {
+        i: frozenset(j for j, other in enumerate(several) if j == i or may_be_one(several[i][0], other[0]))
+        for i in volumes
+    }
+    pairs = {frozenset((i, j)) for i, others in alike.items() for j in others}
+    torn: dict[int, str] = {}
+    for together in {*alike.values(), *pairs}:
+        if len(together) > 1:
+            stack = Stack.of([one for i in together for one in several[i]])
+            if len(stack.firsts()) == len(stack) and stack.as_volume(Pixels()):
+                first, *others = (several[i][0] for i in together)
+                fields = ", ".join(dict.fromkeys(name for other in others for name in differences(first, other)))
+                problem = f"{len(stack)} slices that would be one volume differ in {fields}, or some lack it; "
+                torn |= dict.fromkeys(together, f"{problem}expected the same in all, export it again")
+    return torn
+
+
 def _arrange(group: Sequence[Slice], options: FindOptions) -> tuple[list[Series], list[Stack]]:
     """The volumes of a group, or what is wrong with it; and stacks of one place, which are none."""
     stack, pixels = Stack.of(group), Pixels()
@@ -167,10 +255,9 @@ def _arrange(group: Sequence[Slice], options: FindOptions) -> tuple[list[Series]
         return [], [stack]
     division = divide(stack, pixels)
     long = [part for part in division.parts if not part.at_one_place]
-    series = _series_of(stack.slices[0], options)
     arranged = []
     for number, part in enumerate(long, 1):
-        one = _volume(series, part, pixels, options.resample_gaps)
+        one = _volume(_series_of(part.slices[0], options), part, pixels, options.resample_gaps)
         if division.problem:
             one = replace(one, problem=f"{division.problem}; send each volume as a series of its own")
         elif len(long) > 1:
@@ -268,7 +355,7 @@ def _blame(found: Sequence[Series], unreadable: Sequence[Unreadable]) -> list[Se
     alone: dict[pathlib.Path, list[Unreadable]] = defaultdict(list)
     for one in unreadable:
         owners = [i for i, series in enumerate(found) if series.uid == one.series]
-        owners = owners or [i for i, beside in enumerate(names) if beside.are_like(one.path)]
+        owners = owners or [i for i, beside in enumerate(names) if beside.are_like(one.path, one.is_foreign)]
         for i in owners:
             lacks[i].append(one)
         if not owners:
@@ -278,8 +365,8 @@ def _blame(found: Sequence[Series], unreadable: Sequence[Unreadable]) -> list[Se
         for i, series in enumerate(found)
     ]
     for folder, several in alone.items():
-        paths = [one.path for one in several]
-        meant = [one for one in several if one.is_dicom or is_meant(one.path, paths)]
+        paths = [one.path for one in several if not one.is_foreign or one.path.suffix.lower() in EXTENSIONS]
+        meant = [one for one in several if one.is_dicom or (one.path in paths and is_meant(one.path, paths))]
         if meant:
             name = hashlib.sha256("/".join(one.path.name for one in meant).encode()).hexdigest()[:8]
             path = folder if len(meant) > 1 else meant[0].path

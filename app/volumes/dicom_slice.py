@@ -33,6 +33,10 @@ class NotDicomError(SliceError):
     """A file does not begin as DICOM does."""
 
 
+class ForeignError(NotDicomError):
+    """A file begins as something else."""
+
+
 @dataclass(frozen=True)
 class Slice:
     """One slice of a CT, as its header tells.
@@ -72,6 +76,11 @@ class Slice:
     intercept: float | None
     padding: tuple[int, int] | None
     accession: str = ""
+
+    @property
+    def has_uid(self) -> bool:
+        """Whether its file names its series."""
+        return self.series != str(self.path.parent)
 
 
 class BoundedFile(io.BufferedReader):
@@ -113,12 +122,14 @@ class Unreadable:
         reason: a few words.
         is_dicom: whether its first bytes are DICOM's.
         series: the UID of the series that it names; None where it names none.
+        is_foreign: whether its first bytes are something else's.
     """
 
     path: pathlib.Path
     reason: str
     is_dicom: bool
     series: str | None
+    is_foreign: bool = False
 
 
 def read_slices(path: pathlib.Path) -> list[Slice] | OtherObject | Unreadable:
@@ -133,8 +144,8 @@ def read_slices(path: pathlib.Path) -> list[Slice] | OtherObject | Unreadable:
                 return OtherObject(path, series, number, reason)
             return _slices(header, path, series, number)
     except Exception as error:  # pydicom raises whatever a damaged header makes of it
-        is_dicom = not isinstance(error, OSError | NotDicomError)
-        return Unreadable(path, _why_unreadable(error), is_dicom, header.get("SeriesInstanceUID"))
+        is_dicom, is_foreign = not isinstance(error, OSError | NotDicomError), isinstance(error, ForeignError)
+        return Unreadable(path, _why_unreadable(error), is_dicom, header.get("SeriesInstanceUID"), is_foreign)
 
 
 def _why_unreadable(error: Exception) -> str:
@@ -154,7 +165,9 @@ def _read_header(path: pathlib.Path) -> pydicom.Dataset:
     with BoundedFile(path) as file:
         head = file.peek(HEAD_BYTES)[:HEAD_BYTES]
         if not is_dicom(head):
-            raise NotDicomError("0 bytes" if not head else "zeros" if not any(head[:PREAMBLE]) else "not DICOM")
+            if any(head[:PREAMBLE]):
+                raise ForeignError("not DICOM")
+            raise NotDicomError("zeros" if head else "0 bytes")
         return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS_TO_READ, force=True)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from .dicom_fields import IDENTITY
 from .dicom_slice import Slice, stored_pixels
 
 # Directions whose cosines differ by less, and spacings that differ by a smaller share, are the same: the outermost of
@@ -62,6 +63,25 @@ def _is_parallel(one: Slice, other: Slice) -> bool:
         all(abs(a - b) <= SAME_SHARE * a for a, b in spacings)
         and np.abs(one.orientation - other.orientation).max() <= SAME_SHARE
     )
+
+
+def differences(one: Slice, other: Slice) -> list[str]:
+    """The fields that put two slices into different groups."""
+    fields = ["SeriesInstanceUID"] * (one.series != other.series)
+    fields += [name for name, a, b in zip(IDENTITY, one.identity, other.identity, strict=True) if a != b]
+    fields += ["ImageType"] * (one.kind != other.kind) + ["Rows or Columns"] * (one.shape != other.shape)
+    return fields + ["ImageOrientationPatient or PixelSpacing"] * (not _is_parallel(one, other))
+
+
+def may_be_one(one: Slice, other: Slice) -> bool:
+    """Whether slices of two groups may be of one scan: they differ in image type, or in a field that one lacks."""
+    told = zip(_whose(one), _whose(other), strict=True)
+    return one.shape == other.shape and _is_parallel(one, other) and all(a == b or not (a and b) for a, b in told)
+
+
+def _whose(one: Slice) -> tuple[str, ...]:
+    """Patient, study, frame of reference and series; empty where the header has none."""
+    return (*one.identity, one.series if one.has_uid else "")
 
 
 class Pixels:

@@ -29,11 +29,13 @@ class Walk:
         source: a folder, or one file.
         leave_out: a folder that is not walked, OUTPUT.
         unreadable: folders that could not be read, and why; known when the walk has ended.
+        dead_links: links that lead to nothing, which may be folders; likewise.
     """
 
     source: pathlib.Path
     leave_out: pathlib.Path | None = None
     unreadable: dict[pathlib.Path, str] = field(default_factory=dict)
+    dead_links: list[pathlib.Path] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[tuple[pathlib.Path, bytes]]:
         if not self.source.is_dir():
@@ -44,8 +46,8 @@ class Walk:
         files = self._files_in(self.source, is_root=True)
         while self._links:  # a folder that lies in the tree itself was walked by now
             link = self._links.pop(0)
-            target = link.resolve()
-            if target not in (link.parent.resolve() / "x").parents:
+            target = pathlib.Path(os.path.realpath(link))
+            if target not in pathlib.Path(os.path.realpath(link.parent), "x").parents:
                 files += self._files_in(link)
         for path in sorted(files):
             yield path, first_bytes(path)
@@ -74,6 +76,8 @@ class Walk:
             path = folder / entry.name
             if not _is_folder(entry):
                 files.append(path)
+                if entry.is_symlink() and identity(path) is None:
+                    self.dead_links.append(path)
             elif entry.is_symlink():
                 self._links.append(path)
             else:
