@@ -12,7 +12,7 @@ MINUTES ?= 5
 # labels on which two public networks agree, good for ranking two models and not for quoting as accuracy.
 QUICK := btcv_0009 btcv_0026 btcv_0039
 SECOND := hcc015_a hcc015_b rad2022_a rad2022_b pancb001 tcga_ay4070a
-# Separate slices with expert labels of 12 patients of DATA that no model since fast 0.7.0 was trained on.
+# Separate slices with expert labels of 12 patients of DATA that no bundled model was trained on.
 SLICES := nihpanc_0008 nihpanc_0014 nihpanc_0020 nihpanc_0027 nihpanc_0033 nihpanc_0039 nihpanc_0045 nihpanc_0055 \
     curvas_10004 curvas_10010 kits_10037 msdspleen_14
 

@@ -90,7 +90,7 @@ def find_cases(
     sources = [source] if isinstance(source, pathlib.Path) else source
     results = make_results() if results is None else results
     if output.is_file() or format_named(output):
-        raise InputError(f"{output}: OUTPUT is a folder; the masks in it get their scans' names")
+        raise InputError(f"{output}: OUTPUT must be a folder, not a file; masks in it are named after their scans")
     options = replace(options, leave_out=output)
     scans: dict[tuple[str, str], Scan] = {}  # each once, if it was named twice
     failures: list[InputError] = []
@@ -145,7 +145,7 @@ def _scans_of(source: pathlib.Path, output: pathlib.Path, options: FindOptions) 
             logged: dict[pathlib.Path, set[str]] = {}
             scans = [scan for scan in scans if not _is_output(scan, source, logged)]
         if not scans:
-            raise InputError(f"{source}: {_nothing_in(source, options)}; give a scan or a folder of scans")
+            raise InputError(f"{source}: {_nothing_in(source, options)}, or give a scan or a folder of scans")
     except OSError as error:
         where = error.filename or source
         raise InputError(f"{where}: cannot be used ({error.strerror}); check its path and permissions") from error
@@ -176,10 +176,10 @@ def _is_output(scan: Scan, source: pathlib.Path, logged: dict[pathlib.Path, set[
 def _nothing_in(source: pathlib.Path, options: FindOptions) -> str:
     """What INPUT lacks, and what it may have instead."""
     if is_own_mask(source):
-        return "a mask that this program wrote"
+        return "a mask that this program wrote; give its scan"
     nothing = " and ".join(f"no {reader.accepts}" for reader in FORMATS.values())
     deeper = [] if options.recursive else find_scans(source, replace(options, recursive=True))
-    return nothing + (f" at its top, {len(deeper)} in subfolders, which --recursive takes" if deeper else "")
+    return nothing + (f", but {len(deeper)} scans in subfolders; add --recursive" if deeper else "; check the path")
 
 
 def _refused_source(source: pathlib.Path, error: InputError) -> Scan:

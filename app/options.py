@@ -90,9 +90,9 @@ def options_of_input(command: Callable[..., None]) -> Callable[..., None]:
                 type=click.Choice(["binary", "labelmap"]),
                 default="binary",
                 show_default=True,
-                help="With --save dicom-seg: its type of segmentation.",
+                help="Type of the DICOM segmentation, with --save dicom-seg.",
             ),
-            to_output("--skip-existing", is_flag=True, help="Skip cases that are done or failed before."),
+            to_output("--skip-existing", is_flag=True, help="Skip cases that are done, or failed in an earlier run."),
             to_output("--retry-failed", is_flag=True, help="With --skip-existing: retry failed cases."),
         )
     ):

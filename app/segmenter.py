@@ -33,8 +33,8 @@ log = logging.getLogger(__package__)
 DEFAULT_MODEL = {"cuda": "paper", "cpu": "fast"}
 MODEL_SUFFIX = ".safetensors"
 
-# Below these the network's own confidence says that an organ should be looked at, by model. Chosen where
-# `make confidence` showed that scans below are worse; livers and spleens that a flag could find were not among them.
+# Below these the network's own confidence says that an organ should be looked at, by model. Chosen so
+# that in `make confidence` scans below them score worse; no liver or spleen was bad enough to choose a limit by.
 UNSURE = {Organ.KIDNEYS: 0.95, Organ.PANCREAS: 0.89}
 CHECK_BELOW = {"fast": UNSURE, "paper": UNSURE}
 
@@ -77,7 +77,7 @@ class Segmenter:
         """
         kind, chosen = choose_engine(engine, device)
         if device == "auto" and chosen == "cpu":
-            log.warning("no usable NVIDIA GPU (start a container with --gpus all to use one): running on the CPU")
+            log.warning("running on the CPU: no usable NVIDIA GPU (a container needs --gpus all)")
         name = name or DEFAULT_MODEL[chosen]
         is_file = isinstance(name, pathlib.Path) or name.endswith(MODEL_SUFFIX)
         checkpoint = load_checkpoint(pathlib.Path(name) if is_file else find_model(str(name)))
@@ -141,7 +141,7 @@ class Segmenter:
             case: its name.
             gather: see `run`.
             on_slice: called with the number of slices done since the last call.
-            find_box: what of some slices the network sees.
+            find_box: gives the part of some slices that the network sees.
         """
         geometry, config = volume.geometry, self.engine.config
         grid = network_grid(geometry.shape_zyx[1:], geometry.spacing_zyx_mm[1:], config.spacing_mm)

@@ -29,8 +29,8 @@ class Resume:
     """What becomes of cases that an earlier run dealt with.
 
     Attributes:
-        skip_existing: leave out those whose outputs are there, and those that failed before.
-        retry_failed: but not the latter.
+        skip_existing: skip cases that are done or failed before.
+        retry_failed: with `skip_existing`, try those that failed again.
     """
 
     skip_existing: bool = False
@@ -38,10 +38,9 @@ class Resume:
 
 
 def settle(case: Case, resume: Resume) -> CaseRecord | None:
-    """What the log says of a case that there is nothing to do for; None if it is to be done.
+    """The log's record of a case that needs no work; None if it is to be done.
 
-    It is ignored if nobody would segment it, and skipped if its outputs are there; or with an error if it failed
-    before.
+    It is ignored if it is not a CT, and skipped if its outputs exist or, with an error, if it failed before.
     """
     if isinstance(case.scan.state, NotCt):
         return CaseRecord(case.name, "ignored", case.scan.state.reason, series_uid=case.scan.series_uid)

@@ -165,7 +165,7 @@ def test_scans_in_subfolders_are_pointed_to(tmp_path: pathlib.Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "ct.nii.gz").touch()
     line = (
-        f"{tmp_path}: no .nii.gz or .nii file and no DICOM at its top, 2 in subfolders, which --recursive takes; give"
+        f"{tmp_path}: no .nii.gz or .nii file and no DICOM, but 2 scans in subfolders; add --recursive, or give"
     )
     with pytest.raises(InputError, match=line):
         find_cases(tmp_path, tmp_path / "out")

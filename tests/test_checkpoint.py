@@ -148,7 +148,7 @@ def test_a_shard_alone_is_not_a_model(tmp_path: pathlib.Path, tensors: dict[str,
 
 
 def test_names_the_models_there_are(model: pathlib.Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no weights for model 'huge' \(there are: tiny\)"):
+    with pytest.raises(CheckpointError, match=r"no weights for model 'huge' \(available: tiny\)"):
         find_model("huge", model.parent)
 
 

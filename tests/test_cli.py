@@ -178,8 +178,8 @@ def test_two_inputs_of_one_mask_name(run: Run, folders: Folders) -> None:
     ("source", "output", "line"),
     [
         ("nowhere", "out", "{}/nowhere: no such file or folder; give a scan or a folder of scans"),
-        ("empty", "out", "{}/empty: no .nii.gz or .nii file and no DICOM; give a scan or a folder of scans"),
-        ("inputs", "x.nii.gz", "{}/x.nii.gz: OUTPUT is a folder; the masks in it get their scans' names"),
+        ("empty", "out", "{}/empty: no .nii.gz or .nii file and no DICOM; check the path, or give a scan or a folder"),
+        ("inputs", "x.nii.gz", "{}/x.nii.gz: OUTPUT must be a folder, not a file; masks in it are named"),
         (
             "inputs",
             "inputs",

@@ -139,7 +139,7 @@ def test_the_same_patient_as_nifti_gets_the_same_mask(
 
 def test_a_missing_slice_is_refused_with_its_place(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
     write_series(tmp_path, hounsfield, SPACING, skip=[4])
-    assert "slices are 20 mm apart, but not at 60.0 to 100.0 mm along their normal (1 places)" in one_problem(tmp_path)
+    assert "slices are 20 mm apart, but not from 60.0 to 100.0 mm along their normal (gaps: 1)" in one_problem(tmp_path)
 
 
 def test_two_distances_are_refused(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
@@ -164,7 +164,7 @@ def test_slices_beside_the_line_are_refused(tmp_path: pathlib.Path, hounsfield: 
     one = pydicom.dcmread(paths[5])
     one.ImagePositionPatient[0] += 12
     one.save_as(paths[5])
-    assert "its slices are shifted against each other" in one_problem(tmp_path)
+    assert "its slices are offset sideways from each other" in one_problem(tmp_path)
 
 
 def test_copies_are_dropped_and_said(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
@@ -430,7 +430,7 @@ def test_more_slices_than_there_are_will_not_be_made_up(tmp_path: pathlib.Path, 
     far = np.repeat(hounsfield[:8, :8, :1], 40, axis=2)
     write_series(tmp_path, far, (4.0, 3.5, 2.5), skip=range(5, 35))
     (scan,) = find_scans(tmp_path, FindOptions(resample_gaps=True))
-    assert "more slices would be made up than there are" in str(scan.problem)
+    assert "--resample-gaps would invent more slices than exist" in str(scan.problem)
 
 
 def test_names_by_uid_accession_or_folder(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:

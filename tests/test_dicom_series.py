@@ -360,7 +360,7 @@ def test_a_series_that_cannot_be_read_at_all_is_one_failure(tmp_path: pathlib.Pa
     assert sorted(record["status"] for record in records) == ["done", "failed"]
     (error,) = [record["error"] for record in records if record["status"] == "failed"]
     assert "annex: unreadable_" in error
-    assert "9 files cannot be read as a CT slice (IM0000: a link to a file that is not there)" in error
+    assert "9 files cannot be read as a CT slice (IM0000: a broken link)" in error
 
 
 @pytest.mark.parametrize("names", ["{}.dcm", "IM{}", "1.2.840.{}"])
@@ -458,7 +458,7 @@ def test_positions_rounded_to_a_tenth_are_one_scan_and_a_missing_slice_is_seen(
     assert geometry.shape[2] == 24
     assert geometry.spacing_zyx_mm[0] == pytest.approx(step_mm, abs=0.1 / 23)
     paths[11].unlink()
-    assert "(1 places); send the missing slices" in only_line(tmp_path)
+    assert "(gaps: 1); add the missing slices" in only_line(tmp_path)
     (scan,) = find_scans(tmp_path, FindOptions(resample_gaps=True))
     assert scan.open().geometry.shape[2] == 24
     assert "1 of 24 slices were interpolated" in " ".join(scan.open().warnings)

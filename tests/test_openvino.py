@@ -250,7 +250,7 @@ class TestChoice:
         self.gpu, self.installed = True, {"openvino"}
         with caplog.at_level(logging.WARNING):
             assert self.choose() == ("OpenvinoEngine", "cpu")
-        assert "there is an NVIDIA GPU, but nothing to use it with: pip install" in caplog.text
+        assert "an NVIDIA GPU was found, but PyTorch is not installed; to use it: pip install" in caplog.text
 
     @pytest.mark.parametrize(
         ("installed", "wanted", "message"),

@@ -72,6 +72,6 @@ def choose_engine(name: str = "auto", device: str = "auto") -> tuple[type[Engine
             if (found := engine.find_device(device)) == "cuda":
                 return engine, found
         else:
-            log.warning("there is an NVIDIA GPU, but nothing to use it with: %s", INSTALL[FOR_GPU])
+            log.warning("an NVIDIA GPU was found, but PyTorch is not installed; to use it: %s", INSTALL[FOR_GPU])
     engine = engine_class(next((name for name in ENGINES if find_spec(name)), next(iter(ENGINES))))
     return engine, engine.find_device("cpu")

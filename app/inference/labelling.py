@@ -95,7 +95,7 @@ class Labelling:
         spacing_zyx_mm: distance of slices, rows and columns.
         labels: (Z, Y, X), zeros; receives the values of `Organ`. May be a view of any strides.
         plan: which slices the network sees; None: `Plan.of` the scan.
-        find_box: what of some slices' inputs it sees.
+        find_box: gives the part of some slices that the network sees.
         witness: is shown every slice and its labels.
     """
 
@@ -161,7 +161,7 @@ class Labelling:
             yield z, (self.session.prepare(plane), bool(has_body))
 
     def _take(self, chunk: Sequence[Anchor]) -> int:
-        """Label what these anchors make possible; a gap at the chunk's end may have to wait for the next chunk.
+        """Label every slice that these anchors determine; a gap at the chunk's end may have to wait for the next chunk.
 
         Returns:
             How many slices are done that were not before.
@@ -225,7 +225,7 @@ class Labelling:
         return bool(plane.any())
 
     def _interpolate(self, low: int, high: int) -> None:
-        """Label the slices between the anchors of a gap from their logits; where there was no body is background."""
+        """Label the slices between the anchors of a gap from their logits; an anchor without a body is background."""
         for before, after in pairwise(z for z in range(low, high + 1) if self._plan.is_anchor(z)):
             first, last = self._anchors[before], self._anchors[after]
             if after - before == 1 or not (first.shows_organ or last.shows_organ):

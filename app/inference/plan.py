@@ -19,12 +19,12 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 ANCHOR_MM = 3.0  # logits may be interpolated between slices that far apart
-SCOUT_MM = 12.0  # no organ is flatter
+SCOUT_MM = 12.0  # a flatter organ can be missed
 CHUNK_SCOUTS = 4  # gaps in a chunk, so that there are batches
 
 
 def neighbour_step(spacing_z_mm: float, neighbour_mm: float | None) -> int:
-    """How many slices lie between the slices of two neighbouring channels; 0: all channels hold the same slice."""
+    """Distance of two neighbouring channels, in slices; 0: all channels hold the same slice."""
     return 0 if neighbour_mm is None else max(1, round(neighbour_mm / spacing_z_mm))
 
 
@@ -39,7 +39,7 @@ def neighbour_rows(z: int, step: int, channels: int, depth: int) -> list[int]:
 def with_neighbours(
     slices: Iterable[tuple[int, Item]], step: int, channels: int, depth: int
 ) -> Iterator[tuple[int, tuple[Item, ...]]]:
-    """Yield every z with the slices of its `neighbour_rows`, holding no more slices than lie between the outermost two.
+    """Yield every z with the slices of its `neighbour_rows`, holding only the slices that one neighbourhood spans.
 
     Slices come in ascending or descending order of z and leave in the same order.
 

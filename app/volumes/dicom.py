@@ -122,7 +122,7 @@ def open_series(series: Series) -> DicomVolume:
     affine[:3, 3] = first.position
     affine[:2] *= -1  # LPS -> RAS
     if is_singular(affine):
-        raise VolumeError(f"{series.path}: {series.name}: its row and column directions span no plane; export it again")
+        raise VolumeError(f"{series.path}: {series.name}: its ImageOrientationPatient spans no plane; export it again")
     rows, columns = first.shape
     geometry = Geometry.of((columns, rows, len(series.places)), affine)
     warnings = (*series.warnings, *implausible(series.path, geometry))

@@ -280,7 +280,7 @@ def _volume(series: Series, stack: Stack, pixels: Pixels, resample_gaps: bool) -
         warnings.append(f"{single.copies} slices occur twice; one of each was used")
     places = tuple(float(i) for i in range(len(single)))
     if single.is_shifted:
-        problem = "its slices are shifted against each other; expected them on one line, export it again"
+        problem = "its slices are offset sideways from each other; export the series again"
     elif single.uneven().size and single.interleaves:
         problem = (
             "its slices are several even stacks that interleave, and nothing in their headers tells these apart; send "
@@ -290,9 +290,9 @@ def _volume(series: Series, stack: Stack, pixels: Pixels, resample_gaps: bool) -
         filled = single.even_places()
         made_up = sum(not place.is_integer() for place in filled)
         if not resample_gaps:
-            problem = f"{single.gaps_line()}; send the missing slices, or interpolate them with --resample-gaps"
+            problem = f"{single.gaps_line()}; add the missing slices, or interpolate them with --resample-gaps"
         elif made_up > len(single):
-            problem = f"{single.gaps_line()}; more slices would be made up than there are, send the missing ones"
+            problem = f"{single.gaps_line()}; --resample-gaps would invent more slices than exist; add the missing ones"
         else:
             places = filled
             warnings.append(f"{made_up} of {len(places)} slices were interpolated: {single.gaps_line()}")

@@ -151,7 +151,7 @@ def read_slices(path: pathlib.Path) -> list[Slice] | OtherObject | Unreadable:
 def _why_unreadable(error: Exception) -> str:
     """A few words for what went wrong while a header was read."""
     if isinstance(error, FileNotFoundError):
-        return "a link to a file that is not there"
+        return "a broken link"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     kind = "" if isinstance(error, SliceError) else f"{type(error).__name__}: "
@@ -227,7 +227,7 @@ def _slice(
     position = np.array(first("ImagePositionPatient"), np.float64).reshape(3)
     rows_mm, columns_mm = (float(mm) for mm in first("PixelSpacing"))
     if not np.isfinite(position).all() or not (0 < rows_mm < np.inf and 0 < columns_mm < np.inf):
-        raise SliceError("position or spacing are not numbers")
+        raise SliceError("position or spacing is not a number")
     padding, limit = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
     if padding is not None:
         bounds = sorted((_stored(padding, header), _stored(padding if limit is None else limit, header)))

@@ -225,7 +225,7 @@ class Stack:
         odd = self.uneven()
         where = ", ".join(f"{self.along[i]:.1f} to {self.along[i + 1]:.1f}" for i in odd[:3])
         where += " ..." if odd.size > 3 else ""
-        return f"slices are {self.usual_mm:.4g} mm apart, but not at {where} mm along their normal ({odd.size} places)"
+        return f"slices are {self.usual_mm:.4g} mm apart, but not from {where} mm along their normal (gaps: {odd.size})"
 
     def even_places(self) -> tuple[float, ...]:
         """Places at the usual distance among slices that are not; those near a slice are its own."""

@@ -132,7 +132,7 @@ def implausible(path: pathlib.Path, geometry: Geometry) -> list[str]:
     z_mm, *field_mm = (n * mm for n, mm in zip(geometry.shape_zyx, geometry.spacing_zyx_mm, strict=True))
     size = f"{field_mm[1]:.4g} x {field_mm[0]:.4g} x {z_mm:.4g} mm"
     if not max(field_mm) <= LARGEST_FIELD_MM or not z_mm <= LARGEST_LENGTH_MM:
-        raise VolumeError(f"{path}: the scan measures {size}, no patient does; repair its spacing, or the unit of it")
+        raise VolumeError(f"{path}: the scan measures {size}, larger than any patient; correct its spacing or its unit")
     if min(field_mm) < SMALLEST_FIELD_MM:
         return [f"the scan measures {size}, too little for an abdomen; check its spacing, or the unit of it"]
     return []
