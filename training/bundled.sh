@@ -16,8 +16,16 @@ gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
 if [ "$gpus" -gt 0 ]; then
     processes=${PROCESSES:-$gpus} paper=paper_ours
 else
-    processes=${PROCESSES:-$(nproc)} paper=paper_tune # before the next line, which nproc would obey
+    processes=${PROCESSES:-$(nproc)} paper=paper_tune # before OMP_NUM_THREADS is set, which nproc would obey
 fi
+case $model in
+fast) recipe=fast_tune ;;
+paper) recipe=$paper ;;
+*)
+    echo "$0: no model '$model'; expected fast or paper" >&2
+    exit 2
+    ;;
+esac
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 worker='if [ -w /proc/self/autogroup ]; then echo 19 > /proc/self/autogroup; fi; exec "$0" -m training "$@"'
 
@@ -26,18 +34,6 @@ weights="hcc=0.35 rad=0.5 cort=0.4 acrin=0.5 ohif=0.4 phantom=0.2 crlm=0.8 cptac
     nihpanc=0.3 nihhu=0.1 curvas=0.7 kits=0.3 msdspleen=0.3"
 separate="nihpanc nihhu curvas kits msdspleen"
 
-part() { # part RECIPE RUN MINUTES OPTION ...
-    recipe=$1 run=$2 minutes=$3
-    shift 3
-    for case in $hold_out; do set -- "$@" --hold-out "$case"; done
-    for weight in $weights; do set -- "$@" --sampling-weight "$weight"; done
-    for prefix in $separate; do set -- "$@" --separate-slices "$prefix"; done
-    # torchrun starts every worker in a session, and so a scheduling group, of its own.
-    chrt -i 0 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="$processes" --no-python \
-        sh -c "$worker" "$PYTHON" train "$recipe" "$run" --data "$data" --data $phantoms --minutes "$minutes" \
-        --validate-minutes 0 --keep-minutes 5 "$@"
-}
-
 # Without some phantoms it forgets them, and with them the demo.
 for seed in 11 12 13 14 15 16; do
     label=$phantoms/labelsTr/phantom$seed.nii.gz
@@ -45,15 +41,11 @@ for seed in 11 12 13 14 15 16; do
         --shape 512 512 60 --spacing 0.8 0.8 5 --seed $seed
 done
 
-case $model in
-fast)
-    part fast_tune runs/fast_tune "${MINUTES:-150}" --start-from fast
-    ;;
-paper)
-    part $paper runs/$paper "${MINUTES:-150}" --start-from paper
-    ;;
-*)
-    echo "$0: no model '$model'; expected fast or paper" >&2
-    exit 2
-    ;;
-esac
+set --
+for case in $hold_out; do set -- "$@" --hold-out "$case"; done
+for weight in $weights; do set -- "$@" --sampling-weight "$weight"; done
+for prefix in $separate; do set -- "$@" --separate-slices "$prefix"; done
+# torchrun starts every worker in a session, and so a scheduling group, of its own.
+chrt -i 0 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="$processes" --no-python \
+    sh -c "$worker" "$PYTHON" train "$recipe" "runs/$recipe" --data "$data" --data $phantoms --start-from "$model" \
+    --minutes "${MINUTES:-150}" --validate-minutes 0 --keep-minutes 5 "$@"
