@@ -24,7 +24,7 @@ def about(found: Found) -> str:
     idle = f", {found['gpu_idle_mib']} MiB of it in use before" if found.get("gpu_idle_mib") is not None else ""
     libraries = found.get("libraries") or {"torch": found["torch"]}
     named = ", ".join(f"{name} {version}" for name, version in libraries.items())
-    return f"Version {found['version']} with {weights}, {found['date']}; {machine}, {named}{idle}."
+    return f"Version {found['version']} with {weights}, {found['date']};\n{machine}, {named}{idle}."
 
 
 def speed(found: Found) -> str:
