@@ -228,7 +228,7 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "complex": ((VOXELS.astype(complex), AFFINE), "array: expected Hounsfield units as integers or floats, .* 'c'"),
     "true or false": ((VOXELS > 0, AFFINE), "array: expected Hounsfield units as integers or floats, .* 'b'"),
     "nothing": ((None, AFFINE), "array: expected Hounsfield units as integers or floats, .* 'O'"),
-    "metres": ((VOXELS, np.diag([-3000.0, -3000.0, 10.0, 1.0])), "array: the scan measures .*, larger than any patient"),
+    "metres": ((VOXELS, np.diag([-3000.0, -3000.0, 10.0, 1.0])), "array: the scan measures .*, larger than any"),
     "no file": (("missing.nii.gz",), r"missing\.nii\.gz: "),
     "no scan": ((pathlib.Path(__file__),), r"test_segmenter\.py: not a scan; expected"),
 }
