@@ -164,9 +164,7 @@ def test_scans_in_subfolders_are_pointed_to(tmp_path: pathlib.Path) -> None:
     for name in ("p1", "p2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "ct.nii.gz").touch()
-    line = (
-        f"{tmp_path}: no .nii.gz or .nii file and no DICOM, but 2 scans in subfolders; add --recursive, or give"
-    )
+    line = f"{tmp_path}: no .nii.gz or .nii file and no DICOM, but 2 scans in subfolders; add --recursive, or give"
     with pytest.raises(InputError, match=line):
         find_cases(tmp_path, tmp_path / "out")
 
