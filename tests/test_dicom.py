@@ -144,7 +144,7 @@ def test_a_missing_slice_is_refused_with_its_place(tmp_path: pathlib.Path, houns
 
 def test_two_distances_are_refused(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
     write_series(tmp_path, hounsfield, (4.0, 3.5, 2.5), skip=[7, 9])
-    assert "slices are 2.5 mm apart, but not at 15.0 to 20.0, 20.0 to 25.0 mm" in one_problem(tmp_path)
+    assert "slices are 2.5 mm apart, but not from 15.0 to 20.0, 20.0 to 25.0 mm" in one_problem(tmp_path)
 
 
 def test_a_tilted_gantry_is_a_shear(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
@@ -403,7 +403,7 @@ def test_gaps_are_filled_on_request_and_said(tmp_path: pathlib.Path, hounsfield:
     (scan,) = find_scans(tmp_path, FindOptions(resample_gaps=True))
     volume = scan.open()
     assert volume.geometry.shape == SHAPE
-    assert any("2 of 12 slices were interpolated: slices are 20 mm apart, but not at" in w for w in volume.warnings)
+    assert any("2 of 12 slices were interpolated: slices are 20 mm apart, but not from" in w for w in volume.warnings)
     expected = hounsfield.astype(np.float64)
     for z in (4, 8):
         expected[:, :, z] = (expected[:, :, z - 1] + expected[:, :, z + 1]) / 2

@@ -279,7 +279,7 @@ def test_a_hole_between_couch_positions_is_not_two_volumes(tmp_path: pathlib.Pat
     write(tmp_path, change=lambda one, place: setattr(one, "AcquisitionNumber", 1 + place // 4))
     (gone,) = [path for path in tmp_path.iterdir() if (pydicom.dcmread(path).pixel_array == 1024 + 40).all()]
     gone.unlink()
-    assert "slices are 5 mm apart, but not at 15.0 to 25.0 mm" in only_line(tmp_path)
+    assert "slices are 5 mm apart, but not from 15.0 to 25.0 mm" in only_line(tmp_path)
 
 
 def two_phases_in_one_file(folder: pathlib.Path, tell: Callable[[Dataset, int, int], None]) -> None:
