@@ -221,7 +221,7 @@ def test_a_phase_that_lacks_a_slice_is_refused_and_the_other_is_read(tmp_path: p
     gone.unlink()
     scans = find_scans(tmp_path)
     assert ready(scans) == [sweep()]
-    assert [scan.problem and "not at" in scan.problem for scan in scans] == [None, True]
+    assert [scan.problem and "but not from" in scan.problem for scan in scans] == [None, True]
 
 
 def test_two_fields_that_contradict_each_other_are_refused(tmp_path: pathlib.Path) -> None:
