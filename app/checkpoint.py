@@ -110,7 +110,7 @@ def find_model(name: str, folder: pathlib.Path = WEIGHTS_DIR) -> pathlib.Path:
     if not path.exists():
         have = ", ".join(bundled_models(folder)) or "none"
         raise CheckpointError(
-            f"{folder}: no weights for model '{name}' (available:  {have}); choose one of these, or give a weights file"
+            f"{folder}: no weights for model '{name}' (available: {have}); choose one of these, or give a weights file"
         )
     return path
 

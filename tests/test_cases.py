@@ -225,7 +225,7 @@ def test_a_path_of_a_list_that_cannot_be_used_is_a_failed_case(
     assert set(problems) == {"gone", "empty", "notes.txt", "loop", "x" * 300}
     assert predict_refused(cases["x" * 300]).startswith(f"{tmp_path / ('x' * 300)}: cannot be used")
     assert cases["good"].scan.problem is None
-    with pytest.raises(VolumeError, match=r"empty: no \.nii\.gz or \.nii file and no DICOM; give a scan"):
+    with pytest.raises(VolumeError, match=r"empty: no \.nii\.gz or \.nii file and no DICOM; check the path, or give"):
         open_case(cases["empty"])
     with pytest.raises(InputError, match=r"gone: no such file or folder"):
         find_cases([tmp_path / "gone", tmp_path / "gone too"], tmp_path / "out")

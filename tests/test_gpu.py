@@ -129,7 +129,7 @@ def test_the_benchmarks_tables() -> None:
             "models": {"paper": model},
         }
     )
-    assert "Version 9.8.7 with `paper` 0.2.0, 2026-01-02; Card, torch 2, 480 MiB of it in use before." in text
+    assert "Version 9.8.7 with `paper` 0.2.0, 2026-01-02;\nCard, torch 2, 480 MiB of it in use before." in text
     assert "| `paper`, 512 x 512 | 4 | 250 | 800 | 81.0 | 25% | 300 | 400 |" in text
     assert "| `paper` | as shipped | 3.5 s | 1.3 s | 0.5 s | 900 |" in text
     assert "| `paper` | 2.0 | 1.0000 | 1.0000 | 1.0000 | 0.5000 |" in text
