@@ -74,7 +74,7 @@ class Program(Command):
 
 HELP = f"""Segment abdominal organs in the CT scans of INPUT.
 
-INPUT is a .nii.gz file, a folder of them, any tree of DICOM files, or a .zip or .tar.gz of one of these.
+INPUT is a NIfTI file (.nii.gz, .nii), a folder of them, any tree of DICOM files, or a .zip or .tar.gz of one of these.
 
 Masks are written to the folder OUTPUT under the scans' names without _0000, and run_log.jsonl there gets a line
 per scan. Labels: {", ".join(f"{organ:d} {organ.key}" for organ in Organ)}; a model may have fewer.
@@ -87,7 +87,9 @@ Exit status: 0 all done, 1 some case failed, 2 wrong usage.
 @options_of_input
 @from_input("--list-series", is_flag=True, help="Dry run: list what INPUT holds and what would be done.")
 @options_of_model
-@of_machines("--shard", metavar="I/N", help="Do the I-th of N parts; default: as a SLURM array or Kubernetes job says.")
+@of_machines(
+    "--shard", metavar="I/N", help="Do the I-th of N parts; default: what a SLURM array or Kubernetes job says."
+)
 @click.version_option(__version__, prog_name="app")
 def main(shard: str | None, list_series: bool, verbose: bool, **options: Any) -> None:  # noqa: ANN401 (see Request, ModelChoice)
     """Segment scans, as `HELP` says."""

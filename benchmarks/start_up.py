@@ -28,7 +28,7 @@ with without_collection():
     mark("the rest of the program")
     name, device, out = sys.argv[1:]
     from app.engines import choose_engine
-    engine, _ = choose_engine("auto", device)
+    choose_engine("auto", device)
     mark("the engine's library")
     if device == "cuda":
         import torch

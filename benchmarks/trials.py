@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -66,6 +65,13 @@ def main() -> None:
     openvino(checkpoint, image.numpy())
 
 
+def infer(queue: ov.AsyncInferQueue, parts: Sequence[NDArray[np.float32]]) -> None:
+    """Run the network on each part, as many at the same time as the queue has requests."""
+    for part in parts:
+        queue.start_async([part])
+    queue.wait_all()
+
+
 def openvino(checkpoint: Checkpoint, images: NDArray[np.float32]) -> None:
     """OpenVINO, in the precision of this CPU: slices one by one or at the same time; compiled anew or read back."""
     core = ov.Core()
@@ -73,13 +79,7 @@ def openvino(checkpoint: Checkpoint, images: NDArray[np.float32]) -> None:
     for streams, batch in ((1, 1), (1, len(images)), (stream_count(), 1)):
         queue = ov.AsyncInferQueue(compile_network(checkpoint, precision, streams), streams)
         parts = np.split(images, len(images) // batch)
-
-        def all_parts(queue: Any = queue, parts: list[NDArray[np.float32]] = parts) -> None:  # noqa: ANN401
-            for part in parts * REPEATS:
-                queue.start_async([part])
-            queue.wait_all()
-
-        taken = milliseconds(all_parts, len(images) * REPEATS)
+        taken = milliseconds(partial(infer, queue, parts * REPEATS), len(images) * REPEATS)
         print(f"OpenVINO {precision}, batches of {batch}, {streams} at the same time: {taken:.1f} ms per slice")
     blob = compile_network(checkpoint, precision).export_model().getvalue()
     anew = milliseconds(partial(compile_network, checkpoint, precision))
