@@ -3,10 +3,13 @@
     clean           the scan as it is
     3mm-pixels      each pixel is the mean over 3 x 3 mm
     10mm-slices     each slice is the mean over 10 mm
+    15mm-apart      slices as they are, 15 mm apart; the others are left out
+    1mm-slices      slices interpolated to 1 mm, each with noise of its own, of 25 HU
     noise-40hu      Gaussian noise with a standard deviation of 40 HU, correlated over two pixels of the slice
     half-contrast   every HU value lies half as far from the mean of the soft tissue; air stays air
 
-A voxel's label is the one that covers most of it. A variant depends on nothing but the scan and its name.
+A voxel's label is the one that covers most of it, or lies nearest. A variant depends on nothing but the scan and its
+name.
 """
 
 from __future__ import annotations
@@ -37,8 +40,8 @@ from evaluation.metrics import Protocol, Score, score_case
 from evaluation.names import Labelled
 from evaluation.tables import table
 
-PIXEL_MM, SLICE_MM = 3.0, 10.0
-NOISE_HU = 40.0
+PIXEL_MM, SLICE_MM, APART_MM, THIN_MM = 3.0, 10.0, 15.0, 1.0
+NOISE_HU, THIN_NOISE_HU = 40.0, 25.0
 NOISE_SIGMA = 1.0  # pixels; white noise filtered by it correlates as exp(-d^2 / 4), that is 1/e at two pixels
 CONTRAST = 0.5
 
@@ -137,13 +140,38 @@ def thick_slices(volume: LabelledVolume) -> LabelledVolume:
     return averaged(volume, (0, 0, SLICE_MM))
 
 
-def noisy(volume: LabelledVolume) -> LabelledVolume:
-    """Correlated noise of 40 HU, seeded by the case's name."""
+def slices_apart(volume: LabelledVolume) -> LabelledVolume:
+    """Every nth slice, about 15 mm apart; volumes of such slices hold no neighbours worth the name."""
+    step = max(1, round(APART_MM / float(np.linalg.norm(volume.affine[:3, 2]))))
+    return replace(
+        volume,
+        hounsfield=volume.hounsfield[::step],
+        labels=volume.labels[::step],
+        affine=volume.affine @ np.diag([1.0, 1.0, step, 1.0]),
+    )
+
+
+def thin_slices(volume: LabelledVolume) -> LabelledVolume:
+    """Slices of 1 mm, as noisy as thin slices are; the scan's own where they are no thicker."""
+    step = min(1.0, THIN_MM / float(np.linalg.norm(volume.affine[:3, 2])))
+    places = np.arange(0, len(volume.hounsfield) - 1 + 1e-6, step)
+    before = np.minimum(places.astype(int), max(0, len(volume.hounsfield) - 2))
+    after = np.minimum(before + 1, len(volume.hounsfield) - 1)
+    hounsfield = np.empty((len(places), *volume.hounsfield.shape[1:]), np.int16)
+    for z, (i, j, share) in enumerate(zip(before, after, places - before, strict=True)):
+        hounsfield[z] = np.rint((1 - share) * volume.hounsfield[i] + share * volume.hounsfield[j])
+    labels = volume.labels[np.rint(places).astype(int)]
+    affine = volume.affine @ np.diag([1.0, 1.0, step, 1.0])
+    return noisy(replace(volume, hounsfield=hounsfield, labels=labels, affine=affine), THIN_NOISE_HU)
+
+
+def noisy(volume: LabelledVolume, noise_hu: float = NOISE_HU) -> LabelledVolume:
+    """Noise of this standard deviation, correlated within a slice, seeded by the case's name."""
     rng = np.random.default_rng(zlib.crc32(volume.name.encode()))
     hounsfield = np.empty_like(volume.hounsfield)
     for z, plane in enumerate(volume.hounsfield):
         noise = gaussian_filter(rng.standard_normal(plane.shape), NOISE_SIGMA, mode="wrap")
-        hounsfield[z] = np.rint(plane + NOISE_HU / noise.std() * noise)
+        hounsfield[z] = np.rint(plane + noise_hu / noise.std() * noise)
     return replace(volume, hounsfield=hounsfield)
 
 
@@ -160,6 +188,8 @@ VARIANTS: dict[str, Callable[[LabelledVolume], LabelledVolume]] = {
     "clean": lambda volume: volume,
     "3mm-pixels": coarse_pixels,
     "10mm-slices": thick_slices,
+    "15mm-apart": slices_apart,
+    "1mm-slices": thin_slices,
     "noise-40hu": noisy,
     "half-contrast": half_contrast,
 }

@@ -1,8 +1,8 @@
 """Scores of separate slices: stacks whose slices are not neighbours of each other, one patient each.
 
-The program takes the slices of a stack for neighbours however far apart they are, so each goes through it as a scan of
-one slice: then all input channels hold that slice. Small components stay, because how many an organ has is known of
-volumes only.
+Each goes through the program as a scan of one slice, so that all input channels hold that slice whatever distance the
+header names, and no other slice has a say in the body's box. Small components stay, because how many an organ has is
+known of volumes only.
 """
 
 from __future__ import annotations

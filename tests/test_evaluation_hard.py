@@ -81,6 +81,27 @@ def test_noise_has_its_strength_and_its_grain_and_is_the_same_every_time(volume:
     assert not np.array_equal(noisy(replace(flat, name="two")).hounsfield, noisy(flat).hounsfield)
 
 
+def test_slices_apart_are_left_as_they_are(volume: LabelledVolume) -> None:
+    changed = VARIANTS["15mm-apart"](volume)
+    assert np.linalg.norm(changed.affine[:3, 2]) == pytest.approx(15)
+    assert np.array_equal(changed.hounsfield, volume.hounsfield[::6])
+    assert np.array_equal(changed.labels, volume.labels[::6])
+
+
+def test_thin_slices_lie_between_the_scans_own_with_noise_of_each_ones_own(volume: LabelledVolume) -> None:
+    changed = VARIANTS["1mm-slices"](volume)
+    assert np.linalg.norm(changed.affine[:3, 2]) == pytest.approx(1)
+    assert len(changed.hounsfield) == 1 + int(23 * 2.5)
+    noise = changed.hounsfield[1] - (0.6 * volume.hounsfield[0] + 0.4 * volume.hounsfield[1])
+    other = changed.hounsfield[5] - volume.hounsfield[2].astype(float)
+    assert noise.std() == pytest.approx(25, abs=0.5)
+    assert other.std() == pytest.approx(25, abs=0.5)
+    assert abs((noise * other).mean()) < 0.05 * 25**2
+    assert np.abs(centre(changed, Organ.LIVER) - centre(volume, Organ.LIVER)).max() < 1
+    one = replace(volume, hounsfield=volume.hounsfield[:1], labels=volume.labels[:1])
+    assert VARIANTS["1mm-slices"](one).hounsfield.shape == (1, 120, 128)
+
+
 def test_half_the_contrast_by_hand() -> None:
     hounsfield = np.array([[[-1000, -125, 0, 100, 200, 600]]], np.int16)
     changed = half_contrast(LabelledVolume("x", hounsfield, hounsfield.astype(np.uint8), np.eye(4)))

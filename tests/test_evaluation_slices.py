@@ -10,7 +10,6 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from app.inference.plan import neighbour_step
 from app.organs import IGNORE, Organ
 from app.volumes import open_volume
 from evaluation.__main__ import main
@@ -29,11 +28,6 @@ def stack(tmp_path: pathlib.Path) -> pathlib.Path:
         (tmp_path / folder).mkdir()
         nib.save(nib.Nifti1Image(array, np.diag([20.0, 20, 30, 1])), tmp_path / folder / f"{name}.nii.gz")
     return tmp_path
-
-
-def test_slices_that_far_apart_are_neighbours_to_the_program() -> None:
-    """Why they are segmented one by one."""
-    assert neighbour_step(30.0, 5.0) == 1
 
 
 def test_each_slice_is_a_scan_of_its_own_and_scores_are_pooled(stack: pathlib.Path) -> None:

@@ -38,7 +38,8 @@ def test_neighbours_are_those_of_z_in_either_order(depth: int, step: int, channe
 
 
 @pytest.mark.parametrize(
-    ("spacing_mm", "neighbour_mm", "step"), [(3, 3.0, 1), (5, 3.0, 1), (0.7, 3.0, 4), (1, None, 0)]
+    ("spacing_mm", "neighbour_mm", "step"),
+    [(3, 3.0, 1), (5, 3.0, 1), (0.7, 3.0, 4), (1, None, 0), (6.0001, 3.0, 1), (6.1, 3.0, 0), (30, 5.0, 0)],
 )
 def test_neighbours_are_chosen_by_millimetres(spacing_mm: float, neighbour_mm: float | None, step: int) -> None:
     assert neighbour_step(spacing_mm, neighbour_mm) == step

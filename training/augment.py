@@ -26,8 +26,8 @@ CONTRAST = (0.75, 1.3)
 NOISE_SHARE, NOISE = 0.5, 0.08
 BLUR_SHARE = 0.2
 COARSE_SHARE, COARSE_FACTOR = 0.2, (1.3, 2.8)  # how many times as large pixels become
-FAINT_SHARE, FAINT_CONTRAST = 0.2, (0.4, 0.8)
-GRAIN_SHARE, GRAIN, GRAIN_PIXELS = 0.2, 0.1125, (0.5, 1.5)  # up to 45 HU; standard deviation of its blur
+FAINT_SHARE, FAINT_CONTRAST = 0.3, (0.4, 0.8)
+GRAIN_SHARE, GRAIN, GRAIN_PIXELS = 0.3, (0.025, 0.15), (0.5, 1.5)  # 10 to 60 HU; standard deviation of its blur
 
 
 def _uniform(n: int, low: float, high: float, device: torch.device) -> Tensor:
@@ -146,7 +146,7 @@ def fade(images: Tensor) -> Tensor:
 def grain(images: Tensor) -> Tensor:
     """Noise (N, C, H, W) like that of a sharp kernel or a low dose, correlated over a few pixels; most images get none.
 
-    Its standard deviation is drawn for each image, up to 45 HU in a window of 400.
+    Its standard deviation is drawn for each image, 10 to 60 HU in a window of 400.
     """
     n, channels = images.shape[:2]
     offsets = torch.arange(-4, 5, device=images.device)
@@ -158,7 +158,7 @@ def grain(images: Tensor) -> Tensor:
         white = torch.randn(channels, 1, *images.shape[2:], device=images.device)
         column, row = kernels[i].view(1, 1, -1, 1), kernels[i].view(1, 1, 1, -1)
         smooth = functional.conv2d(functional.conv2d(white, column, padding=(4, 0)), row, padding=(0, 4))
-        noise[i] = smooth[:, 0] * float(torch.empty(1).uniform_(0, GRAIN))
+        noise[i] = smooth[:, 0] * float(torch.empty(1).uniform_(*GRAIN))
     return noise
 
 

@@ -22,6 +22,7 @@ from .body import body_box
 from .confidence import Confidence
 from .intensities import Intensities
 from .plan import Plan, neighbour_step, with_neighbours
+from .slabs import slab, slab_weights
 
 OnSlice = Callable[[int], None]  # called with the number of slices done since the last call
 FindBox = Callable[[NDArray[np.float32], Sequence[float], Sequence[float]], Box]  # see `body_box`
@@ -143,9 +144,18 @@ class Labelling:
                 yield Anchor(z, tuple(plane for plane, _ in rows) if has_body else None)
 
     def _prepared(self, slices: Iterable[tuple[int, NDArray[np.int16]]]) -> Iterator[tuple[int, tuple[Array, bool]]]:
-        """Each z with its slice as an input channel, and whether it holds a body."""
-        findings, low_hu = self._findings, self.config.window_hu[0]
+        """Each z with its slice, averaged where slices are thin, as an input channel, and whether it holds a body."""
+        low_hu = self.config.window_hu[0]
         enough_pixels = BODY_MM2 / (self.spacing_zyx_mm[1] * self.spacing_zyx_mm[2])
+        weights = slab_weights(self.spacing_zyx_mm[0])
+        for z, rows in with_neighbours(self._read(slices), 1, len(weights), self._plan.depth):
+            plane = slab(rows, weights)
+            has_body = np.count_nonzero(plane > low_hu) >= enough_pixels
+            yield z, (self.session.prepare(plane), bool(has_body))
+
+    def _read(self, slices: Iterable[tuple[int, NDArray[np.int16]]]) -> Iterator[tuple[int, NDArray[np.int16]]]:
+        """The slices, which are timed, looked at and shown to the witness."""
+        findings = self._findings
         source = iter(slices)
         while True:
             asked = time.perf_counter()
@@ -157,8 +167,7 @@ class Labelling:
             findings.intensities.add(plane)
             if self.witness is not None:
                 self.witness.see(z, plane)
-            has_body = np.count_nonzero(plane > low_hu) >= enough_pixels
-            yield z, (self.session.prepare(plane), bool(has_body))
+            yield z, plane
 
     def _take(self, chunk: Sequence[Anchor]) -> int:
         """Label every slice that these anchors determine; a gap at the chunk's end may have to wait for the next chunk.

@@ -20,12 +20,18 @@ from typing import TypeVar
 Item = TypeVar("Item")
 ANCHOR_MM = 3.0  # logits may be interpolated between slices that far apart
 SCOUT_MM = 12.0  # a flatter organ can be missed
+TOLERANCE_MM = 0.01  # of distances, which headers round
 CHUNK_SCOUTS = 4  # gaps in a chunk, so that there are batches
 
 
 def neighbour_step(spacing_z_mm: float, neighbour_mm: float | None) -> int:
-    """Distance of two neighbouring channels, in slices; 0: all channels hold the same slice."""
-    return 0 if neighbour_mm is None else max(1, round(neighbour_mm / spacing_z_mm))
+    """Distance of two neighbouring channels, in slices; 0: all channels hold the same slice.
+
+    Slices more than twice `neighbour_mm` apart have no neighbours that the network could make sense of.
+    """
+    if neighbour_mm is None or spacing_z_mm > 2 * neighbour_mm + TOLERANCE_MM:
+        return 0
+    return max(1, round(neighbour_mm / spacing_z_mm))
 
 
 def neighbour_rows(z: int, step: int, channels: int, depth: int) -> list[int]:
