@@ -208,6 +208,22 @@ def test_batches_draw_organs_more_often_than_chance(cases: list[CachedCase]) -> 
     assert torch.equal(again, same)
 
 
+@pytest.mark.parametrize(("prefix", "middle"), [(["thick"], [125, 175, 200, 200]), (["thin"], [100, 200, 200, 200])])
+def test_thin_slices_are_averaged_as_in_inference_unless_they_are_separate(
+    tmp_path: pathlib.Path, prefix: list[str], middle: list[int]
+) -> None:
+    """Slices of 1.25 mm: each counts half and its neighbours a quarter."""
+    for folder, name, dtype in (("imagesTr", "thin_0000", np.int16), ("labelsTr", "thin", np.uint8)):
+        (tmp_path / folder).mkdir()
+        values = np.array([100, 100, 200, 200, 200, 200]) if dtype == np.int16 else np.ones(6)
+        nifti = nib.Nifti1Image(np.broadcast_to(values, (64, 64, 6)).astype(dtype), np.diag([3.0, 3, 1.25, 1]))
+        nib.save(nifti, tmp_path / folder / f"{name}.nii.gz")
+    (case,) = load_cases([tmp_path], tmp_path / "cache", TINY.model, prefix)
+    low, high = TINY.model.window_hu
+    hounsfield = case.images[:, 8, 8] / 255 * (high - low) + low
+    assert hounsfield[1:5] == pytest.approx(middle, abs=2)
+
+
 def test_separate_slices_are_their_own_neighbours(cases: list[CachedCase]) -> None:
     separate = replace(cases[0], spacing_z_mm=None)
     assert separate.neighbour_step(16.0) == 0

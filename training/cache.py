@@ -19,6 +19,7 @@ from app.engines.torch_images import windowed_slice
 from app.errors import VolumeError
 from app.inference.grid import network_grid
 from app.inference.plan import neighbour_step
+from app.inference.slabs import slabs
 from app.organs import IGNORE, Organ, bounding_box
 from app.volumes import Volume, open_volume
 from app.whole_file import clear_stale, whole_file
@@ -26,7 +27,7 @@ from evaluation.labels import LabelError, check_same_grid, read_labels
 from evaluation.names import Labelled, NamesError, labelled_scans
 from evaluation.processes import ProcessError, in_processes
 
-CACHE_VERSION = 2  # raise when what is stored changes
+CACHE_VERSION = 3  # raise when what is stored changes
 ABOUT = "case.json"
 BODY_SHARE, BODY_MARGIN = 0.02, 8  # of the slices that must hold something; pixels
 
@@ -68,8 +69,16 @@ def find_pairs(folder: pathlib.Path) -> list[Labelled]:
         raise DataError(str(error)) from error
 
 
-def load_cases(folders: Sequence[pathlib.Path], cache_dir: pathlib.Path, model: ModelConfig) -> list[CachedCase]:
+def load_cases(
+    folders: Sequence[pathlib.Path], cache_dir: pathlib.Path, model: ModelConfig, separate_slices: Sequence[str] = ()
+) -> list[CachedCase]:
     """Cache every case of the folders that is not cached yet, in parallel, and open them all, in order of name.
+
+    Args:
+        folders: in the FLARE / nnU-Net layout.
+        cache_dir: the cache.
+        model: says which grid and which HU window.
+        separate_slices: first letters of the names of cases whose slices are not neighbours of each other.
 
     Raises:
         DataError: a file cannot be used, or the cache cannot be written.
@@ -79,8 +88,9 @@ def load_cases(folders: Sequence[pathlib.Path], cache_dir: pathlib.Path, model: 
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise DataError(f"case {twice[0]} is in more than one data folder; rename one")
-    entries = {_entry(pair, cache_dir, model): pair for pair in pairs}
-    missing = [(pair, entry) for entry, pair in entries.items() if _opened(entry) is None]
+    separate = {pair: pair[0].startswith(tuple(separate_slices)) for pair in pairs}
+    entries = {_entry(pair, cache_dir, model, separate[pair]): pair for pair in pairs}
+    missing = [(pair, entry, separate[pair]) for entry, pair in entries.items() if _opened(entry) is None]
     try:
         in_processes(partial(_store, model=model), missing, "caching")
     except ProcessError as error:
@@ -89,10 +99,10 @@ def load_cases(folders: Sequence[pathlib.Path], cache_dir: pathlib.Path, model: 
     return sorted((case for case in cases if case), key=lambda case: case.name)
 
 
-def _entry(pair: Labelled, cache_dir: pathlib.Path, model: ModelConfig) -> pathlib.Path:
+def _entry(pair: Labelled, cache_dir: pathlib.Path, model: ModelConfig, is_separate: bool) -> pathlib.Path:
     """The folder that holds a case; its name is a hash of all that its content depends on."""
     name, *files = pair
-    digest = hashlib.sha256(repr((CACHE_VERSION, model.spacing_mm, model.window_hu)).encode())
+    digest = hashlib.sha256(repr((CACHE_VERSION, model.spacing_mm, model.window_hu, is_separate)).encode())
     for path in files:
         try:
             digest.update(path.read_bytes())
@@ -101,14 +111,14 @@ def _entry(pair: Labelled, cache_dir: pathlib.Path, model: ModelConfig) -> pathl
     return cache_dir / f"{name}-{digest.hexdigest()[:16]}"
 
 
-def _store(item: tuple[Labelled, pathlib.Path], model: ModelConfig) -> None:
+def _store(item: tuple[Labelled, pathlib.Path, bool], model: ModelConfig) -> None:
     """Prepare a case and write its entry, file by file, each whole or not at all; the one written last makes it valid.
 
     So whatever a killed process leaves behind is written over, and two at once write the same.
     """
-    (name, image, label), entry = item
+    (name, image, label), entry, is_separate = item
     torch.set_num_threads(1)  # the cases run in parallel
-    images, labels, spacing_z_mm = prepare(image, label, model)
+    images, labels, spacing_z_mm = prepare(image, label, model, is_separate)
     try:
         entry.mkdir(parents=True, exist_ok=True)
         clear_stale(entry)
@@ -135,12 +145,12 @@ def _opened(entry: pathlib.Path) -> CachedCase | None:
 
 
 def prepare(
-    image: pathlib.Path, label: pathlib.Path, model: ModelConfig
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], float]:
+    image: pathlib.Path, label: pathlib.Path, model: ModelConfig, is_separate: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], float | None]:
     """Read a case and bring it to the network's grid, as inference does, then crop it to the body.
 
     Returns:
-        Images and labels (Z, H, W) uint8 and the distance of slices in mm.
+        Images and labels (Z, H, W) uint8 and the distance of slices in mm, None for separate slices.
 
     Raises:
         DataError: image or label cannot be read, or they do not belong together.
@@ -148,22 +158,23 @@ def prepare(
     try:
         scan = open_volume(image)
         reference = labels_of(label, scan)
-        images, labels = _on_grid(scan, reference, model)
+        images, labels = _on_grid(scan, reference, model, is_separate)
     except VolumeError as error:
         raise DataError(str(error)) from error
     box = _body(images)
-    return images[:, *box].copy(), labels[:, *box].copy(), scan.geometry.spacing_zyx_mm[0]
+    return images[:, *box].copy(), labels[:, *box].copy(), None if is_separate else scan.geometry.spacing_zyx_mm[0]
 
 
 def _on_grid(
-    scan: Volume, reference: NDArray[np.uint8], model: ModelConfig
+    scan: Volume, reference: NDArray[np.uint8], model: ModelConfig, is_separate: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Every slice of a scan and its labels (Z, H, W), resampled to the network's grid."""
     depth, height, width = scan.geometry.shape_zyx
     grid = network_grid((height, width), scan.geometry.spacing_zyx_mm[1:], model.spacing_mm)
     images, labels = np.empty((depth, *grid), np.uint8), np.empty((depth, *grid), np.uint8)
     classes = torch.tensor([*Organ, IGNORE], dtype=torch.uint8)
-    for z, hounsfield in scan.slices():
+    slices = scan.slices() if is_separate else slabs(scan.slices(), scan.geometry.spacing_zyx_mm[0], depth)
+    for z, hounsfield in slices:
         windowed = windowed_slice(torch.from_numpy(hounsfield), model.window_hu, grid)
         images[z] = windowed.round_().clamp_(0, 255).byte().numpy()
         shares = (torch.from_numpy(reference[z])[None] == classes[:, None, None]).float()[None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from app.checkpoint import ModelConfig
 from evaluation.names import Labelled, case_name
@@ -53,12 +53,10 @@ class DataOptions:
         Raises:
             DataError: a file cannot be used, a held-out case is not there, or nothing is left to train on.
         """
-        cases = load_cases(self.folders, self.cache, model)
+        cases = load_cases(self.folders, self.cache, model, [case_name(prefix) for prefix in self.separate_slices])
         names = self._held_out()
         if missing := names - {case.name for case in cases}:
             raise DataError(f"held-out case {min(missing)} is in none of the data folders")
-        if separate := tuple(map(case_name, self.separate_slices)):
-            cases = [replace(case, spacing_z_mm=None) if case.name.startswith(separate) else case for case in cases]
         training = [case for case in cases if case.name not in names]
         if not training:
             raise DataError("every case is held out, none is left to train on; hold out fewer")

@@ -22,7 +22,7 @@ from .body import body_box
 from .confidence import Confidence
 from .intensities import Intensities
 from .plan import Plan, neighbour_step, with_neighbours
-from .slabs import slab, slab_weights
+from .slabs import slabs
 
 OnSlice = Callable[[int], None]  # called with the number of slices done since the last call
 FindBox = Callable[[NDArray[np.float32], Sequence[float], Sequence[float]], Box]  # see `body_box`
@@ -147,9 +147,7 @@ class Labelling:
         """Each z with its slice, averaged where slices are thin, as an input channel, and whether it holds a body."""
         low_hu = self.config.window_hu[0]
         enough_pixels = BODY_MM2 / (self.spacing_zyx_mm[1] * self.spacing_zyx_mm[2])
-        weights = slab_weights(self.spacing_zyx_mm[0])
-        for z, rows in with_neighbours(self._read(slices), 1, len(weights), self._plan.depth):
-            plane = slab(rows, weights)
+        for z, plane in slabs(self._read(slices), self.spacing_zyx_mm[0], self._plan.depth):
             has_body = np.count_nonzero(plane > low_hu) >= enough_pixels
             yield z, (self.session.prepare(plane), bool(has_body))
 

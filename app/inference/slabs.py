@@ -6,12 +6,29 @@ They are noisier than anything the networks saw there.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .plan import with_neighbours
+
 SLAB_MM = 2.5  # thinner slices were averaged to it before training
+
+
+def slabs(
+    slices: Iterable[tuple[int, NDArray[np.int16]]], spacing_z_mm: float, depth: int
+) -> Iterator[tuple[int, NDArray[np.int16]]]:
+    """Each z with the mean of 2.5 mm around it, or with its slice where that is no thinner.
+
+    Args:
+        slices: (z, slice), slice (Y, X) int16 HU, every z of 0..depth-1 once, in ascending or descending order.
+        spacing_z_mm: distance of the slices.
+        depth: their number.
+    """
+    weights = slab_weights(spacing_z_mm)
+    for z, rows in with_neighbours(slices, 1, len(weights), depth):
+        yield z, _mean(rows, weights)
 
 
 def slab_weights(spacing_z_mm: float) -> list[float]:
@@ -25,8 +42,7 @@ def slab_weights(spacing_z_mm: float) -> list[float]:
     return [min(1.0, (slices + 1) / 2 - abs(i)) / slices for i in range(-reach, reach + 1)]
 
 
-def slab(rows: Sequence[NDArray[np.int16]], weights: Sequence[float]) -> NDArray[np.int16]:
-    """The mean of slices (Y, X) of HU with these weights; a single one is returned as it is."""
+def _mean(rows: Sequence[NDArray[np.int16]], weights: Sequence[float]) -> NDArray[np.int16]:
     if len(rows) == 1:
         return rows[0]
     mean = np.zeros(rows[0].shape, np.float32)
