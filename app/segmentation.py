@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -80,6 +81,11 @@ class Segmentation:
     def volumes_ml(self) -> dict[Organ, float]:
         """Millilitres of every organ, 0 where it is missing."""
         return {organ: count * self.volume.geometry.voxel_ml for organ, count in self.voxels.items()}
+
+    @cached_property
+    def mask_sha256(self) -> str:
+        """A digest of the mask's voxels."""
+        return hashlib.sha256(self.mask.reshape(-1, order="F").data).hexdigest()
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import io
 import pathlib
 import warnings
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -150,12 +151,28 @@ def found_organs(segmentation: Segmentation) -> list[Organ]:
     return found
 
 
-def derived_uid(segmentation: Segmentation, source: pydicom.Dataset, *what: str) -> str:
-    """A UID that only the source series, the weights, the program's version and `what` decide."""
+def derived_uid(segmentation: Segmentation, sources: Sequence[pydicom.Dataset], *what: str) -> str:
+    """A UID that only the source's images, the weights, the program's version and `what` decide.
+
+    Not the series UID, which several volumes may share.
+
+    Args:
+        segmentation: of a DICOM scan.
+        sources: its headers, see `source_headers`.
+        what: tells UIDs of one scan apart.
+    """
+    images = [str(source.SOPInstanceUID) for source in sources]
+    volume = segmentation.volume
+    files = volume.files if isinstance(volume, DicomVolume) else ()
+    frames = [str(one.frame) for one in files if one.frame is not None]
     weights = ",".join(segmentation.model.sha256.values())
-    entropy = [str(source.SeriesInstanceUID), weights, __version__, *what]
-    uid: Any = pydicom.uid.generate_uid(entropy_srcs=entropy)
+    uid: Any = pydicom.uid.generate_uid(entropy_srcs=[*images, *frames, weights, __version__, *what])
     return str(uid)
+
+
+def content_uid(segmentation: Segmentation, sources: Sequence[pydicom.Dataset], *what: str) -> str:
+    """A `derived_uid` for an object that holds the mask: archives keep the first of two objects with one UID."""
+    return derived_uid(segmentation, sources, *what, segmentation.mask_sha256)
 
 
 def algorithm_name(segmentation: Segmentation) -> str:
