@@ -24,6 +24,7 @@ from app.organs import ORGANS, Organ
 from app.results import make_results
 from app.results.outlines import outlines
 from app.volumes import FindOptions, Volume, find_scans, open_volume
+from app.volumes.dicom import DicomVolume
 from phantom import make_phantom
 from phantom.dicom import AXIAL, store, uid, write_enhanced, write_series
 from tests.tiny import segmentation_of
@@ -333,7 +334,7 @@ def test_volumes_of_one_series_uid_have_objects_with_uids_of_their_own(tmp_path:
     else:
         for number in (1, 2):
             folder = tmp_path / "in" / str(number)
-            patient = {"PatientID": f"P{number}"} if kind == "two patients" else {}
+            patient: dict[str, Any] = {"PatientID": f"P{number}"} if kind == "two patients" else {}
             for path in write_series(folder, hounsfield + number, SPACING, acquisition=number, **patient):
                 one = pydicom.dcmread(path)
                 one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = uid(one.SOPInstanceUID, number)
@@ -352,7 +353,8 @@ def test_volumes_of_one_series_uid_have_objects_with_uids_of_their_own(tmp_path:
     if kind == "phases in one file":  # whose frames are named by their numbers in the file
         groups = pydicom.dcmread(next((tmp_path / "second").glob("*.seg.dcm"))).PerFrameFunctionalGroupsSequence
         frames = [group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber for group in groups]
-        assert sorted(frames) == [one.frame + 1 for one in second.files[2:6]]
+        assert isinstance(second, DicomVolume)
+        assert sorted(frames) == sorted((one.frame or 0) + 1 for one in second.files[2:6])
 
 
 def test_another_mask_of_the_same_scan_is_another_object(tmp_path: pathlib.Path, labels: NDArray[np.uint8]) -> None:
