@@ -398,6 +398,84 @@ def test_pydicoms_own_files_give_slices_or_a_line(tmp_path: pathlib.Path) -> Non
 # On request
 
 
+@pytest.mark.parametrize("unit", ["MGML", "Z_EFF", "ed"])
+@pytest.mark.parametrize("frames", ["single", "multi"])
+def test_maps_of_other_units_are_no_ct(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], unit: str, frames: str
+) -> None:
+    """Scanners with several energies store maps of iodine, atomic number and electron density as CT."""
+    if frames == "single":
+        write_series(tmp_path, hounsfield, SPACING, RescaleType=unit)
+    else:
+        write_enhanced(tmp_path / "file", hounsfield, SPACING)
+        one = pydicom.dcmread(tmp_path / "file")
+        one.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0].RescaleType = unit
+        one.save_as(tmp_path / "file")
+    reason = str(only(tmp_path).not_ct)
+    assert f"values in {unit.upper()} (RescaleType), not Hounsfield units" in reason
+
+
+@pytest.mark.parametrize("unit", ["HU", "US", "HU_MOD", "hounsfield"])
+def test_units_that_may_be_hounsfield_are(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], unit: str) -> None:
+    write_series(tmp_path, hounsfield, SPACING, RescaleType=unit)
+    assert only(tmp_path).open().warnings == ()
+
+
+def test_projections_through_several_slices_are_a_warning(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]
+) -> None:
+    write_series(tmp_path, hounsfield, SPACING, ImageType=["DERIVED", "SECONDARY", "REFORMATTED", "MIP"])
+    (warning,) = only(tmp_path).open().warnings
+    assert "projections through several (MIP in ImageType)" in warning
+
+
+def test_a_rescale_that_some_slices_lack_is_refused(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    for path in write_series(tmp_path, hounsfield, SPACING)[3:5]:
+        one = pydicom.dcmread(path)
+        del one.RescaleIntercept
+        one.save_as(path)
+    assert "2 of 12 slices have no rescale intercept, the others do; export it again" in one_problem(tmp_path)
+
+
+@pytest.mark.parametrize("number", [b"3A", b"99999999999999999999", b"2147483647"])
+def test_a_series_number_that_is_none_stops_nothing(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], number: bytes
+) -> None:
+    for path in write_series(tmp_path, hounsfield, SPACING):
+        content = path.read_bytes()
+        element = b"\x20\0\x11\0IS\2\0" + b"3 "
+        assert element in content
+        padded = number + b" " * (len(number) % 2)
+        path.write_bytes(content.replace(element, element[:6] + bytes([len(padded), 0]) + padded))
+    scan = only(tmp_path)
+    assert scan.name.startswith("series000_")
+    assert scan.open().geometry.shape == SHAPE
+
+
+@pytest.mark.parametrize(("element", "value"), [("Rows", 0), ("RescaleSlope", "0")])
+def test_a_slice_without_pixels_or_values_is_one_line(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], element: str, value: object
+) -> None:
+    for path in write_series(tmp_path, hounsfield, SPACING):
+        one = pydicom.dcmread(path)
+        setattr(one, element, value)
+        one.save_as(path)
+    problem = str(only(tmp_path).problem)
+    assert "12 files cannot be read as a CT slice" in problem
+    assert "rows" in problem if element == "Rows" else "rescale slope" in problem
+
+
+def test_files_that_lost_their_preamble_alone_are_read(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    """Their first element is the file's own header's."""
+    for i, path in enumerate(write_series(tmp_path, hounsfield, SPACING)):
+        content = path.read_bytes()
+        path.unlink()
+        (tmp_path / f"image_{chr(97 + i)}").write_bytes(content[132:])
+    volume = only(tmp_path).open()
+    planes = dict(volume.slices())
+    np.testing.assert_array_equal(volume.geometry.restore(np.stack([planes[z] for z in range(12)])), hounsfield)
+
+
 def test_gaps_are_filled_on_request_and_said(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
     write_series(tmp_path, hounsfield, SPACING, skip=[4, 8], tilt_mm=2.0)
     (scan,) = find_scans(tmp_path, FindOptions(resample_gaps=True))

@@ -56,7 +56,7 @@ class DicomSeg(DicomResult):
             segment_descriptions=_segments(segmentation),
             transfer_syntax_uid=pydicom.uid.ExplicitVRLittleEndian if is_binary else RLE,
             series_instance_uid=self.series_uid(segmentation, sources),
-            series_number=self.series_number + int(sources[0].get("SeriesNumber") or 0),
+            series_number=self.series_number + volume.files[0].number,
             sop_instance_uid=self.instance_uid(segmentation, sources),
             instance_number=1,
             manufacturer=PROGRAM,

@@ -54,7 +54,7 @@ class RtStruct(DicomResult):
         one.SeriesInstanceUID = derived_uid(segmentation, sources, "structures series")
         one.Modality, one.Manufacturer, one.ManufacturerModelName = "RTSTRUCT", PROGRAM, PROGRAM
         one.SoftwareVersions, one.DeviceSerialNumber = __version__, "0"
-        one.SeriesNumber = self.series_number + int(source.get("SeriesNumber") or 0)
+        one.SeriesNumber = self.series_number + volume.files[0].number
         one.SeriesDescription = f"{segmentation.model.name}: {listed(segmentation.organs)}"
         one.OperatorsName, one.InstanceNumber, one.PositionReferenceIndicator = "", 1, ""
         one.StructureSetLabel, one.StructureSetName = "Abdominal organs", algorithm_name(segmentation)

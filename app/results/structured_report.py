@@ -51,7 +51,7 @@ class StructuredReport(DicomResult):
             evidence=[segments, *sources],
             content=report[0],
             series_instance_uid=derived_uid(segmentation, sources, "report series"),
-            series_number=self.series_number + int(sources[0].get("SeriesNumber") or 0),
+            series_number=self.series_number + volume.files[0].number,
             sop_instance_uid=content_uid(segmentation, sources, "report"),
             instance_number=1,
             manufacturer=PROGRAM,
