@@ -297,6 +297,22 @@ def test_names_are_written_byte_for_byte_in_any_character_set(tmp_path: pathlib.
         assert str(written.Manufacturer) == "hrnet-ocr-abdomen"
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, about the values
+def test_values_of_the_study_that_the_standard_does_not_allow_are_written_as_they_are(tmp_path: pathlib.Path) -> None:
+    hounsfield, mask = make_phantom((40, 44, 6), (6.0, 6.0, 40.0))
+    odd = {"StudyDate": "01.02.2020", "StudyTime": "10:30", "PatientBirthDate": "1950-02", "PatientSex": "MALE"}
+    for path in write_series(tmp_path / "in", hounsfield, (6.0, 6.0, 40.0)):
+        one = pydicom.dcmread(path)
+        for keyword, value in odd.items():
+            tag = pydicom.datadict.tag_for_keyword(keyword)
+            one[keyword] = pydicom.DataElement(tag, pydicom.datadict.dictionary_VR(keyword), value.encode())
+        one.save_as(path)
+    base = write_all(tmp_path / "out", open_volume(tmp_path / "in"), np.asfortranarray(mask))
+    for extension in (".seg.dcm", ".rtstruct.dcm", ".sr.dcm"):
+        written = pydicom.dcmread(base.with_suffix(extension))
+        assert {keyword: written.get_item(keyword).value.decode().rstrip() for keyword in odd} == odd
+
+
 @given(st.integers(0, 2**63 - 1), st.integers(1, 9), st.integers(1, 9))
 def test_an_outline_goes_around_every_pixel_of_any_region(seed: int, columns: int, rows: int) -> None:
     """By the even-odd rule, at the pixels' centres."""

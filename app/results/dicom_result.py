@@ -28,6 +28,8 @@ MAY_BE_EMPTY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
     *("AccessionNumber", "ReferringPhysicianName"),
 )
+# Of these, what highdicom refuses where a value is none that the standard allows (`2020-01-01`, `female`).
+CHECKED = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime")
 PREAMBLE_BYTES = 128
 UNDEFINED = 0xFFFFFFFF  # undefined length, PS3.5, 7.1.1
 NAMES_ITS_MAKER = ["ManufacturerModelName", "SoftwareVersions"]
@@ -112,7 +114,8 @@ def _copy_text(dataset: pydicom.Dataset, volume: DicomVolume) -> None:
     stored = {tag: source.get_item(tag).value for tag in dataset.keys() & source.keys()}  # before it is decoded
     for tag, content in stored.items():
         element = dataset[tag]
-        if element.VR in ENCODED and isinstance(content, bytes) and element.value == source[tag].value:
+        is_same = element.VR in ENCODED and element.value == source[tag].value
+        if isinstance(content, bytes) and (is_same or element.keyword in CHECKED):
             element.value = content
     if "SpecificCharacterSet" in source:
         dataset["SpecificCharacterSet"] = source["SpecificCharacterSet"]
@@ -123,14 +126,14 @@ def source_headers(volume: DicomVolume) -> list[pydicom.Dataset]:
 
     They come without their character set, of which highdicom refuses many that are in use, such as every one with code
     extensions whose first value is empty (PS3.3, C.12.1.1.2). Their text is decoded by it all the same, and
-    `DicomResult.write` gives it to the object.
+    `DicomResult.write` gives it to the object. So it does with `CHECKED`, which are empty here.
     """
     paths = dict.fromkeys(one.path for one in volume.files)
     sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
     for source in sources:
         source.pop("SpecificCharacterSet", None)
         for keyword in MAY_BE_EMPTY:
-            if keyword not in source:
+            if keyword not in source or keyword in CHECKED:
                 setattr(source, keyword, "")
         if not source.get("SliceThickness"):
             edges = volume.geometry.affine[:3, :3]
