@@ -30,7 +30,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from app.cases import find_cases
+from app.cases import find_cases, require_ct
 from app.cli import main
 from app.errors import InputError, VolumeError
 from app.results.dicom_seg import frames_of
@@ -419,6 +419,29 @@ def test_maps_of_other_units_are_no_ct(
 def test_units_that_may_be_hounsfield_are(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], unit: str) -> None:
     write_series(tmp_path, hounsfield, SPACING, RescaleType=unit)
     assert only(tmp_path).open().warnings == ()
+
+
+def test_protocols_and_coloured_images_of_class_ct_are_no_failure(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]
+) -> None:
+    write_series(tmp_path / "ct", hounsfield, SPACING)
+    screen = ["DERIVED", "SECONDARY", "OTHER", "CT_SOM5 PROT"]
+    nowhere = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"))
+    write_series(tmp_path / "protocol", hounsfield[..., :2], SPACING, series="protocol", ImageType=screen, **nowhere)
+    write_series(tmp_path / "map", hounsfield, SPACING, series="map", PhotometricInterpretation="PALETTE COLOR")
+    states = {str(scan.not_ct or scan.problem).rpartition(": ")[2] for scan in find_scans(tmp_path)}
+    expected = {"None", "an image without a place, such as a protocol or a picture of the screen", "a colour image"}
+    assert states == expected
+    assert not any(scan.problem for scan in find_scans(tmp_path))
+
+
+def test_a_file_that_stands_for_a_folder_is_said(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    (one, *_) = write_series(tmp_path, hounsfield, SPACING)
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(InputError, match="DICOMDIR: only lists the files beside it; give the folder that it lies in"):
+        find_cases(tmp_path / "DICOMDIR", tmp_path / "out")
+    with pytest.raises(InputError, match=r"a single image, not a volume\); give the folder of its series"):
+        require_ct(find_cases(one, tmp_path / "out"), one)
 
 
 def test_projections_through_several_slices_are_a_warning(

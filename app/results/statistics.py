@@ -167,7 +167,7 @@ def statistics(segmentation: Segmentation) -> Row:
     boxes = organ_boxes(labels, segmentation.organs)
     for organ, box in boxes.items():
         organs[organ.key] = _region(labels, organ, box, gathering) | {
-            "components_removed": segmentation.components_removed.get(organ, 0),
+            "components_removed": len(segmentation.removed(organ)),
             "confidence": _rounded(segmentation.confidence.get(organ), 4),
         }
     kidneys, midline = _either_kidney(segmentation, gathering, boxes.get(Organ.KIDNEYS))

@@ -37,15 +37,8 @@ INDEX_VALUES = 6  # dimensions of a multi-frame file that are looked at
 MARK_NAMES = (*MARKS, "InstanceNumber", *(f"DimensionIndexValues {i + 1}" for i in range(INDEX_VALUES)))
 TAGS = [
     *("SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "ImageType", "Rows", "Columns"),
-    *(
-        "NumberOfFrames",
-        "RescaleSlope",
-        "RescaleIntercept",
-        "RescaleType",
-        "SamplesPerPixel",
-        "PixelRepresentation",
-        "BitsAllocated",
-    ),
+    *("NumberOfFrames", "RescaleSlope", "RescaleIntercept", "RescaleType", "PhotometricInterpretation"),
+    *("SamplesPerPixel", "PixelRepresentation", "BitsAllocated"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "SharedFunctionalGroupsSequence"),
     *("PerFrameFunctionalGroupsSequence", *GEOMETRY, *IDENTITY, *MARKS, *TIMES.values()),
 ]

@@ -22,6 +22,7 @@ from .walk import HEAD_BYTES
 NO_DATE = "00010101"  # goes with a time that has no date
 LARGEST_NUMBER = 2**31 - 1000  # of a series, PS3.5, 6.2, and room for the numbers of what is made from it
 SMALLEST_SINE = 0.1  # between the directions of rows and columns, which are at right angles in a sound file
+FRAMES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 TAG_OF = {name: pydicom.tag.Tag(name) for name in (*TAGS, "FrameType", "DimensionIndexValues")}
 TAGS_TO_READ = [TAG_OF[name] for name in TAGS]
 
@@ -195,8 +196,10 @@ def _why_not_ct(header: pydicom.Dataset) -> str | None:
         return "a secondary capture or another object, no CT image"
     if "LOCALIZER" in (header.get("ImageType") or ()):
         return "a localizer"
-    if int(header.get("SamplesPerPixel") or 1) != 1:
+    if int(header.get("SamplesPerPixel") or 1) != 1 or header.get("PhotometricInterpretation") == "PALETTE COLOR":
         return "a colour image"
+    if "SECONDARY" in (header.get("ImageType") or ()) and not any(name in header for name in (*GEOMETRY, *FRAMES)):
+        return "an image without a place, such as a protocol or a picture of the screen"
     return None
 
 
