@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 from click.testing import CliRunner
 from numpy.typing import NDArray
 from pydicom.uid import (
@@ -433,6 +434,27 @@ def test_protocols_and_coloured_images_of_class_ct_are_no_failure(
     expected = {"None", "an image without a place, such as a protocol or a picture of the screen", "a colour image"}
     assert states == expected
     assert not any(scan.problem for scan in find_scans(tmp_path))
+
+
+def test_itk_reads_the_mask_of_a_scan_whose_directions_were_rounded(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]
+) -> None:
+    """An oblique scan; rounded to three decimals, rows and columns are no longer quite at right angles."""
+    rows, columns = np.array((0.9781, 0.0613, 0.1987)), np.array((-0.1, 0.976, 0.1912))
+    columns -= columns @ rows * rows / (rows @ rows)
+    exact = [*(rows / np.linalg.norm(rows)), *(columns / np.linalg.norm(columns))]
+    for path in write_series(tmp_path / "in", hounsfield, SPACING, orientation=exact):
+        one = pydicom.dcmread(path)
+        one.ImageOrientationPatient = [f"{value:.3f}" for value in exact]
+        one.save_as(path)
+    volume = only(tmp_path / "in").open()
+    axes = volume.geometry.affine[:3, :3] / np.linalg.norm(volume.geometry.affine[:3, :3], axis=0)
+    assert np.abs(axes.T @ axes - np.eye(3)).max() > 2e-4
+    write_mask(np.zeros(SHAPE, np.uint8, order="F"), volume, tmp_path / "mask.nii.gz")
+    image = SimpleITK.ReadImage(str(tmp_path / "mask.nii.gz"))
+    corner = volume.geometry.affine @ [*(n - 1 for n in SHAPE), 1]
+    found = image.TransformIndexToPhysicalPoint([n - 1 for n in SHAPE])
+    np.testing.assert_allclose(np.array(found) * (-1, -1, 1), corner[:3], atol=0.5)
 
 
 def test_a_file_that_stands_for_a_folder_is_said(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:

@@ -297,6 +297,16 @@ def test_names_are_written_byte_for_byte_in_any_character_set(tmp_path: pathlib.
         assert str(written.Manufacturer) == "hrnet-ocr-abdomen"
 
 
+@pytest.mark.parametrize("frame", [None, ""], ids=["missing", "empty"])
+def test_a_lost_frame_of_reference_is_named_anew(tmp_path: pathlib.Path, frame: str | None) -> None:
+    hounsfield, mask = make_phantom((40, 44, 6), (6.0, 6.0, 40.0))
+    write_series(tmp_path / "in", hounsfield, (6.0, 6.0, 40.0), FrameOfReferenceUID=frame)
+    base = write_all(tmp_path / "out", open_volume(tmp_path / "in"), np.asfortranarray(mask))
+    segments, structures = (pydicom.dcmread(base.with_suffix(end)) for end in (".seg.dcm", ".rtstruct.dcm"))
+    assert pydicom.uid.UID(segments.FrameOfReferenceUID).is_valid
+    assert structures.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID == segments.FrameOfReferenceUID
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, about the values
 def test_values_of_the_study_that_the_standard_does_not_allow_are_written_as_they_are(tmp_path: pathlib.Path) -> None:
     hounsfield, mask = make_phantom((40, 44, 6), (6.0, 6.0, 40.0))

@@ -135,6 +135,8 @@ def source_headers(volume: DicomVolume) -> list[pydicom.Dataset]:
         for keyword in MAY_BE_EMPTY:
             if keyword not in source or keyword in CHECKED:
                 setattr(source, keyword, "")
+        if not source.get("FrameOfReferenceUID"):  # its images still lie in one, whose name was lost
+            source.FrameOfReferenceUID = pydicom.uid.generate_uid(entropy_srcs=["frame", volume.series_uid])
         if not source.get("SliceThickness"):
             edges = volume.geometry.affine[:3, :3]
             area = np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]))
