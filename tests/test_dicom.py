@@ -427,7 +427,7 @@ def test_protocols_and_coloured_images_of_class_ct_are_no_failure(
 ) -> None:
     write_series(tmp_path / "ct", hounsfield, SPACING)
     screen = ["DERIVED", "SECONDARY", "OTHER", "CT_SOM5 PROT"]
-    nowhere = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"))
+    nowhere: dict[str, Any] = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"))
     write_series(tmp_path / "protocol", hounsfield[..., :2], SPACING, series="protocol", ImageType=screen, **nowhere)
     write_series(tmp_path / "map", hounsfield, SPACING, series="map", PhotometricInterpretation="PALETTE COLOR")
     states = {str(scan.not_ct or scan.problem).rpartition(": ")[2] for scan in find_scans(tmp_path)}
@@ -455,6 +455,20 @@ def test_itk_reads_the_mask_of_a_scan_whose_directions_were_rounded(
     corner = volume.geometry.affine @ [*(n - 1 for n in SHAPE), 1]
     found = image.TransformIndexToPhysicalPoint([n - 1 for n in SHAPE])
     np.testing.assert_allclose(np.array(found) * (-1, -1, 1), corner[:3], atol=0.5)
+
+
+def test_frames_without_places_are_a_failed_case_and_no_single_image(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]
+) -> None:
+    """A whole scan in a file of the class for single slices."""
+    write_series(tmp_path / "ct", hounsfield, SPACING)
+    (path,) = write_series(tmp_path / "cone beam", hounsfield[..., :1], SPACING, series="beam")
+    one = pydicom.dcmread(path)
+    one.NumberOfFrames, one.PixelData = 20, one.PixelData * 20
+    one.save_as(path)
+    problems = [scan.problem for scan in find_scans(tmp_path) if scan.problem]
+    assert len(problems) == 1
+    assert "20 frames without a place each" in str(problems[0])
 
 
 def test_a_file_that_stands_for_a_folder_is_said(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:

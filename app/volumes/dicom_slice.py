@@ -221,6 +221,9 @@ def _series_number(value: object) -> int:
 def _slices(header: pydicom.Dataset, path: pathlib.Path, series: str, number: int) -> list[Slice]:
     frames = header.get("PerFrameFunctionalGroupsSequence")
     if not frames:
+        count = int(header.get("NumberOfFrames") or 1)
+        if count > 1:  # as some cone-beam scanners write them
+            raise SliceError(f"{count} frames without a place each")
         return [_slice(header, (header,), path, None, series, number)]
     shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
     common = (*_groups(shared), header)
