@@ -177,6 +177,8 @@ def _nothing_in(source: pathlib.Path, options: FindOptions) -> str:
     """What INPUT lacks, and what it may have instead."""
     if is_own_mask(source):
         return "a mask that this program wrote; give its scan"
+    if source.name.upper() == "DICOMDIR" and source.is_file():
+        return "only lists the files beside it; give the folder that it lies in"
     nothing = " and ".join(f"no {reader.accepts}" for reader in FORMATS.values())
     deeper = [] if options.recursive else find_scans(source, replace(options, recursive=True))
     return nothing + (f", but {len(deeper)} scans in subfolders; add --recursive" if deeper else "; check the path")
@@ -204,7 +206,8 @@ def require_ct(cases: Sequence[Case], source: pathlib.Path) -> None:
     reasons = [case.scan.state.reason for case in cases if isinstance(case.scan.state, NotCt)]
     if len(reasons) == len(cases):
         shown = "; ".join(sorted(set(reasons))[:3])
-        raise InputError(f"{source}: no CT to segment ({shown}); --list-series shows what there is")
+        remedy = "give the folder of its series" if source.is_file() else "--list-series shows what there is"
+        raise InputError(f"{source}: no CT to segment ({shown}); {remedy}")
 
 
 def read_list(file: pathlib.Path) -> list[pathlib.Path]:

@@ -24,7 +24,7 @@ from .results import RESULTS, Result, finish_all, make_results
 from .run_log import RUN_LOG
 from .shards import Shard, merge_logs
 from .version import __version__
-from .volumes import Ready
+from .volumes import NotCt, Ready
 from .whole_file import printable
 from .work import DONE, RunLog, exit_status
 
@@ -119,11 +119,19 @@ def _list(cases: list[Case]) -> int:
 
 
 def _part_of(cases: list[Case], part: Shard) -> list[Case]:
-    """Pick the cases of a shard. A single scan is not split: an array over scans has done that already."""
-    if part.count == 1 or (len(cases) == 1 and part.source != "--shard"):
+    """Pick the cases of a shard. A single scan is not split: an array over scans has done that already.
+
+    A shard that nobody asked for is a warning where it leaves out scans: a task may have a folder of its own.
+    """
+    scans = sum(not isinstance(case.scan.state, NotCt) for case in cases)
+    if part.count == 1 or (scans <= 1 and not part.was_asked_for):
         return cases
     mine = part.pick(cases)
-    _log.info("shard %d of %d (%s): %d of %d cases", part.index, part.count, part.source, len(mine), len(cases))
+    said = f"shard {part.index} of {part.count} ({part.source}): {len(mine)} of {len(cases)} cases"
+    if part.was_asked_for or len(mine) == len(cases):
+        _log.info(said)
+    else:
+        _log.warning("%s; the others are left to the other tasks, --shard 1/1 does all here", said)
     return mine
 
 

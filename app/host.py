@@ -13,22 +13,22 @@ import sys
 
 CGROUP = pathlib.Path("/sys/fs/cgroup")  # in a container its own, as Docker and Kubernetes mount it
 PROC = pathlib.Path("/proc")
+OWN_CGROUPS = PROC / "self" / "cgroup"  # below it, as SLURM, systemd and Apptainer leave it
 MEMINFO = PROC / "meminfo"
 CPU_INFO = PROC / "cpuinfo"
 THREADS = "OMP_NUM_THREADS"  # by which users and schedulers limit threads, whatever makes these
 
 
-def allowed_cpus(cgroup: pathlib.Path = CGROUP) -> int | None:
-    """CPU time of a container's limit in CPUs, rounded up (`docker run --cpus`); None without a limit.
+def allowed_cpus(cgroup: pathlib.Path = CGROUP, own: pathlib.Path = OWN_CGROUPS) -> int | None:
+    """CPU time of a container's or job's limit in CPUs, rounded up (`docker run --cpus`); None without a limit.
 
     Source: the Linux kernel's cgroup-v2 (cpu.max) and sched-bwc (cpu.cfs_quota_us, where -1 is no limit).
     """
-    version_1 = cgroup / "cpu"
-    for files in ([cgroup / "cpu.max"], [version_1 / "cpu.cfs_quota_us", version_1 / "cpu.cfs_period_us"]):
-        quota, period = _numbers(files) or (0, 1)
-        if quota > 0:
-            return math.ceil(quota / period)
-    return None
+    files = [[folder / "cpu.max"] for folder in _folders(cgroup, "", own)]
+    version_1 = _folders(cgroup / "cpu", "cpu", own)
+    files += [[folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us"] for folder in version_1]
+    limits = [numbers for several in files if (numbers := _numbers(several))]
+    return min((math.ceil(quota / period) for quota, period in limits if quota > 0 and period > 0), default=None)
 
 
 def usable_cpus() -> int:
@@ -60,20 +60,18 @@ def has_fast_bfloat16() -> bool:
     return "amx_bf16" in about or ("AuthenticAMD" in about and "avx512_bf16" in about)
 
 
-def allowed_memory(cgroup: pathlib.Path = CGROUP) -> int | None:
-    """Bytes left of a container's memory limit (`docker run --memory`); None without one. Cached files count as used.
+def allowed_memory(cgroup: pathlib.Path = CGROUP, own: pathlib.Path = OWN_CGROUPS) -> int | None:
+    """Bytes left of a container's or job's memory limit (`docker run --memory`, `sbatch --mem`); None without one.
+
+    Cached files count as used.
 
     Source: the Linux kernel's cgroup-v2 (memory.max, memory.current) and cgroup-v1 (memory.limit_in_bytes).
     """
-    version_1 = cgroup / "memory"
-    for files in (
-        [cgroup / "memory.max", cgroup / "memory.current"],
-        [version_1 / "memory.limit_in_bytes", version_1 / "memory.usage_in_bytes"],
-    ):
-        if numbers := _numbers(files):
-            limit, used = numbers
-            return max(0, limit - used)
-    return None
+    files = [[folder / "memory.max", folder / "memory.current"] for folder in _folders(cgroup, "", own)]
+    version_1 = _folders(cgroup / "memory", "memory", own)
+    files += [[folder / "memory.limit_in_bytes", folder / "memory.usage_in_bytes"] for folder in version_1]
+    limits = [numbers for several in files if (numbers := _numbers(several))]
+    return min((max(0, limit - used) for limit, used in limits), default=None)
 
 
 def available_memory() -> int:
@@ -82,6 +80,25 @@ def available_memory() -> int:
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if kib is None else kib * 1024
     allowed = allowed_memory()
     return available if allowed is None else min(available, allowed)
+
+
+def _folders(mount: pathlib.Path, controller: str, own: pathlib.Path) -> list[pathlib.Path]:
+    """A hierarchy's folders whose limits hold for this process: its own, and those above it up to the mount.
+
+    Args:
+        mount: of the hierarchy.
+        controller: that version 1 names in the list; none in version 2.
+        own: /proc/self/cgroup, see cgroups(7). What it names is not there in a container that sees its own part alone.
+    """
+    try:
+        rows = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        rows = []
+    paths = [row[2] for row in rows if len(row) == 3 and controller in row[1].split(",")]
+    parts = [part for part in paths[0].split("/") if part] if paths else []
+    if ".." in parts:  # outside this process's namespace
+        parts = []
+    return [mount.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
 
 
 def _numbers(files: list[pathlib.Path]) -> list[int] | None:

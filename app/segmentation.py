@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from .inference.gathering import Gathering, Reduced
 from .organs import Organ, organ_voxels
 from .volumes import Volume
+
+# A removed piece is worth a word from this size on, and from this share of the smallest piece that was kept.
+LARGE_PIECE_ML, LARGE_PIECE = 10.0, 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,8 @@ class Segmentation:
         model: which model made it.
         confidence: of the network in every organ, see docs/OUTPUTS.md; None for an organ that it did not see.
         check: organs of which the network is so unsure that they should be looked at.
-        components_removed: of every organ, because they were not its largest; empty without postprocessing.
+        components: voxels of every organ's components before all but its largest were removed, the largest first; empty
+            without postprocessing.
         intensity_doubt: a sentence if the scan's values do not look like Hounsfield units.
         gathering: what passed by of the scan; None where no output asked for it.
         network_slices: slices that went through the network.
@@ -58,7 +63,7 @@ class Segmentation:
     model: ModelInfo
     confidence: Mapping[Organ, float | None] = field(default_factory=dict)
     check: tuple[Organ, ...] = ()
-    components_removed: Mapping[Organ, int] = field(default_factory=dict)
+    components: Mapping[Organ, Sequence[int]] = field(default_factory=dict)
     intensity_doubt: str | None = None
     gathering: Gathering | None = None
     network_slices: int = 0
@@ -81,6 +86,15 @@ class Segmentation:
         """Millilitres of every organ, 0 where it is missing."""
         return {organ: count * self.volume.geometry.voxel_ml for organ, count in self.voxels.items()}
 
+    def removed(self, organ: Organ) -> Sequence[int]:
+        """Voxels of an organ's components that were removed, the largest first."""
+        return self.components.get(organ, ())[organ.components :]
+
+    @cached_property
+    def mask_sha256(self) -> str:
+        """A digest of the mask's voxels."""
+        return hashlib.sha256(self.mask.reshape(-1, order="F").data).hexdigest()
+
     @cached_property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know about the scan or the mask, a sentence each."""
@@ -97,6 +111,14 @@ class Segmentation:
                     f"{organ.key} of {ml:.0f} ml, larger than any known ({organ.largest_ml} ml); "
                     "check the scan's spacing and intensities"
                 )
+        for organ in self.organs:
+            if removed := self.removed(organ):
+                ml = removed[0] * self.volume.geometry.voxel_ml
+                if ml >= LARGE_PIECE_ML and removed[0] >= LARGE_PIECE * self.components[organ][organ.components - 1]:
+                    yield (
+                        f"a piece of the {organ.key} of {ml:.0f} ml was removed, since others are larger; "
+                        "if it is one, such as a transplanted kidney, --no-postprocess keeps it"
+                    )
         for organ in self.check:
             yield f"check the {organ.key}: the network is unsure of it (confidence {self.confidence[organ]:.2f})"
 

@@ -154,7 +154,7 @@ class Segmenter:
             )
             findings = labelling.run(slices, on_slice)
         begin = time.perf_counter()
-        removed = keep_largest(mask, self.model.organs) if self.postprocess else {}
+        components = keep_largest(mask, self.model.organs) if self.postprocess else {}
         least = CHECK_BELOW.get(config.name, {})
         return Segmentation(
             case=case,
@@ -163,7 +163,7 @@ class Segmenter:
             model=self.model,
             confidence=findings.confidence,
             check=tuple(o for o, value in findings.confidence.items() if value is not None and value < least.get(o, 0)),
-            components_removed=removed,
+            components=components,
             intensity_doubt=findings.intensities.doubts(),
             gathering=gathering,
             network_slices=findings.network_slices,

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 from .errors import InputError
 from .run_log import RUN_LOG, read_records, rewrite
 
+OPTION = "--shard"
 SLURM, KUBERNETES = "SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"
 
 
@@ -48,7 +49,12 @@ class Shard:
 
     index: int = 1
     count: int = 1
-    source: str = "--shard"
+    source: str = OPTION
+
+    @property
+    def was_asked_for(self) -> bool:
+        """Whether the user named the shard, and not the environment."""
+        return self.source == OPTION
 
     @classmethod
     def parse(cls, text: str) -> Shard:

@@ -97,7 +97,13 @@ def damaged(kind: str, path: pathlib.Path) -> str:
         return "the file is empty; copy or export it again"
     if kind == "text":
         path.write_text("this is no NIfTI file\n" * 100)
+        return "text and not a scan ('this is no NIfTI file this is no NIfTI f ...'), such as a pointer of git-lfs"
+    if kind == "another format":
+        path.write_bytes(bytes(range(256)) * 4)
         return "not a NIfTI file; expected .nii or .nii.gz (convert DICOM with dcm2niix)"
+    if kind == "compressed twice":
+        path.write_bytes(gzip.compress(path.read_bytes()))
+        return "compressed twice; decompress it once (gunzip)"
     if kind == "2-D":
         save(path, volume_lps()[:, :, 0])
         return "expected a 3-D CT, got shape (5, 6); stack the slices into one volume"

@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 from click.testing import CliRunner
 from numpy.typing import NDArray
 from pydicom.uid import (
@@ -30,7 +31,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from app.cases import find_cases
+from app.cases import find_cases, require_ct
 from app.cli import main
 from app.errors import InputError, VolumeError
 from app.results.dicom_seg import frames_of
@@ -396,6 +397,142 @@ def test_pydicoms_own_files_give_slices_or_a_line(tmp_path: pathlib.Path) -> Non
 
 
 # On request
+
+
+@pytest.mark.parametrize("unit", ["MGML", "Z_EFF", "ed"])
+@pytest.mark.parametrize("frames", ["single", "multi"])
+def test_maps_of_other_units_are_no_ct(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], unit: str, frames: str
+) -> None:
+    """Scanners with several energies store maps of iodine, atomic number and electron density as CT."""
+    if frames == "single":
+        write_series(tmp_path, hounsfield, SPACING, RescaleType=unit)
+    else:
+        write_enhanced(tmp_path / "file", hounsfield, SPACING)
+        one = pydicom.dcmread(tmp_path / "file")
+        one.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0].RescaleType = unit
+        one.save_as(tmp_path / "file")
+    reason = str(only(tmp_path).not_ct)
+    assert f"values in {unit.upper()} (RescaleType), not Hounsfield units" in reason
+
+
+@pytest.mark.parametrize("unit", ["HU", "US", "HU_MOD", "hounsfield"])
+def test_units_that_may_be_hounsfield_are(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], unit: str) -> None:
+    write_series(tmp_path, hounsfield, SPACING, RescaleType=unit)
+    assert only(tmp_path).open().warnings == ()
+
+
+def test_protocols_and_coloured_images_of_class_ct_are_no_failure(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]
+) -> None:
+    write_series(tmp_path / "ct", hounsfield, SPACING)
+    screen = ["DERIVED", "SECONDARY", "OTHER", "CT_SOM5 PROT"]
+    nowhere: dict[str, Any] = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"))
+    write_series(tmp_path / "protocol", hounsfield[..., :2], SPACING, series="protocol", ImageType=screen, **nowhere)
+    write_series(tmp_path / "map", hounsfield, SPACING, series="map", PhotometricInterpretation="PALETTE COLOR")
+    states = {str(scan.not_ct or scan.problem).rpartition(": ")[2] for scan in find_scans(tmp_path)}
+    expected = {"None", "an image without a place, such as a protocol or a picture of the screen", "a colour image"}
+    assert states == expected
+    assert not any(scan.problem for scan in find_scans(tmp_path))
+
+
+def test_itk_reads_the_mask_of_a_scan_whose_directions_were_rounded(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]
+) -> None:
+    """An oblique scan; rounded to three decimals, rows and columns are no longer quite at right angles."""
+    rows, columns = np.array((0.9781, 0.0613, 0.1987)), np.array((-0.1, 0.976, 0.1912))
+    columns -= columns @ rows * rows / (rows @ rows)
+    exact = [*(rows / np.linalg.norm(rows)), *(columns / np.linalg.norm(columns))]
+    for path in write_series(tmp_path / "in", hounsfield, SPACING, orientation=exact):
+        one = pydicom.dcmread(path)
+        one.ImageOrientationPatient = [f"{value:.3f}" for value in exact]
+        one.save_as(path)
+    volume = only(tmp_path / "in").open()
+    axes = volume.geometry.affine[:3, :3] / np.linalg.norm(volume.geometry.affine[:3, :3], axis=0)
+    assert np.abs(axes.T @ axes - np.eye(3)).max() > 2e-4
+    write_mask(np.zeros(SHAPE, np.uint8, order="F"), volume, tmp_path / "mask.nii.gz")
+    image = SimpleITK.ReadImage(str(tmp_path / "mask.nii.gz"))
+    corner = volume.geometry.affine @ [*(n - 1 for n in SHAPE), 1]
+    found = image.TransformIndexToPhysicalPoint([n - 1 for n in SHAPE])
+    np.testing.assert_allclose(np.array(found) * (-1, -1, 1), corner[:3], atol=0.5)
+
+
+def test_frames_without_places_are_a_failed_case_and_no_single_image(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]
+) -> None:
+    """A whole scan in a file of the class for single slices."""
+    write_series(tmp_path / "ct", hounsfield, SPACING)
+    (path,) = write_series(tmp_path / "cone beam", hounsfield[..., :1], SPACING, series="beam")
+    one = pydicom.dcmread(path)
+    one.NumberOfFrames, one.PixelData = 20, one.PixelData * 20
+    one.save_as(path)
+    problems = [scan.problem for scan in find_scans(tmp_path) if scan.problem]
+    assert len(problems) == 1
+    assert "20 frames without a place each" in str(problems[0])
+
+
+def test_a_file_that_stands_for_a_folder_is_said(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    (one, *_) = write_series(tmp_path, hounsfield, SPACING)
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(InputError, match="DICOMDIR: only lists the files beside it; give the folder that it lies in"):
+        find_cases(tmp_path / "DICOMDIR", tmp_path / "out")
+    with pytest.raises(InputError, match=r"a single image, not a volume\); give the folder of its series"):
+        require_ct(find_cases(one, tmp_path / "out"), one)
+
+
+def test_projections_through_several_slices_are_a_warning(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]
+) -> None:
+    write_series(tmp_path, hounsfield, SPACING, ImageType=["DERIVED", "SECONDARY", "REFORMATTED", "MIP"])
+    (warning,) = only(tmp_path).open().warnings
+    assert "projections through several (MIP in ImageType)" in warning
+
+
+def test_a_rescale_that_some_slices_lack_is_refused(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    for path in write_series(tmp_path, hounsfield, SPACING)[3:5]:
+        one = pydicom.dcmread(path)
+        del one.RescaleIntercept
+        one.save_as(path)
+    assert "2 of 12 slices have no rescale intercept, the others do; export it again" in one_problem(tmp_path)
+
+
+@pytest.mark.parametrize("number", [b"3A", b"99999999999999999999", b"2147483647"])
+def test_a_series_number_that_is_none_stops_nothing(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], number: bytes
+) -> None:
+    for path in write_series(tmp_path, hounsfield, SPACING):
+        content = path.read_bytes()
+        element = b"\x20\0\x11\0IS\2\0" + b"3 "
+        assert element in content
+        padded = number + b" " * (len(number) % 2)
+        path.write_bytes(content.replace(element, element[:6] + bytes([len(padded), 0]) + padded))
+    scan = only(tmp_path)
+    assert scan.name.startswith("series000_")
+    assert scan.open().geometry.shape == SHAPE
+
+
+@pytest.mark.parametrize(("element", "value"), [("Rows", 0), ("RescaleSlope", "0")])
+def test_a_slice_without_pixels_or_values_is_one_line(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], element: str, value: object
+) -> None:
+    for path in write_series(tmp_path, hounsfield, SPACING):
+        one = pydicom.dcmread(path)
+        setattr(one, element, value)
+        one.save_as(path)
+    problem = str(only(tmp_path).problem)
+    assert "12 files cannot be read as a CT slice" in problem
+    assert "rows" in problem if element == "Rows" else "rescale slope" in problem
+
+
+def test_files_that_lost_their_preamble_alone_are_read(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    """Their first element is the file's own header's."""
+    for i, path in enumerate(write_series(tmp_path, hounsfield, SPACING)):
+        content = path.read_bytes()
+        path.unlink()
+        (tmp_path / f"image_{chr(97 + i)}").write_bytes(content[132:])
+    volume = only(tmp_path).open()
+    planes = dict(volume.slices())
+    np.testing.assert_array_equal(volume.geometry.restore(np.stack([planes[z] for z in range(12)])), hounsfield)
 
 
 def test_gaps_are_filled_on_request_and_said(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:

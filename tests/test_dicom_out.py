@@ -24,8 +24,9 @@ from app.organs import ORGANS, Organ
 from app.results import make_results
 from app.results.outlines import outlines
 from app.volumes import FindOptions, Volume, find_scans, open_volume
+from app.volumes.dicom import DicomVolume
 from phantom import make_phantom
-from phantom.dicom import AXIAL, store, write_enhanced, write_series
+from phantom.dicom import AXIAL, store, uid, write_enhanced, write_series
 from tests.tiny import segmentation_of
 
 SPACING = (3.0, 2.5, 12.0)
@@ -296,6 +297,32 @@ def test_names_are_written_byte_for_byte_in_any_character_set(tmp_path: pathlib.
         assert str(written.Manufacturer) == "hrnet-ocr-abdomen"
 
 
+@pytest.mark.parametrize("frame", [None, ""], ids=["missing", "empty"])
+def test_a_lost_frame_of_reference_is_named_anew(tmp_path: pathlib.Path, frame: str | None) -> None:
+    hounsfield, mask = make_phantom((40, 44, 6), (6.0, 6.0, 40.0))
+    write_series(tmp_path / "in", hounsfield, (6.0, 6.0, 40.0), FrameOfReferenceUID=frame)
+    base = write_all(tmp_path / "out", open_volume(tmp_path / "in"), np.asfortranarray(mask))
+    segments, structures = (pydicom.dcmread(base.with_suffix(end)) for end in (".seg.dcm", ".rtstruct.dcm"))
+    assert pydicom.uid.UID(segments.FrameOfReferenceUID).is_valid
+    assert structures.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID == segments.FrameOfReferenceUID
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, about the values
+def test_values_of_the_study_that_the_standard_does_not_allow_are_written_as_they_are(tmp_path: pathlib.Path) -> None:
+    hounsfield, mask = make_phantom((40, 44, 6), (6.0, 6.0, 40.0))
+    odd = {"StudyDate": "01.02.2020", "StudyTime": "10:30", "PatientBirthDate": "1950-02", "PatientSex": "MALE"}
+    for path in write_series(tmp_path / "in", hounsfield, (6.0, 6.0, 40.0)):
+        one = pydicom.dcmread(path)
+        for keyword, value in odd.items():
+            tag = pydicom.datadict.tag_for_keyword(keyword)
+            one[keyword] = pydicom.DataElement(tag, pydicom.datadict.dictionary_VR(keyword), value.encode())
+        one.save_as(path)
+    base = write_all(tmp_path / "out", open_volume(tmp_path / "in"), np.asfortranarray(mask))
+    for extension in (".seg.dcm", ".rtstruct.dcm", ".sr.dcm"):
+        written = pydicom.dcmread(base.with_suffix(extension))
+        assert {keyword: written.get_item(keyword).value.decode().rstrip() for keyword in odd} == odd
+
+
 @given(st.integers(0, 2**63 - 1), st.integers(1, 9), st.integers(1, 9))
 def test_an_outline_goes_around_every_pixel_of_any_region(seed: int, columns: int, rows: int) -> None:
     """By the even-odd rule, at the pixels' centres."""
@@ -310,6 +337,61 @@ def test_an_outline_goes_around_every_pixel_of_any_region(seed: int, columns: in
                     crossings += 1
         filled[x, y] = crossings % 2
     np.testing.assert_array_equal(filled, inside)
+
+
+def uids_of(folder: pathlib.Path) -> dict[str, str]:
+    """The instance UID of every object in a folder, by the kind that its name tells."""
+    return {path.suffixes[-2]: str(pydicom.dcmread(path).SOPInstanceUID) for path in folder.glob("*.dcm")}
+
+
+@pytest.mark.parametrize("kind", ["two patients", "two phases", "phases in one file"])
+def test_volumes_of_one_series_uid_have_objects_with_uids_of_their_own(tmp_path: pathlib.Path, kind: str) -> None:
+    hounsfield = make_phantom(SHAPE, SPACING)[0][:, :, :8]
+    if kind == "phases in one file":
+        write_enhanced(tmp_path / "in" / "file", np.repeat(hounsfield, 2, axis=2), SPACING)
+        both = pydicom.dcmread(tmp_path / "in" / "file")
+        for i, frame in enumerate(both.PerFrameFunctionalGroupsSequence):
+            place = i // 2
+            frame.PlanePositionSequence[0].ImagePositionPatient = [-100, -90, float(12 * place)]
+            content = pydicom.Dataset()
+            content.TemporalPositionIndex = i % 2 + 1
+            frame.FrameContentSequence = [content]
+        both.save_as(tmp_path / "in" / "file")
+    else:
+        for number in (1, 2):
+            folder = tmp_path / "in" / str(number)
+            patient: dict[str, Any] = {"PatientID": f"P{number}"} if kind == "two patients" else {}
+            for path in write_series(folder, hounsfield + number, SPACING, acquisition=number, **patient):
+                one = pydicom.dcmread(path)
+                one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = uid(one.SOPInstanceUID, number)
+                one.save_as(path)
+    first, second = (scan.open() for scan in find_scans(tmp_path / "in"))
+    mask = np.zeros(first.geometry.shape, np.uint8, order="F")
+    mask[20:40, 20:40, 2:6] = Organ.LIVER
+    for name, volume in (("first", first), ("again", first), ("second", second)):
+        write_all(tmp_path / name, volume, mask)
+    found = [uids_of(tmp_path / name) for name in ("first", "again", "second")]
+    assert found[0] == found[1]
+    assert len(set(found[0].values()) | set(found[2].values())) == 6
+    report = json.dumps(pydicom.dcmread(next((tmp_path / "second").glob("*.sr.dcm"))).to_json_dict())
+    assert found[2][".seg"] in report
+    assert found[0][".seg"] not in report
+    if kind == "phases in one file":  # whose frames are named by their numbers in the file
+        groups = pydicom.dcmread(next((tmp_path / "second").glob("*.seg.dcm"))).PerFrameFunctionalGroupsSequence
+        frames = [group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber for group in groups]
+        assert isinstance(second, DicomVolume)
+        assert sorted(frames) == sorted((one.frame or 0) + 1 for one in second.files[2:6])
+
+
+def test_another_mask_of_the_same_scan_is_another_object(tmp_path: pathlib.Path, labels: NDArray[np.uint8]) -> None:
+    write_kind(tmp_path / "in", "single")
+    (scan,) = find_scans(tmp_path / "in")
+    changed = labels.copy(order="F")
+    changed[np.nonzero(labels)[0][0], np.nonzero(labels)[1][0], np.nonzero(labels)[2][0]] = 0
+    for name, mask in (("one", labels), ("other", changed)):
+        write_all(tmp_path / name, scan.open(), mask)
+    one, other = (uids_of(tmp_path / name) for name in ("one", "other"))
+    assert all(one[kind] != other[kind] for kind in (".seg", ".rtstruct", ".sr"))
 
 
 def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -565,6 +565,22 @@ def test_a_killed_reader_is_replaced_by_this_process(tmp_path: pathlib.Path, mon
     assert seen == list(range(1, COUNT + 1))
 
 
+@pytest.mark.parametrize("error", [OSError(38, "Function not implemented"), PermissionError(13, "Permission denied")])
+def test_headers_are_read_where_no_process_can_be_started(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    """Semaphores need a writable /dev/shm, which some containers lack."""
+    write(tmp_path)
+    monkeypatch.setattr(dicom_series, "MANY_FILES", 8)
+    monkeypatch.setattr(dicom_series, "usable_cpus", lambda: 3)
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", refuse)
+    assert ready(find_scans(tmp_path)) == [sweep()]
+
+
 def test_readers_do_not_run_the_script_that_starts_them(tmp_path: pathlib.Path) -> None:
     """A script of a user of the package, which has no guard."""
     write(tmp_path / "in")

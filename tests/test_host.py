@@ -56,6 +56,37 @@ def test_memory(tmp_path: pathlib.Path, files: dict[str, str], left: int | None)
 
 
 @pytest.mark.parametrize(
+    ("own", "cpus", "left"),
+    [
+        ("0::/job_7/step_0/task_0", 3, 600),  # the step has none of its own; the job's limit is less than the node's
+        ("0::/job_7", 3, 600),
+        ("0::/elsewhere", 8, 9000),  # a container sees its own part of the tree alone
+        ("0::/../../job_7", 8, 9000),
+        ("0::/", 8, 9000),
+        ("nonsense", 8, 9000),
+    ],
+)
+def test_limits_above_this_process_count(tmp_path: pathlib.Path, own: str, cpus: int, left: int) -> None:
+    """SLURM and systemd limit a job, and processes lie folders below it."""
+    tree, listing = tmp_path / "cgroup", tmp_path / "own"
+    (tree / "job_7" / "step_0" / "task_0").mkdir(parents=True)
+    cgroup(tree, cpu__max="800000 100000", memory__max="10000", memory__current="1000")
+    cgroup(tree / "job_7", cpu__max="300000 100000", memory__max="1000", memory__current="400")
+    cgroup(tree / "job_7" / "step_0", cpu__max="max 100000", memory__max="max", memory__current="400")
+    listing.write_text(f"{own}\n")
+    assert allowed_cpus(tree, listing) == cpus
+    assert allowed_memory(tree, listing) == left
+
+
+def test_version_1_names_its_controllers(tmp_path: pathlib.Path) -> None:
+    tree, listing = tmp_path / "cgroup", tmp_path / "own"
+    (tree / "memory" / "slurm" / "job_7").mkdir(parents=True)
+    cgroup(tree / "memory" / "slurm" / "job_7", memory__limit_in_bytes="1000", memory__usage_in_bytes="1")
+    listing.write_text("5:cpuset:/other\n4:freezer,memory:/slurm/job_7\n0::/\n")
+    assert allowed_memory(tree, listing) == 999
+
+
+@pytest.mark.parametrize(
     ("affinity", "quota", "variable", "threads"),
     [
         (8, None, None, 8),

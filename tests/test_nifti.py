@@ -237,7 +237,17 @@ def test_the_file_is_read_once_and_forward_only(
 @pytest.mark.parametrize(
     "kind",
     [
-        *("truncated gz", "truncated by its last byte", "checksum", "empty", "text", "2-D", "4-D with 3 volumes"),
+        *(
+            "truncated gz",
+            "truncated by its last byte",
+            "checksum",
+            "empty",
+            "text",
+            "another format",
+            "compressed twice",
+            "2-D",
+            "4-D with 3 volumes",
+        ),
         *("RGB", "complex", "zero spacing", "NaN spacing", "singular affine", "NaN affine", "huge header"),
         *("header pair", "no dimensions", "negative shape", "unknown type"),
     ],
@@ -378,6 +388,30 @@ def test_an_affine_whose_axes_cannot_be_told_apart_is_one_line(path: pathlib.Pat
     edit(path, put(400, *row, form="<f8"))
     with pytest.raises(VolumeError, match=r"case_0000\.nii\.gz: singular affine"):
         open_volume(path)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_an_unusable_sform_gives_way_to_the_qform(path: pathlib.Path, value: float) -> None:
+    image = nib.Nifti1Image(volume_lps(), affine_lps())
+    image.set_qform(affine_lps(), code=1)
+    image.to_filename(path)
+    edit(path, put(296, *[value] * 4))  # srow_y
+    scan = open_volume(path)
+    assert "unusable sform; the qform was used" in scan.warnings
+    np.testing.assert_allclose(scan.geometry.affine, affine_lps(), atol=1e-5)
+
+
+def test_sform_and_pixdim_that_disagree_are_a_warning(path: pathlib.Path) -> None:
+    """ITK takes the spacing from pixdim, nibabel from the sform."""
+    save(path, volume_lps())
+    assert not [warning for warning in open_volume(path).warnings if "pixdim" in warning]
+    edit(path, put(80, 1.0, 1.0, 1.0))
+    scan = open_volume(path)
+    assert any(
+        "sform and pixdim disagree on the voxel spacing (0.5, 0.75, 2 and 1, 1, 1); the sform was used" in warning
+        for warning in scan.warnings
+    )
+    assert scan.geometry.spacing_zyx_mm == pytest.approx((2.0, 0.75, 0.5))
 
 
 @pytest.mark.parametrize("offset", [0.0, 100.0, 351.0, -5.0, np.nan, np.inf, 1e30])

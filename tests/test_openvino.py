@@ -6,8 +6,10 @@ import importlib
 import itertools
 import json
 import logging
+import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,7 +27,7 @@ from app.engines import choose_engine, engine_class, torch_images
 from app.engines.numpy_images import prepared, to_labels
 from app.engines.openvino_engine import OpenvinoEngine, best_precision, compile_network
 from app.engines.openvino_graph import network_graph
-from app.errors import DeviceError, NoMemoryError
+from app.errors import DeviceError, InferenceError, NoMemoryError
 from app.gpu_memory import has_gpu
 from app.network import HrnetOcr, build, tensors_of
 from app.organs import ORGANS
@@ -150,6 +152,23 @@ def test_batches_change_no_label(phantom: pathlib.Path, tiny_weights: pathlib.Pa
     )
     assert len(np.unique(one)) > 1
     assert np.mean(one != other) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python's, about forks of a process with threads
+def test_a_model_that_was_loaded_before_a_fork_is_refused_and_does_not_hang(tiny_weights: pathlib.Path) -> None:
+    """As in a pool of `multiprocessing`, or a data loader's workers."""
+    segmenter = Segmenter.load(tiny_weights, device="cpu", engine="openvino")
+    volume, affine = np.zeros((64, 64, 3), np.int16), np.diag([-4, -4, 5, 1.0])
+    segmenter.run(volume, affine)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # ends it, should it hang
+        try:
+            segmenter.run(volume, affine)
+        except InferenceError as error:
+            os._exit(int("loaded before this process was forked" not in str(error)))
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_slice_for_which_there_is_no_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 
 import nibabel as nib
@@ -364,9 +366,39 @@ def test_an_edited_row_keeps_its_case_from_being_done_again(written: pathlib.Pat
     table.write_text(table.read_text().replace(",spleen,", ",spleen,1", 1))
     with pytest.raises(ResultError, match=r"statistics\.csv: the rows of .* were edited; move the table"):
         statistics.wrote(path)
-    os.utime(table, (0, 0))
-    os.utime(path, (9, 9))  # the case was done again, and the run ended before the table was written
+
+
+@pytest.mark.parametrize("set_back", [False, True], ids=["clock goes on", "clock set back"])
+def test_no_clock_decides_whether_a_table_was_edited(
+    written: pathlib.Path, tmp_path: pathlib.Path, set_back: bool
+) -> None:
+    (source,) = (written / "named").glob("*.statistics.json")
+    path = tmp_path / source.name
+    (statistics,) = make_results(["statistics"]).values()
+    path.write_text(source.read_text().replace('"volume_ml": ', '"volume_ml": 1'))  # as another model would have it
+    statistics.finish(tmp_path)
+    shutil.copy(source, path)  # done again, and the run ended before the table was written
+    os.utime(path, (0, 0) if set_back else None)
     assert statistics.wrote(path)
+    statistics.finish(tmp_path)
+    liver = json.loads(source.read_text())["organs"]["liver"]["volume_ml"]
+    assert f",liver,{liver}," in (tmp_path / "statistics.csv").read_text()
+
+
+def test_a_table_with_names_is_read_in_any_locale(written: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (source,) = (written / "named").glob("*.statistics.json")
+    found = json.loads(source.read_text())
+    (tmp_path / "a.statistics.json").write_text(json.dumps(found | {"case": "Müller"}))
+    code = (
+        "import pathlib, sys; from app.results import make_results; "
+        "[make_results(['statistics'])['statistics'].finish(pathlib.Path(sys.argv[1])) for _ in range(2)]"
+    )
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    shown = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=os.environ | plain, capture_output=True, text=True, check=False
+    )
+    assert shown.stderr == ""
+    assert "Müller" in (tmp_path / "statistics.csv").read_text("utf-8")
 
 
 def test_a_table_follows_cases_that_were_done_again_or_removed(written: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from app import Segmenter
 from app.engines import Box
 from app.errors import CheckpointError, InputError, ResultError, VolumeError
+from app.inference.components import keep_largest
 from app.inference.labelling import FindBox
 from app.organs import ORGANS, Organ
 from app.volumes import open_image, open_volume
@@ -111,6 +112,20 @@ def test_missing_and_doubtful_organs_are_named(phantom_path: pathlib.Path) -> No
         "no liver, no kidneys, no pancreas found; check that this is an abdominal CT",
         "check the spleen: the network is unsure of it (confidence 0.50)",
     )
+
+
+@pytest.mark.parametrize(("third", "warns"), [(8, True), (2, False)])
+def test_a_third_kidney_that_is_removed_is_said(phantom_path: pathlib.Path, third: int, warns: bool) -> None:
+    """Somebody with a transplanted kidney has three."""
+    volume = open_volume(phantom_path)
+    mask = np.zeros(volume.geometry.shape, np.uint8, order="F")
+    mask[10:20, 10:20, 2:6] = mask[40:50, 10:20, 2:6] = Organ.KIDNEYS
+    mask[70 : 70 + third, 10:20, 2:4] = Organ.KIDNEYS
+    components = keep_largest(mask)
+    assert components[Organ.KIDNEYS] == [400, 400, 20 * third]
+    found = segmentation_of(volume, mask, components=components)
+    assert found.removed(Organ.KIDNEYS) == [20 * third]
+    assert any("a piece of the kidneys of 19 ml was removed" in text for text in found.warnings) == warns
 
 
 # What the network sees

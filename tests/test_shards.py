@@ -177,6 +177,40 @@ def test_one_scan_is_not_split_by_an_array(
     assert (tmp_path / "p3.nii.gz").exists()
 
 
+ARRAY = {"MIN": "1", "MAX": "10", "COUNT": "10"}
+
+
+@pytest.mark.parametrize("task", range(1, 11))
+def test_a_task_with_a_patients_folder_does_its_one_scan(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, task: int
+) -> None:
+    """What lies beside the scan and is no CT does not make it two cases to share out."""
+    flat = np.zeros((8, 8, 3), np.int16)
+    write_series(tmp_path / "in" / "scan", flat)
+    write_series(tmp_path / "in" / "mr", flat, series="mr", Modality="MR")
+    write_series(tmp_path / "in" / "localizer", flat[..., :1], series="loc", ImageType=["ORIGINAL", "LOCALIZER"])
+    for name, value in (ARRAY | {"ID": str(task)}).items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    shown = CliRunner().invoke(main, [str(tmp_path / "in"), str(tmp_path / "out"), "--list-series"])
+    assert "to be segmented" in shown.output
+
+
+def test_scans_that_an_array_leaves_to_its_other_tasks_are_a_warning(
+    scans: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They may be in a folder that no other task is given."""
+    for name, value in (ARRAY | {"ID": "10"}).items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    arguments = [str(scans), str(tmp_path), "--list-series"]
+    CliRunner().invoke(main, arguments)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "of 11 cases; the others are left to the other tasks, --shard 1/1 does all here" in warning
+    caplog.clear()
+    CliRunner().invoke(main, [*arguments, "--shard", "10/10"])
+    CliRunner().invoke(main, [*arguments, "--shard", "1/1"])
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def invoke(*arguments: object) -> int:
     return CliRunner().invoke(main, [str(argument) for argument in arguments]).exit_code
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint, folded
-from ..errors import DeviceError, NoMemoryError
+from ..errors import DeviceError, InferenceError, NoMemoryError
 from ..host import available_memory, has_fast_bfloat16, thread_count
 from .batching import activation_bytes, memory_errors, require_memory
 from .engine import Array, Box, EngineInfo
@@ -145,12 +146,15 @@ class OpenvinoSession:
 class OpenvinoEngine:
     """A model in OpenVINO; see `Engine`. It is compiled in a thread of its own, while the first scan is read.
 
+    It belongs to the process that loaded it. A fork of that has none of its threads, and would wait for them for ever.
+
     Args:
         checkpoint: the model.
         precision: `float32` or `bfloat16`; None: `best_precision`.
     """
 
     def __init__(self, checkpoint: Checkpoint, precision: str | None = None) -> None:
+        self._process = os.getpid()
         self.config = checkpoint.config
         self.sha256: Mapping[str, str] = checkpoint.sha256
         self.precision = precision or best_precision(ov.Core())
@@ -186,7 +190,16 @@ class OpenvinoEngine:
 
     @contextlib.contextmanager
     def session(self, grid: tuple[int, int], batch_size: int | None = None) -> Iterator[OpenvinoSession]:
-        """See `Engine.session`."""
+        """See `Engine.session`.
+
+        Raises:
+            InferenceError: the model was loaded before a fork.
+        """
+        if os.getpid() != self._process:
+            raise InferenceError(
+                "the model was loaded before this process was forked, and OpenVINO's threads did not come along; "
+                "load it in each process"
+            )
         with memory_errors("cpu", grid):
             yield OpenvinoSession(self, grid, batch_size)
 

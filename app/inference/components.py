@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..organs import ORGANS, Organ, bounding_box, voxels_by_plane
 
 
-def keep_largest(mask: NDArray[np.uint8], organs: Sequence[Organ] = ORGANS) -> dict[Organ, int]:
+def keep_largest(mask: NDArray[np.uint8], organs: Sequence[Organ] = ORGANS) -> dict[Organ, list[int]]:
     """Set to background, in place, all voxels of an organ outside its largest components (26-connected).
 
     No component crosses a plane without the organ: works on one stretch between such planes at a time, so that memory
@@ -23,14 +23,14 @@ def keep_largest(mask: NDArray[np.uint8], organs: Sequence[Organ] = ORGANS) -> d
         organs: to look at.
 
     Returns:
-        How many components of each organ were removed.
+        Voxels of every component that there was of each organ, the largest first: `organ.components` of them are left.
     """
-    counts, removed = voxels_by_plane(mask), {}
+    counts, found = voxels_by_plane(mask), {}
     for organ in organs:
         edges = np.flatnonzero(np.diff(counts[:, organ] > 0, prepend=False, append=False))
         stretches = [mask[..., start:stop] for start, stop in edges.reshape(-1, 2)]
         sizes = [(size, i) for i, part in enumerate(stretches) for size in _component_sizes(part, organ)]
-        removed[organ] = max(0, len(sizes) - organ.components)
+        found[organ] = sorted((size for size, _ in sizes), reverse=True)
         winners = Counter(i for _, i in sorted(sizes, reverse=True)[: organ.components])
         for i, part in enumerate(stretches):
             view = part[bounding_box(part == organ)]
@@ -38,7 +38,7 @@ def keep_largest(mask: NDArray[np.uint8], organs: Sequence[Organ] = ORGANS) -> d
             if winners[i]:
                 inside &= cc3d.largest_k(inside, k=winners[i], connectivity=26, binary_image=True) == 0
             view[inside] = Organ.BACKGROUND
-    return removed
+    return found
 
 
 def _component_sizes(part: NDArray[np.uint8], organ: Organ) -> list[int]:

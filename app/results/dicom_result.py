@@ -6,6 +6,7 @@ import io
 import pathlib
 import warnings
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ MAY_BE_EMPTY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
     *("AccessionNumber", "ReferringPhysicianName"),
 )
+# Of these, what highdicom refuses where a value is none that the standard allows (`2020-01-01`, `female`).
+CHECKED = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime")
 PREAMBLE_BYTES = 128
 UNDEFINED = 0xFFFFFFFF  # undefined length, PS3.5, 7.1.1
 NAMES_ITS_MAKER = ["ManufacturerModelName", "SoftwareVersions"]
@@ -111,7 +114,8 @@ def _copy_text(dataset: pydicom.Dataset, volume: DicomVolume) -> None:
     stored = {tag: source.get_item(tag).value for tag in dataset.keys() & source.keys()}  # before it is decoded
     for tag, content in stored.items():
         element = dataset[tag]
-        if element.VR in ENCODED and isinstance(content, bytes) and element.value == source[tag].value:
+        is_same = element.VR in ENCODED and element.value == source[tag].value
+        if isinstance(content, bytes) and (is_same or element.keyword in CHECKED):
             element.value = content
     if "SpecificCharacterSet" in source:
         dataset["SpecificCharacterSet"] = source["SpecificCharacterSet"]
@@ -122,15 +126,17 @@ def source_headers(volume: DicomVolume) -> list[pydicom.Dataset]:
 
     They come without their character set, of which highdicom refuses many that are in use, such as every one with code
     extensions whose first value is empty (PS3.3, C.12.1.1.2). Their text is decoded by it all the same, and
-    `DicomResult.write` gives it to the object.
+    `DicomResult.write` gives it to the object. So it does with `CHECKED`, which are empty here.
     """
     paths = dict.fromkeys(one.path for one in volume.files)
     sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
     for source in sources:
         source.pop("SpecificCharacterSet", None)
         for keyword in MAY_BE_EMPTY:
-            if keyword not in source:
+            if keyword not in source or keyword in CHECKED:
                 setattr(source, keyword, "")
+        if not source.get("FrameOfReferenceUID"):  # its images still lie in one, whose name was lost
+            source.FrameOfReferenceUID = pydicom.uid.generate_uid(entropy_srcs=["frame", volume.series_uid])
         if not source.get("SliceThickness"):
             edges = volume.geometry.affine[:3, :3]
             area = np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]))
@@ -150,12 +156,28 @@ def found_organs(segmentation: Segmentation) -> list[Organ]:
     return found
 
 
-def derived_uid(segmentation: Segmentation, source: pydicom.Dataset, *what: str) -> str:
-    """A UID that only the source series, the weights, the program's version and `what` decide."""
+def derived_uid(segmentation: Segmentation, sources: Sequence[pydicom.Dataset], *what: str) -> str:
+    """A UID that only the source's images, the weights, the program's version and `what` decide.
+
+    Not the series UID, which several volumes may share.
+
+    Args:
+        segmentation: of a DICOM scan.
+        sources: its headers, see `source_headers`.
+        what: tells UIDs of one scan apart.
+    """
+    images = [str(source.SOPInstanceUID) for source in sources]
+    volume = segmentation.volume
+    files = volume.files if isinstance(volume, DicomVolume) else ()
+    frames = [str(one.frame) for one in files if one.frame is not None]
     weights = ",".join(segmentation.model.sha256.values())
-    entropy = [str(source.SeriesInstanceUID), weights, __version__, *what]
-    uid: Any = pydicom.uid.generate_uid(entropy_srcs=entropy)
+    uid: Any = pydicom.uid.generate_uid(entropy_srcs=[*images, *frames, weights, __version__, *what])
     return str(uid)
+
+
+def content_uid(segmentation: Segmentation, sources: Sequence[pydicom.Dataset], *what: str) -> str:
+    """A `derived_uid` for an object that holds the mask: archives keep the first of two objects with one UID."""
+    return derived_uid(segmentation, sources, *what, segmentation.mask_sha256)
 
 
 def algorithm_name(segmentation: Segmentation) -> str:

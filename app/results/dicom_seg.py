@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import highdicom
@@ -14,7 +16,7 @@ from ..organs import ANATOMICAL_STRUCTURE, listed
 from ..segmentation import Segmentation
 from ..version import __version__
 from ..volumes.dicom import DicomVolume
-from .dicom_result import DicomResult, algorithm_name, derived_uid, found_organs, source_headers
+from .dicom_result import DicomResult, algorithm_name, content_uid, derived_uid, found_organs, source_headers
 from .result import PROGRAM
 
 SegType = Literal["binary", "labelmap"]
@@ -47,15 +49,15 @@ class DicomSeg(DicomResult):
         numbers = np.zeros(256, np.uint8)
         numbers[found] = np.arange(1, len(found) + 1)  # DICOM counts segments without gaps
         is_binary = self.seg_type == "binary"
-        return highdicom.seg.Segmentation(
-            source_images=sources,
+        made = highdicom.seg.Segmentation(
+            source_images=[_frames_alone(sources[0], volume)] if _is_part_of_file(volume) else sources,
             pixel_array=numbers[frames_of(segmentation.mask, volume)],
             segmentation_type=self.seg_type.upper(),
             segment_descriptions=_segments(segmentation),
             transfer_syntax_uid=pydicom.uid.ExplicitVRLittleEndian if is_binary else RLE,
-            series_instance_uid=self.series_uid(segmentation, sources[0]),
-            series_number=self.series_number + int(sources[0].get("SeriesNumber") or 0),
-            sop_instance_uid=self.instance_uid(segmentation, sources[0]),
+            series_instance_uid=self.series_uid(segmentation, sources),
+            series_number=self.series_number + volume.files[0].number,
+            sop_instance_uid=self.instance_uid(segmentation, sources),
             instance_number=1,
             manufacturer=PROGRAM,
             manufacturer_model_name=PROGRAM,
@@ -63,14 +65,17 @@ class DicomSeg(DicomResult):
             device_serial_number="0",
             series_description=f"{segmentation.model.name}: {listed(segmentation.organs)}",
         )
+        if _is_part_of_file(volume):
+            _number_as_in_file(made, volume)
+        return made
 
-    def instance_uid(self, segmentation: Segmentation, source: pydicom.Dataset) -> str:
+    def instance_uid(self, segmentation: Segmentation, sources: Sequence[pydicom.Dataset]) -> str:
         """The segmentation's own UID, which a report refers to."""
-        return derived_uid(segmentation, source, "instance", *self._kind_of_uid())
+        return content_uid(segmentation, sources, "instance", *self._kind_of_uid())
 
-    def series_uid(self, segmentation: Segmentation, source: pydicom.Dataset) -> str:
+    def series_uid(self, segmentation: Segmentation, sources: Sequence[pydicom.Dataset]) -> str:
         """The UID of its series."""
-        return derived_uid(segmentation, source, "series", *self._kind_of_uid())
+        return derived_uid(segmentation, sources, "series", *self._kind_of_uid())
 
     def class_uid(self) -> str:
         """The UID of its kind of object."""
@@ -102,11 +107,36 @@ def _segments(segmentation: Segmentation) -> list[Any]:
     ]
 
 
+def _is_part_of_file(volume: DicomVolume) -> bool:
+    """Whether a volume is some of the frames of a multi-frame file that holds others too."""
+    return volume.files[0].frame is not None and len(volume.files) < volume.files[0].frames
+
+
+def _frames_alone(source: pydicom.Dataset, volume: DicomVolume) -> pydicom.Dataset:
+    """The header of a file with several volumes, as if it held this one alone: highdicom takes one frame per place."""
+    alone = copy.copy(source)
+    frames = [source.PerFrameFunctionalGroupsSequence[one.frame or 0] for one in volume.files]
+    alone.PerFrameFunctionalGroupsSequence = frames
+    alone.NumberOfFrames = len(frames)
+    return alone
+
+
+def _number_as_in_file(made: pydicom.Dataset, volume: DicomVolume) -> None:
+    """Let the frames of a segmentation name those of the whole file, and not those of `_frames_alone`."""
+    for frame in made.PerFrameFunctionalGroupsSequence:
+        for derivation in frame.DerivationImageSequence:
+            for image in derivation.SourceImageSequence:
+                image.ReferencedFrameNumber = (volume.files[image.ReferencedFrameNumber - 1].frame or 0) + 1
+
+
 def frames_of(mask: NDArray[np.uint8], volume: DicomVolume) -> NDArray[np.uint8]:
-    """A mask (columns, rows, slices) as (frames, rows, columns), in the order of the source's files and frames."""
+    """A mask (columns, rows, slices) as (frames, rows, columns), in the order of the source's files and frames.
+
+    Only the volume's own frames, in its order, where the file holds other volumes too.
+    """
     frames = [one.frame for one in volume.files]
-    count = len(frames) if frames[0] is None else volume.files[0].frames  # a file may hold several volumes
-    labels = np.zeros((count, mask.shape[1], mask.shape[0]), np.uint8)
+    is_whole_file = frames[0] is not None and not _is_part_of_file(volume)
+    labels = np.zeros((len(frames), mask.shape[1], mask.shape[0]), np.uint8)
     for i, (frame, plane) in enumerate(zip(frames, volume.planes_of_files(), strict=True)):
-        labels[i if frame is None else frame] = mask[:, :, plane].T
+        labels[frame if is_whole_file and frame is not None else i] = mask[:, :, plane].T
     return labels

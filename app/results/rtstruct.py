@@ -15,7 +15,15 @@ from ..organs import Organ, listed
 from ..segmentation import Segmentation
 from ..version import __version__
 from ..volumes.dicom import DicomVolume
-from .dicom_result import MAY_BE_EMPTY, DicomResult, algorithm_name, derived_uid, found_organs, source_headers
+from .dicom_result import (
+    MAY_BE_EMPTY,
+    DicomResult,
+    algorithm_name,
+    content_uid,
+    derived_uid,
+    found_organs,
+    source_headers,
+)
 from .outlines import outlines
 from .result import PROGRAM
 
@@ -42,11 +50,11 @@ class RtStruct(DicomResult):
                 one[keyword] = source[keyword]
         now = datetime.datetime.now(tz=datetime.UTC)
         one.SOPClassUID = pydicom.uid.RTStructureSetStorage
-        one.SOPInstanceUID = derived_uid(segmentation, source, "structures")
-        one.SeriesInstanceUID = derived_uid(segmentation, source, "structures series")
+        one.SOPInstanceUID = content_uid(segmentation, sources, "structures")
+        one.SeriesInstanceUID = derived_uid(segmentation, sources, "structures series")
         one.Modality, one.Manufacturer, one.ManufacturerModelName = "RTSTRUCT", PROGRAM, PROGRAM
         one.SoftwareVersions, one.DeviceSerialNumber = __version__, "0"
-        one.SeriesNumber = self.series_number + int(source.get("SeriesNumber") or 0)
+        one.SeriesNumber = self.series_number + volume.files[0].number
         one.SeriesDescription = f"{segmentation.model.name}: {listed(segmentation.organs)}"
         one.OperatorsName, one.InstanceNumber, one.PositionReferenceIndicator = "", 1, ""
         one.StructureSetLabel, one.StructureSetName = "Abdominal organs", algorithm_name(segmentation)

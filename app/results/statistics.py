@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import pathlib
@@ -23,6 +24,7 @@ from ..whole_file import printable
 from .kidneys import Midline, find_midline
 from .result import MARK, PROGRAM, Result, beside, write_whole
 
+DIGEST = "digest"  # column of the table
 EXTENSION, TABLE = ".statistics.json", "statistics.csv"
 PERCENTILES = (5, 50, 95)
 HU_NAMES = ("mean_hu", "sd_hu", *(f"p{p:02d}_hu" if p != 50 else "median_hu" for p in PERCENTILES))
@@ -74,27 +76,31 @@ class Statistics(Result):
         return True
 
     def _is_edited(self, table: pathlib.Path, path: pathlib.Path) -> bool:
-        """Whether a table that is no older than a case's statistics differs from them."""
+        """Whether somebody edited a case's rows in a table."""
         try:
             written = table.stat().st_mtime_ns
-            if written < path.stat().st_mtime_ns:
-                return False
+            is_older = written < path.stat().st_mtime_ns
             if self._table[0] != (table, written):
-                with table.open(newline="") as stream:
+                with table.open(newline="", encoding="utf-8") as stream:
                     rows = {(row.get("case", ""), row.get("organ", "")): row for row in csv.DictReader(stream)}
                 self._table = (table, written), rows
         except (OSError, UnicodeDecodeError, csv.Error):
             return False  # `finish` will say so
         for row in _rows(read(path)):
             there = self._table[1].get((row["case"], row["organ"]), {})
-            if any(there[name] != _cell(value) for name, value in row.items() if name in there):
+            if DIGEST in there:
+                is_edited = there[DIGEST] != _digest(there)
+            else:  # by 0.8.0 or earlier
+                is_edited = any(there[name] != _cell(value) for name, value in row.items() if name in there)
+                is_edited &= not is_older
+            if is_edited:
                 return True
         return False
 
     def has_end(self, path: pathlib.Path) -> bool:
         """Whether a file is whole JSON; see `Result.has_end`."""
         try:
-            json.loads(path.read_text())
+            json.loads(path.read_bytes())
         except (OSError, ValueError):
             return False
         return True
@@ -105,7 +111,8 @@ class Statistics(Result):
         rows = [row for case in files.values() for row in _rows(case)]
         if rows:
             table = io.StringIO(newline="")
-            columns = list(dict.fromkeys(name for row in rows for name in row))
+            rows = [row | {DIGEST: _digest({name: _cell(value) for name, value in row.items()})} for row in rows]
+            columns = [*dict.fromkeys(name for row in rows for name in row if name != DIGEST), DIGEST]
             writer = csv.DictWriter(table, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
@@ -117,14 +124,15 @@ class Statistics(Result):
 def _is_as_written(path: pathlib.Path, table: str, files: Mapping[pathlib.Path, Row]) -> bool:
     """Whether a table holds nothing but what the cases' statistics held when it was written.
 
-    A CSV file has no room for a mark. A row may differ from the new table's if its case was done since, and may be left
-    over if its case's file is gone; another difference is somebody's work.
+    Each row has a digest of its other cells, so that no clock decides: that may be set back, and copies of a folder
+    have times of their own. Tables of 0.8.0 and earlier have none. There, a row may differ from the new table's if its
+    case was done since, and may be left over if its case's file is gone; another difference is somebody's work.
     """
     try:
         with path.open("rb") as raw:
             if not any(raw.read(HEAD_BYTES)):
                 return True  # empty or zeros, as a crash may leave it
-        with path.open(newline="") as stream:
+        with path.open(newline="", encoding="utf-8") as stream:
             there = csv.DictReader(stream)
             rows, columns = list(there), there.fieldnames or []
         new = csv.DictReader(io.StringIO(table, newline=""))
@@ -135,6 +143,8 @@ def _is_as_written(path: pathlib.Path, table: str, files: Mapping[pathlib.Path, 
         return False
     if list(columns[:3]) != ["case", "organ", "volume_ml"] or not set(columns) <= set(new.fieldnames or []):
         return False
+    if DIGEST in columns:
+        return all(row[DIGEST] == _digest(row) for row in rows)
     known = [(row, now[row["case"], row["organ"]]) for row in rows if (row["case"], row["organ"]) in now]
     return all(row["case"] in since or row.items() <= same.items() for row, same in known)
 
@@ -142,7 +152,7 @@ def _is_as_written(path: pathlib.Path, table: str, files: Mapping[pathlib.Path, 
 def read(path: pathlib.Path) -> Row:
     """The content of a case's statistics; empty if this program did not write the file."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) and found.get("program") == PROGRAM else {}
@@ -157,7 +167,7 @@ def statistics(segmentation: Segmentation) -> Row:
     boxes = organ_boxes(labels, segmentation.organs)
     for organ, box in boxes.items():
         organs[organ.key] = _region(labels, organ, box, gathering) | {
-            "components_removed": segmentation.components_removed.get(organ, 0),
+            "components_removed": len(segmentation.removed(organ)),
             "confidence": _rounded(segmentation.confidence.get(organ), 4),
         }
     kidneys, midline = _either_kidney(segmentation, gathering, boxes.get(Organ.KIDNEYS))
@@ -289,6 +299,12 @@ def _rows(case: Row) -> Iterator[Row]:
 def _cell(value: object) -> str:
     """A value as the table has it."""
     return "" if value is None else str(value)
+
+
+def _digest(cells: Mapping[str, str | None]) -> str:
+    """A digest of a row's cells, but for the digest itself and empty ones, in whatever order the columns are."""
+    told = sorted((str(name), str(cell)) for name, cell in cells.items() if cell and name != DIGEST)
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
 
 
 def _flat(row: Mapping[str, Any]) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import highdicom.sr as sr
 import pydicom
@@ -12,7 +13,7 @@ from ..organs import Organ, listed
 from ..segmentation import Segmentation
 from ..version import __version__
 from ..volumes.dicom import DicomVolume
-from .dicom_result import DicomResult, algorithm_name, derived_uid, found_organs, source_headers
+from .dicom_result import DicomResult, algorithm_name, content_uid, derived_uid, found_organs, source_headers
 from .dicom_seg import DicomSeg, SegType
 from .result import PROGRAM
 
@@ -36,12 +37,12 @@ class StructuredReport(DicomResult):
     def dataset(self, segmentation: Segmentation, volume: DicomVolume) -> pydicom.Dataset:
         """The report as highdicom's object; see `DicomResult.dataset`."""
         sources = source_headers(volume)
-        segments = self._segments_header(segmentation, sources[0])
+        segments = self._segments_header(segmentation, sources)
         report = sr.MeasurementReport(
-            observation_context=sr.ObservationContext(observer_device_context=_observer(segmentation, sources[0])),
+            observation_context=sr.ObservationContext(observer_device_context=_observer(segmentation, sources)),
             procedure_reported=codes.LN.CTUnspecifiedBodyRegion,
             imaging_measurements=[
-                _measurement(segmentation, number, organ, segments, volume.series_uid)
+                _measurement(segmentation, number, organ, segments, sources)
                 for number, organ in enumerate(found_organs(segmentation), 1)
             ],
             title=codes.DCM.ImagingMeasurementReport,
@@ -49,9 +50,9 @@ class StructuredReport(DicomResult):
         dataset = sr.Comprehensive3DSR(
             evidence=[segments, *sources],
             content=report[0],
-            series_instance_uid=derived_uid(segmentation, sources[0], "report series"),
-            series_number=self.series_number + int(sources[0].get("SeriesNumber") or 0),
-            sop_instance_uid=derived_uid(segmentation, sources[0], "report"),
+            series_instance_uid=derived_uid(segmentation, sources, "report series"),
+            series_number=self.series_number + volume.files[0].number,
+            sop_instance_uid=content_uid(segmentation, sources, "report"),
             instance_number=1,
             manufacturer=PROGRAM,
             is_complete=True,
@@ -61,27 +62,31 @@ class StructuredReport(DicomResult):
         dataset.SeriesDescription = f"{segmentation.model.name}: volumes of {listed(segmentation.organs)}"
         return dataset
 
-    def _segments_header(self, segmentation: Segmentation, source: pydicom.Dataset) -> pydicom.Dataset:
+    def _segments_header(self, segmentation: Segmentation, sources: Sequence[pydicom.Dataset]) -> pydicom.Dataset:
         """What a reference to the segmentation needs: the source's patient and study, the segmentation's own UIDs."""
-        header = copy.copy(source)
+        header = copy.copy(sources[0])
         header.SOPClassUID = self.segmentation.class_uid()
-        header.SOPInstanceUID = self.segmentation.instance_uid(segmentation, source)
-        header.SeriesInstanceUID = self.segmentation.series_uid(segmentation, source)
+        header.SOPInstanceUID = self.segmentation.instance_uid(segmentation, sources)
+        header.SeriesInstanceUID = self.segmentation.series_uid(segmentation, sources)
         return header
 
 
 def _measurement(
-    segmentation: Segmentation, number: int, organ: Organ, segments: pydicom.Dataset, source_series: str
+    segmentation: Segmentation,
+    number: int,
+    organ: Organ,
+    segments: pydicom.Dataset,
+    sources: Sequence[pydicom.Dataset],
 ) -> sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
-            derived_uid(segmentation, segments, "tracking", organ.meaning), organ.meaning
+            derived_uid(segmentation, sources, "tracking", organ.meaning), organ.meaning
         ),
         referenced_segment=sr.ReferencedSegment(
             segments.SOPClassUID,
             segments.SOPInstanceUID,
             number,
-            source_series=sr.SourceSeriesForSegmentation(source_series),
+            source_series=sr.SourceSeriesForSegmentation(sources[0].SeriesInstanceUID),
         ),
         finding_type=sr.CodedConcept(organ.snomed, "SCT", organ.meaning),
         measurements=[
@@ -91,10 +96,10 @@ def _measurement(
     )
 
 
-def _observer(segmentation: Segmentation, source: pydicom.Dataset) -> sr.ObserverContext:
+def _observer(segmentation: Segmentation, sources: Sequence[pydicom.Dataset]) -> sr.ObserverContext:
     return sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
-            uid=derived_uid(segmentation, source, "device"), name=algorithm_name(segmentation), model_name=PROGRAM
+            uid=derived_uid(segmentation, sources, "device"), name=algorithm_name(segmentation), model_name=PROGRAM
         ),
     )

@@ -101,7 +101,7 @@ def page(segmentation: Segmentation) -> str:
         "scan": scan,
         "mask": mask,
     }
-    return _templates().get_template("viewer.html").render(data=data, niivue=_page(LIBRARY).read_text())
+    return _templates().get_template("viewer.html").render(data=data, niivue=_page(LIBRARY).read_text("utf-8"))
 
 
 def _organ_rows(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -71,7 +71,12 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 # What holds scans and is not read: a line says that such files were passed over.
-NOT_READ = (".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgh", ".mgz", *ARCHIVES)
+NOT_READ = (
+    *(".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgh", ".mgz", ".mnc"),
+    *(".bz2", ".xz", ".zst", ".lzma", ".7z", ".rar"),
+    *(".part", ".crdownload", ".filepart"),  # of a scan that is still on its way
+    *ARCHIVES,
+)
 
 # Name of a format -> what reads it. In this order they are asked whether they claim a file.
 FORMATS: dict[str, Format] = {

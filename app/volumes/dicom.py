@@ -40,8 +40,12 @@ if TYPE_CHECKING:
     from .dicom_slice import Slice
 
 PREAMBLE, MAGIC = 128, b"DICM"  # PS3.10, 7.1
-# First elements of files without a preamble, in both byte orders: group 8, element 0, 1, 5, 8 or 16.
-BARE = tuple(bytes([8, 0, element, 0]) for element in (0, 1, 5, 8, 0x16))
+# First elements of files without a preamble: group 8, element 0, 1, 5, 8 or 16; or of the file's own header, which is
+# always explicit (PS3.10, 7.1).
+BARE = (
+    *(bytes([8, 0, element, 0]) for element in (0, 1, 5, 8, 0x16)),
+    *(bytes([2, 0, element, 0]) + vr for element, vr in ((0, b"UL"), (1, b"OB"), (2, b"UI"), (0x10, b"UI"))),
+)
 
 
 class Dicom:

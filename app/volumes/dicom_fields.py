@@ -37,10 +37,16 @@ INDEX_VALUES = 6  # dimensions of a multi-frame file that are looked at
 MARK_NAMES = (*MARKS, "InstanceNumber", *(f"DimensionIndexValues {i + 1}" for i in range(INDEX_VALUES)))
 TAGS = [
     *("SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "ImageType", "Rows", "Columns"),
-    *("NumberOfFrames", "RescaleSlope", "RescaleIntercept", "SamplesPerPixel", "PixelRepresentation", "BitsAllocated"),
+    *("NumberOfFrames", "RescaleSlope", "RescaleIntercept", "RescaleType", "PhotometricInterpretation"),
+    *("SamplesPerPixel", "PixelRepresentation", "BitsAllocated"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "SharedFunctionalGroupsSequence"),
     *("PerFrameFunctionalGroupsSequence", *GEOMETRY, *IDENTITY, *MARKS, *TIMES.values()),
 ]
+# Values of RescaleType that are not Hounsfield units (PS3.3, C.11.1.1.2): maps of iodine, effective atomic number,
+# electron density and the like, which scanners with several energies store as CT.
+OTHER_UNITS = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")
+# Words of ImageType for projections of several slices into one (PS3.3, C.8.15.3, and what scanners write).
+PROJECTIONS = ("MIP", "MAX_IP", "MINIP", "MIN_IP")
 CT_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2": "CT Image Storage",
     "1.2.840.10008.5.1.4.1.1.2.1": "Enhanced CT Image Storage",

@@ -60,9 +60,9 @@ def is_numbered(name: str) -> bool:
 
 
 def _ending(name: str) -> tuple[str, bool]:
-    """The extension, which begins with a letter; and for names without one whether they have a digit."""
+    """The extension, which begins with a letter (or is `.7z`); and for names without one whether they have a digit."""
     extension = pathlib.PurePath(name).suffix.lower()
-    if extension[1:2].isalpha():
+    if extension[1:2].isalpha() or extension == ".7z":
         return extension, True
     return "", any(letter.isdigit() for letter in name)
 

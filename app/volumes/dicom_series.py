@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import pathlib
 import re
 import sys
@@ -23,17 +24,18 @@ import types
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
 from ..host import usable_cpus
-from .dicom_fields import PATIENT
+from .dicom_fields import PATIENT, PROJECTIONS
 from .dicom_names import EXTENSIONS, NamesByFolder, is_meant
 from .dicom_phases import divide
 from .dicom_slice import OtherObject, Slice, Unreadable, read_slices
 from .dicom_stack import Pixels, Stack, clusters, differences, groups, may_be_one
 from .volume import DEFAULT_OPTIONS, FindOptions
+
+log = logging.getLogger(__name__)
 
 MANY_FILES = 2048  # from here on, several processes read headers faster than one
 MOST_PROCESSES = 8  # each takes 70 MiB; more wait for the disk
@@ -104,7 +106,11 @@ def find_series(
 
 
 def _read_all(paths: Sequence[pathlib.Path]) -> Iterator[list[Slice] | OtherObject | Unreadable]:
-    """What each file is; many files are read by several processes, and by this one if one of those was killed."""
+    """What each file is; many files are read by several processes.
+
+    This one reads them where those cannot be started, as without a writable /dev/shm or below a limit of processes; and
+    what is left where one of those was killed.
+    """
     done = 0
     processes = min(usable_cpus(), MOST_PROCESSES)
     if len(paths) >= MANY_FILES and processes > 1:
@@ -116,8 +122,8 @@ def _read_all(paths: Sequence[pathlib.Path]) -> Iterator[list[Slice] | OtherObje
                 for read in results:
                     yield read
                     done += 1
-        except BrokenProcessPool:  # most likely for want of memory, of which one process needs least
-            pass
+        except (OSError, RuntimeError, ImportError) as error:  # a broken pool too, most likely for want of memory
+            log.debug("headers are read by one process", exc_info=error)
     yield from map(read_slices, paths[done:])
 
 
@@ -296,8 +302,16 @@ def _volume(series: Series, stack: Stack, pixels: Pixels, resample_gaps: bool) -
         else:
             places = filled
             warnings.append(f"{made_up} of {len(places)} slices were interpolated: {single.gaps_line()}")
-    if any(one.intercept is None for one in single.slices):
+    without = sum(one.intercept is None for one in single.slices)
+    if without == len(single):
         warnings.append("no rescale intercept; stored values were taken for Hounsfield units")
+    elif without and not problem:
+        problem = f"{without} of {len(single)} slices have no rescale intercept, the others do; export it again"
+    if projections := set(single.slices[0].kind) & set(PROJECTIONS):
+        warnings.append(
+            f"its slices are projections through several ({', '.join(sorted(projections))} in ImageType), whose values "
+            "are not those of one place: volumes and borders will be wrong; take the scan itself"
+        )
     return replace(series, slices=single.slices, places=places, problem=problem, warnings=tuple(warnings))
 
 

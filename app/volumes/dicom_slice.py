@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from .dicom import PREAMBLE, is_dicom
-from .dicom_fields import CT_CLASSES, GEOMETRY, IDENTITY, MARK_NAMES, MARKS, TAGS, TIMES
+from .dicom_fields import CT_CLASSES, GEOMETRY, IDENTITY, MARK_NAMES, MARKS, OTHER_UNITS, TAGS, TIMES
 from .walk import HEAD_BYTES
 
 NO_DATE = "00010101"  # goes with a time that has no date
+LARGEST_NUMBER = 2**31 - 1000  # of a series, PS3.5, 6.2, and room for the numbers of what is made from it
 SMALLEST_SINE = 0.1  # between the directions of rows and columns, which are at right angles in a sound file
+FRAMES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 TAG_OF = {name: pydicom.tag.Tag(name) for name in (*TAGS, "FrameType", "DimensionIndexValues")}
 TAGS_TO_READ = [TAG_OF[name] for name in TAGS]
 
@@ -58,6 +60,7 @@ class Slice:
         intercept: likewise; None where the file gives none.
         padding: lowest and highest stored value that is not a measurement; None without padding.
         accession: number that the hospital gave the study; may be empty.
+        unit: of the rescaled values, as RescaleType says; may be empty.
     """
 
     path: pathlib.Path
@@ -76,6 +79,7 @@ class Slice:
     intercept: float | None
     padding: tuple[int, int] | None
     accession: str = ""
+    unit: str = ""
 
     @property
     def has_uid(self) -> bool:
@@ -139,10 +143,13 @@ def read_slices(path: pathlib.Path) -> list[Slice] | OtherObject | Unreadable:
         with warnings.catch_warnings(action="ignore"):  # about values of no interest
             header = _read_header(path)
             series = str(header.get("SeriesInstanceUID") or path.parent)
-            number = int(header.get("SeriesNumber") or 0)
+            number = _series_number(header.get("SeriesNumber"))
             if reason := _why_not_ct(header):
                 return OtherObject(path, series, number, reason)
-            return _slices(header, path, series, number)
+            slices = _slices(header, path, series, number)
+            if reason := _why_not_hounsfield(slices):
+                return OtherObject(path, series, number, reason)
+            return slices
     except Exception as error:  # pydicom raises whatever a damaged header makes of it
         is_dicom, is_foreign = not isinstance(error, OSError | NotDicomError), isinstance(error, ForeignError)
         return Unreadable(path, _why_unreadable(error), is_dicom, header.get("SeriesInstanceUID"), is_foreign)
@@ -189,14 +196,34 @@ def _why_not_ct(header: pydicom.Dataset) -> str | None:
         return "a secondary capture or another object, no CT image"
     if "LOCALIZER" in (header.get("ImageType") or ()):
         return "a localizer"
-    if int(header.get("SamplesPerPixel") or 1) != 1:
+    if int(header.get("SamplesPerPixel") or 1) != 1 or header.get("PhotometricInterpretation") == "PALETTE COLOR":
         return "a colour image"
+    if "SECONDARY" in (header.get("ImageType") or ()) and not any(name in header for name in (*GEOMETRY, *FRAMES)):
+        return "an image without a place, such as a protocol or a picture of the screen"
     return None
+
+
+def _why_not_hounsfield(slices: Sequence[Slice]) -> str | None:
+    """What the values are, if they are no Hounsfield units; None if they may be."""
+    units = {one.unit for one in slices} & set(OTHER_UNITS)
+    return f"values in {units.pop()} (RescaleType), not Hounsfield units" if units else None
+
+
+def _series_number(value: object) -> int:
+    """The number of a series; 0 where there is none, or none that DICOM allows, since nothing depends on it."""
+    try:
+        number = int(str(value or 0))
+    except ValueError:
+        return 0
+    return number if abs(number) < LARGEST_NUMBER else 0
 
 
 def _slices(header: pydicom.Dataset, path: pathlib.Path, series: str, number: int) -> list[Slice]:
     frames = header.get("PerFrameFunctionalGroupsSequence")
     if not frames:
+        count = int(header.get("NumberOfFrames") or 1)
+        if count > 1:  # as some cone-beam scanners write them
+            raise SliceError(f"{count} frames without a place each")
         return [_slice(header, (header,), path, None, series, number)]
     shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
     common = (*_groups(shared), header)
@@ -231,7 +258,12 @@ def _slice(
     padding, limit = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
     if padding is not None:
         bounds = sorted((_stored(padding, header), _stored(padding if limit is None else limit, header)))
-    intercept = first("RescaleIntercept")
+    intercept, slope = first("RescaleIntercept"), float(first("RescaleSlope", 1.0))
+    if not (np.isfinite(slope) and slope and np.isfinite(float(intercept or 0))):
+        raise SliceError(f"rescale slope {slope} and intercept {intercept}")
+    rows, columns = int(header.Rows), int(header.Columns)
+    if not (rows and columns):
+        raise SliceError(f"{rows} rows and {columns} columns")
     return Slice(
         path=path,
         frame=frame,
@@ -240,15 +272,16 @@ def _slice(
         number=number,
         identity=tuple(sys.intern(_comparable(name, header.get(name))) for name in IDENTITY),
         kind=tuple(sys.intern(str(word)) for word in first("FrameType") or header.get("ImageType") or ()),
-        shape=(int(header.Rows), int(header.Columns)),
+        shape=(rows, columns),
         spacing_mm=(rows_mm, columns_mm),
         orientation=_directions(first("ImageOrientationPatient")),
         position=position,
         marks=_marks(first, frame),
-        slope=float(first("RescaleSlope", 1.0)),
+        slope=slope,
         intercept=None if intercept is None else float(intercept),
         padding=None if padding is None else (bounds[0], bounds[1]),
         accession=str(header.get("AccessionNumber") or ""),
+        unit=sys.intern(_text(first("RescaleType")).upper()),
     )
 
 

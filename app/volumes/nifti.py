@@ -200,7 +200,8 @@ def mask_header(volume: Volume) -> Header:
         header["cal_min"] = header["cal_max"] = 0  # they are the CT's
     else:
         header = nib.Nifti1Header()
-        if is_rigid(volume.geometry.affine):  # a qform cannot shear
+        # A qform cannot shear. ITK needs it where the sform's axes are not quite at right angles.
+        if is_rigid(volume.geometry.affine):
             header.set_qform(volume.geometry.affine, code="scanner")
         else:  # whose product is the volume of a voxel; the sform has the shear
             lps_axes = volume.geometry.orientation[:, 0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from ..errors import VolumeError
 from . import gzip_file
 from .gzip_file import Readable, open_bytes
-from .volume import Geometry, implausible, is_singular
+from .volume import Geometry, implausible, is_rigid, is_singular
 
 Header = Any  # nibabel is not typed: Nifti1Header or Nifti2Header
 
+TEXT_BYTES = 40  # shown of a text in a scan's place
 MAX_OFFSET = 1 << 31  # where voxels may begin; header extensions are far smaller
 UNIT_MM = {1: 1000.0, 3: 0.001}  # metre, micron; every other code, undefined ones included, is read as millimetres
+SAME_SPACING = 0.01  # share by which sform and pixdim may differ, since both are rounded
 SPACE_UNIT_BITS = 0x07  # of xyzt_units
 UNKNOWN_ORIENTATION = (
     "its orientation is not known, since the header has neither qform nor sform: left, front and head were guessed, "
@@ -96,6 +98,15 @@ def _read_header(path: pathlib.Path) -> Header:
             return kind(block[:size], check=False)
     if block[344:348] == b"ni1\0":
         raise VolumeError(f"{path}: header of an .hdr/.img pair; convert it to a single .nii.gz file")
+    if block.startswith(gzip_file.MAGIC):
+        raise VolumeError(f"{path}: compressed twice; decompress it once (gunzip)")
+    head = block[:TEXT_BYTES]
+    text = " ".join(head.decode("ascii", "replace").split())
+    if head.isascii() and text.isprintable():
+        raise VolumeError(
+            f"{path}: text and not a scan ('{text} ...'), such as a pointer of git-lfs or a server's error; "
+            "fetch the scan itself"
+        )
     raise VolumeError(f"{path}: not a NIfTI file; expected .nii or .nii.gz (convert DICOM with dcm2niix)")
 
 
@@ -149,13 +160,26 @@ def _checked_affine(path: pathlib.Path, header: Header) -> tuple[NDArray[np.floa
     else:
         affine = np.asarray(header.get_base_affine(), np.float64)  # LAS, as SPM and nibabel take Analyze files
         warnings.append(UNKNOWN_ORIENTATION)
+    if has_sform and is_singular(affine) and qform is not None and not is_singular(qform):
+        warnings.append("unusable sform; the qform was used")
+        affine, has_sform = np.asarray(qform, np.float64), False
     if is_singular(affine):
         raise VolumeError(
             f"{path}: singular affine {affine[:3, :3].round(3).tolist()}; repair the header's sform or qform"
         )
     if has_sform and qform is not None and not np.allclose(qform, affine, atol=1e-2):
         warnings.append("sform and qform disagree; the sform was used")
+    edges, pixdim = np.linalg.norm(affine[:3, :3], axis=0), np.abs(header["pixdim"][1:4])
+    if has_sform and is_rigid(affine) and not np.allclose(pixdim, edges, rtol=SAME_SPACING, atol=0):
+        warnings.append(
+            f"sform and pixdim disagree on the voxel spacing ({_listed(edges)} and {_listed(pixdim)}); the sform was "
+            "used, and programs that use the other will show another size; repair the header"
+        )
     return affine, tuple(warnings)
+
+
+def _listed(spacing: Iterable[float]) -> str:
+    return ", ".join(f"{float(value):.4g}" for value in spacing)
 
 
 def _quiet_qform(header: Header) -> NDArray[np.float64] | None:

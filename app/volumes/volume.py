@@ -26,6 +26,8 @@ NameBy = Literal["number", "uid", "accession", "folder"]
 READ_AHEAD_BYTES = 64 << 20  # decoded ahead of the network
 LARGEST_FIELD_MM = 2000.0  # scanners reach 700 mm; the network's grid stays within 1344 x 1344 pixels of 1.5 mm
 LARGEST_LENGTH_MM = 4000.0  # a tall patient's whole body, twice
+# Cosine by which two axes may differ from a right angle: 0.2 degrees. Directions of three decimals differ by 0.001.
+RIGHT_ANGLE = 3e-3
 SMALLEST_FIELD_MM = 80.0  # a newborn's abdomen
 
 
@@ -118,9 +120,9 @@ def is_singular(affine: NDArray[np.float64]) -> bool:
 
 
 def is_rigid(affine: NDArray[np.float64]) -> bool:
-    """Whether an affine's axes are at right angles."""
+    """Whether an affine's axes are at right angles, but for the rounding of what they come from."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return bool(np.allclose(axes.T @ axes, np.eye(3), atol=1e-4))
+    return bool(np.allclose(axes.T @ axes, np.eye(3), atol=RIGHT_ANGLE))
 
 
 def implausible(path: pathlib.Path, geometry: Geometry) -> list[str]:
