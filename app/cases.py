@@ -12,7 +12,7 @@ import pathlib
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -44,11 +44,13 @@ class Case:
         scan: not opened yet; its state is the case's.
         base: OUTPUT and the case's name; each output adds an extension of its own.
         results: the outputs that are wanted, by name.
+        is_name_taken: whether its outputs have another scan's names, so that files of these names are not its own.
     """
 
     scan: Scan
     base: pathlib.Path
     results: Mapping[str, Result] = field(default_factory=make_results)
+    is_name_taken: bool = False
 
     @property
     def name(self) -> str:
@@ -162,11 +164,11 @@ def _is_output(scan: Scan, source: pathlib.Path, logged: dict[pathlib.Path, set[
         source: INPUT, a folder.
         logged: the cases that a folder's run log says were done; gets those that are asked for.
     """
-    for folder in scan.path.parents if scan.mask_extension else ():
+    for folder in scan.path.parents if scan.mask_extension is not None else ():
         if folder not in logged:
             logged[folder] = done_cases(folder) if (folder / RUN_LOG).is_file() else set()
         name = scan.path.relative_to(folder).as_posix()
-        if logged[folder] & {name, name.removesuffix(scan.mask_extension or "")}:
+        if logged[folder] & {name, name.removesuffix(scan.mask_extension or scan.path.suffix)}:
             return True
         if folder == source:
             break
@@ -235,9 +237,34 @@ def read_list(file: pathlib.Path) -> list[pathlib.Path]:
     return list(dict.fromkeys(paths))
 
 
-def _folded(base: pathlib.Path) -> str:
-    """A path as a file system compares it that takes small and capital letters for the same."""
-    return unicodedata.normalize("NFC", str(base)).casefold()
+def _folded(name: pathlib.Path | str) -> str:
+    """A name or path as a file system compares it that takes small and capital letters for the same."""
+    return _composed(str(name)).casefold()
+
+
+def _composed(name: str) -> str:
+    """A name in one of its Unicode forms: a file system may list another than it was given."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _names_in(folder: pathlib.Path) -> set[str]:
+    """The names in a folder; none where it cannot be read, or is not there."""
+    try:
+        return {_composed(path.name) for path in folder.iterdir()}
+    except OSError:
+        return set()
+
+
+def _other_name(path: pathlib.Path, names: Set[str]) -> str | None:
+    """The name, in other letters, of the file that is found under an output's name; None where it is this one.
+
+    Args:
+        path: of the output.
+        names: in its folder.
+    """
+    if _composed(path.name) in names or identity(path) is None:
+        return None
+    return next((name for name in sorted(names) if _folded(name) == _folded(path.name)), None)
 
 
 def _ignores_case(folder: pathlib.Path) -> bool:
@@ -258,9 +285,10 @@ def _checked(cases: Sequence[Case], output: pathlib.Path) -> list[Case]:
     name_of: Callable[[pathlib.Path], str] = _folded if is_folding else str
     same_base = Counter(name_of(case.base) for case in cases)
     inputs = {identity(case.scan.path) for case in cases} - {None}
+    names_in = {folder: _names_in(folder) for folder in {base.parent for base in bases}}
     checked = []
     for case in cases:
-        problem = None
+        problem, is_name_taken = None, True
         if isinstance(case.scan.state, Ready):
             if same_base[name_of(case.base)] > 1:  # and so its pages and its line of the log
                 name = next(iter(case.outputs.values()), case.base).name
@@ -268,7 +296,18 @@ def _checked(cases: Sequence[Case], output: pathlib.Path) -> list[Case]:
                 problem = f"another scan would get the same mask name {name}{letters}; rename one"
             elif there := [path for path in case.outputs.values() if identity(path) in inputs]:
                 problem = f"its mask would overwrite the scan {there[0]}; choose another OUTPUT folder"
-        checked.append(case.refused(f"{case.scan.path}: {problem}") if problem else case)
+                is_name_taken = False
+            elif others := [
+                path.with_name(other)
+                for path in case.outputs.values()
+                if (other := _other_name(path, names_in[case.base.parent]))
+            ]:
+                problem = (
+                    f"it would overwrite {others[0]} of another scan, since OUTPUT takes small and capital letters for "
+                    "the same; rename one, or choose another OUTPUT folder"
+                )
+        refused = case.refused(f"{case.scan.path}: {problem}")
+        checked.append(replace(refused, is_name_taken=is_name_taken) if problem else case)
     return checked
 
 

@@ -110,7 +110,7 @@ def find_model(name: str, folder: pathlib.Path = WEIGHTS_DIR) -> pathlib.Path:
     if not path.exists():
         have = ", ".join(bundled_models(folder)) or "none"
         raise CheckpointError(
-            f"{folder}: no weights for model '{name}' (available: {have}); choose one of these, or give a weights file"
+            f"{folder}: no weights for model '{name}' (available: {have}); choose one of these, or --weights FILE"
         )
     return path
 
@@ -153,7 +153,9 @@ def _checked_digest(path: pathlib.Path) -> str:
         manifest = path.parent / MANIFEST
         lines = manifest.read_text().splitlines() if manifest.exists() else []
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        bundled = path.stem.lower()
+        instead = f", or type --model {bundled} for the bundled one" if bundled in bundled_models() else ""
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the path{instead}") from error
     listed = {name: value for value, name in (line.split(maxsplit=1) for line in lines if line.strip())}
     if listed.get(path.name, digest) != digest:
         raise CheckpointError(f"{path}: sha256 {digest[:12]}... is not the one in {MANIFEST}; copy the file again")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from .cases import Case, find_cases, read_list, require_ct
-from .engines import ENGINES
+from .engines import DEVICES, ENGINES
 from .quick_imports import without
 from .results import DEFAULT_RESULTS, RESULTS, Result, make_results
 from .volumes import FindOptions, NameBy, clear_left_behind, is_archive, unpacked
@@ -120,7 +120,7 @@ def options_of_model(command: Callable[..., None]) -> Callable[..., None]:
             ),
             of_model(
                 "--device",
-                type=click.Choice(["auto", "cuda", "cpu"]),
+                type=click.Choice(DEVICES),
                 default="auto",
                 show_default=True,
                 help="Where to run it; auto: an NVIDIA GPU if it can be used, else the CPU.",

@@ -137,7 +137,8 @@ class Segmentation:
 
         Args:
             path: of the file.
-            output: a name of `results.RESULTS`, such as `nifti`, `statistics` or `dicom-seg`.
+            output: a name of `results.RESULTS`, such as `nifti`, `statistics` or `dicom-seg`. A `dicom-sr` refers to
+                the `dicom-seg` of the same segmentation; save that too.
 
         Raises:
             InputError: there is no such output, or its library is not installed.

@@ -44,7 +44,7 @@ def settle(case: Case, resume: Resume) -> CaseRecord | None:
     """
     if isinstance(case.scan.state, NotCt):
         return CaseRecord(case.name, "ignored", case.scan.state.reason, series_uid=case.scan.series_uid)
-    if not resume.skip_existing:
+    if not resume.skip_existing or case.is_name_taken:
         return None
     if all(case.results[name].is_whole(path) for name, path in case.outputs.items()):
         return CaseRecord(case.name, "skipped")

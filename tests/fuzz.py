@@ -241,7 +241,7 @@ def fuzz_whole(folder: pathlib.Path, count: int, seed: int, options: list[str]) 
     done = {record["case"] for record in records if record["status"] == "done"}
     files = {path.name for path in output.iterdir() if not path.name.endswith(EXTENSION)} - {"run_log.jsonl"}
     broken = sum("unexpected" in (record["error"] or "") for record in records)
-    broken += len({name.split(".nii")[0] for name in files} ^ done)
+    broken += len({name.removesuffix(".nii.gz") for name in files} ^ done)
     broken += len(records) != count
     broken += result.exit_code not in (0, 1)
     for record in records:

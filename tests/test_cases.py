@@ -14,14 +14,15 @@ import pytest
 from numpy.typing import NDArray
 
 import app.cases
+import app.results.result
 from app.case_queue import CaseQueue, open_case
 from app.cases import Case, check_output, find_cases, read_list
 from app.errors import InputError, VolumeError
 from app.failures import Failure, failure_path, note_failure
 from app.results import make_results
-from app.volumes import FindOptions
+from app.volumes import FindOptions, identity
 from app.volumes.nifti import NiftiVolume
-from app.work import Resume
+from app.work import Resume, settle
 from phantom.dicom import write_series
 
 
@@ -115,19 +116,29 @@ def test_a_tree_is_mirrored_on_request(tmp_path: pathlib.Path, phantom_path: pat
     assert found == {name: output / f"{name}.nii.gz" for name in names}
 
 
-def test_a_nii_beside_a_nii_gz_is_a_case_of_its_own(tmp_path: pathlib.Path, phantom_path: pathlib.Path) -> None:
+def test_a_nii_beside_a_nii_gz_is_a_case_of_its_own(tmp_path: pathlib.Path) -> None:
     """Every output of either has a name of its own, and so has its line of the log; masks are called as ever."""
     for name in ("a_0000.nii.gz", "a.nii", "b.nii", "c.nii.gz"):
         (tmp_path / name).touch()
     cases = find_cases(tmp_path, tmp_path / "out", make_results(("nifti", "statistics", "preview")))
-    assert [case.name for case in cases] == ["a.nii", "a", "b", "c"]
+    assert [case.name for case in cases] == ["a.nii", "a", "b.nii", "c"]
     assert [case.outputs["nifti"].name for case in cases] == ["a.nii", "a.nii.gz", "b.nii", "c.nii.gz"]
     paths = [path for case in cases for path in (*case.outputs.values(), failure_path(case.base))]
     assert len(set(paths)) == len(paths)
     assert [case.scan.problem for case in cases] == [None] * 4
 
 
-@pytest.mark.parametrize("names", [("x/a.nii", "y/a.nii.gz"), ("x/a.nii.gz", "y/a_0000.nii.gz")])
+@pytest.mark.parametrize("outputs", [("statistics",), ("preview", "nifti")])
+def test_a_nii_and_a_nii_gz_of_two_runs_share_no_file(tmp_path: pathlib.Path, outputs: tuple[str, ...]) -> None:
+    found = []
+    for name in ("a_0000.nii", "a.nii.gz"):
+        (tmp_path / name).touch()
+        (case,) = find_cases(tmp_path / name, tmp_path / "out", make_results(outputs))
+        found += [*case.outputs.values(), failure_path(case.base)]
+    assert len(set(found)) == len(found) == 2 * len(outputs) + 2
+
+
+@pytest.mark.parametrize("names", [("x/a.nii", "y/a.nii"), ("x/a.nii.gz", "y/a_0000.nii.gz")])
 def test_scans_of_one_name_from_several_folders_are_refused(tmp_path: pathlib.Path, names: tuple[str, str]) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir()
@@ -146,6 +157,37 @@ def test_names_of_small_and_capital_letters(tmp_path: pathlib.Path, monkeypatch:
     assert problems["b"] is None
     assert "since OUTPUT takes small and capital letters for the same; rename one" in str(problems["Grüße"])
     assert "GRÜSSE.nii.gz: another scan would get the same mask name" in str(problems["GRÜSSE"])
+
+
+@pytest.mark.parametrize("output", ["nifti", "statistics"])
+@pytest.mark.parametrize(("first", "second"), [("B", "b"), ("GRÜSSE", "Grüße")])
+@pytest.mark.parametrize("resume", [Resume(), Resume(skip_existing=True)])
+def test_names_of_small_and_capital_letters_in_two_runs(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, output: str, first: str, second: str, resume: Resume
+) -> None:
+    """What the first run wrote is neither overwritten by the second nor taken for its own; the first may come again."""
+
+    def folding(path: pathlib.Path) -> tuple[int, int] | None:
+        alike = [there for there in path.parent.glob("*") if there.name.casefold() == path.name.casefold()]
+        return identity(alike[0]) if alike else None
+
+    results = make_results((output,))
+    for name in (first, second):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.nii.gz").touch()
+    (case,) = find_cases(tmp_path / first, tmp_path / "out", results)
+    (written,) = case.outputs.values()
+    written.parent.mkdir()
+    written.write_bytes(b"of another program")
+    assert [case.scan.problem for case in find_cases(tmp_path / second, tmp_path / "out", results)] == [None]
+    for module in (app.cases, app.results.result):
+        monkeypatch.setattr(module, "identity", folding)
+    (other,) = find_cases(tmp_path / second, tmp_path / "out", results)
+    assert f"it would overwrite {written} of another scan, since OUTPUT takes small and" in str(other.scan.problem)
+    assert settle(other, resume) is None
+    (again,) = find_cases(tmp_path / first, tmp_path / "out", results)
+    assert again.scan.problem is None
+    assert (settle(again, resume) is not None) == resume.skip_existing
 
 
 def test_a_nifti_among_dicom_series_stops_nothing(tmp_path: pathlib.Path, phantom_path: pathlib.Path) -> None:

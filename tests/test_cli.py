@@ -272,7 +272,7 @@ def test_a_scan_of_air_has_no_organs_and_says_so(run: Run, folders: Folders) -> 
     inputs, outputs = folders
     nib.save(nib.Nifti1Image(np.full((64, 64, 3), -1000, np.int16), np.eye(4)), inputs / "air.nii")
     outcome = run(inputs, outputs)
-    record = outcome.record("air")
+    record = outcome.record("air.nii")
     assert record["network_slices"] == 0
     assert any("no liver, no kidneys, no spleen, no pancreas found" in text for text in record["warnings"])
     assert not np.asarray(nib.load(outputs / "air.nii").dataobj).any()
@@ -293,6 +293,18 @@ def test_postprocessing_can_be_switched_off(run: Run, folders: Folders) -> None:
     [
         (["--model", "huge"], "no weights for model 'huge'"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors: cannot be read (No such file or directory)"),
+        (
+            ["--weights", "fast"],
+            "fast: cannot be read (No such file or directory); check the path, or type --model fast",
+        ),
+        (["--weights", "x/Paper.safetensors"], "check the path, or type --model paper for the bundled one"),
+        (
+            ["--model", "Paper"],
+            "no weights for model 'Paper' (available: fast, paper); choose one of these, or --weights",
+        ),
+        (["--model", "x/mine.safetensors"], "x/mine.safetensors: cannot be read (No such file or directory)"),
+        (["--save", "fast"], "Invalid value for '--save': 'fast' is not one of 'nifti',"),
+        (["--device", "cuda:0"], "Invalid value for '--device': 'cuda:0' is not one of 'auto', 'cuda', 'cpu'"),
         (["--weights", "nowhere.bin"], "nowhere.bin: cannot be read (No such file or directory)"),
         (["--batch-size", "0"], "Invalid value for '--batch-size'"),
         (["--model", "fast", "--weights", "x.safetensors"], "got both --model and --weights; give one of them"),

@@ -280,6 +280,8 @@ class TestChoice:
             ({"openvino", "torch"}, ("auto", "cuda"), "device cuda: no usable NVIDIA GPU"),
             ({"openvino", "torch"}, ("openvino", "cuda"), "engine openvino computes on the CPU"),
             (set(), ("auto", "auto"), "engine openvino: openvino is not installed"),
+            ({"torch"}, ("auto", "cuda:0"), "device 'cuda:0': no such device; choose from auto, cuda, cpu"),
+            ({"numpy"}, ("numpy", "auto"), "engine 'numpy': no such engine; choose from auto, openvino, torch"),
         ],
     )
     def test_what_is_not_there_is_one_line(self, installed: set[str], wanted: tuple[str, str], message: str) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -89,6 +90,34 @@ class Flat(Text):
 
     def __init__(self) -> None:
         super().__init__(".nii")
+
+
+class Referring(Text):
+    """Is worthless without another."""
+
+    refers_to = ("noted",)
+
+
+@pytest.mark.parametrize("is_asked_for", [True, False])
+def test_what_refers_to_an_output_that_cannot_be_written_is_not_written(
+    tmp_path: pathlib.Path, segmentation: Segmentation, is_asked_for: bool
+) -> None:
+    results: dict[str, Result] = {"noted": Text(".a", OSError("full")), "other": Text(".c"), "report": Referring(".b")}
+    results = {name: result for name, result in results.items() if name != "noted" or is_asked_for}
+    paths = {name: result.path(tmp_path / "case", None) for name, result in results.items()}
+    said = ""
+    try:
+        write_all(segmentation, results, paths)
+    except ResultError as error:
+        said = str(error)
+    line = f"{tmp_path}/case.b: not written, since case.a, which it refers to, was not"
+    assert said.endswith(f"OSError: full; {line} (written all the same: other)" if is_asked_for else "")
+    assert bool(said) == is_asked_for
+    assert (tmp_path / "case.b").exists() != is_asked_for
+
+
+def test_a_report_refers_to_the_segmentation() -> None:
+    assert make_results(("dicom-sr",))["dicom-sr"].refers_to == ("dicom-seg",)
 
 
 def test_what_an_output_requires_is_made_before_it_and_once(made_up: Callable[..., None]) -> None:
@@ -204,7 +233,7 @@ def test_a_report_that_is_refused_costs_neither_the_mask_nor_the_structure_set(
     assert (status, record["status"]) == (1, "failed")
     error = str(record["error"])
     assert ".seg.dcm: the series cannot carry a DICOM segmentation" in error
-    assert ".sr.dcm: the series cannot carry a DICOM report" in error
+    assert re.search(r"\.sr\.dcm: not written, since series\w+\.seg\.dcm, which it refers to, was not", error)
     assert error.endswith("(written all the same: rtstruct, nifti)")
     name = str(record["case"])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {

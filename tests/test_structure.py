@@ -243,6 +243,12 @@ class Report(Count):
 
 class Tally(Count):
     pass
+
+class Sum(Count):
+    folder_files = ("statistics.csv",)
+
+    def path(self, base, mask_extension):
+        return beside(base, ".sum.txt")
 """
 ROWS = {  # the one row of each (and its import), by wing
     "volumes": [
@@ -253,7 +259,7 @@ ROWS = {  # the one row of each (and its import), by wing
         (
             '    "nifti": ("nifti_mask", "NiftiMask"),\n',
             '    "nifti": ("nifti_mask", "NiftiMask"),\n    "report": ("count", "Report"),\n'
-            '    "count": ("count", "Count"),\n    "tally": ("count", "Tally"),\n',
+            '    "count": ("count", "Count"),\n    "tally": ("count", "Tally"),\n    "sum": ("count", "Sum"),\n',
         ),
     ],
 }
@@ -264,7 +270,7 @@ def test_adding_a_format_or_an_output_takes_one_file_and_one_row(
 ) -> None:
     """As docs/ARCHITECTURE.md promises: they are added to a copy of the program, which then reads and writes them.
 
-    One output requires another, which is written along with it; and one would write the same file as another.
+    One output requires another, which is written along with it; and two would write the same file as another.
     """
     shutil.copytree(ROOT / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "app" / "volumes" / "stacked.py").write_text(MADE_UP_FORMAT)
@@ -286,9 +292,11 @@ def test_adding_a_format_or_an_output_takes_one_file_and_one_row(
     mask = np.asarray(nib.load(tmp_path / "out" / "case.nii.gz").dataobj)
     for name in ("case.count.txt", "case.report.txt"):
         assert (tmp_path / "out" / name).read_text().split()[0] == str(int((mask > 0).sum()))
-    shown = subprocess.run([*command, "--save", "tally"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert shown.returncode == 2
-    assert "--save count and --save tally write the same file; choose one" in shown.stderr
+    for one, other in (("count", "tally"), ("statistics", "sum")):  # beside a scan's other files; for the whole folder
+        both = [*command, "--save", one, "--save", other]
+        shown = subprocess.run(both, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert shown.returncode == 2
+        assert f"--save {one} and --save {other} write the same file; choose one" in shown.stderr
     code = (
         "import sys; from app import Segmenter\n"
         "mask = Segmenter.load(sys.argv[1], 'cpu').segment(sys.argv[2])\nprint(int((mask > 0).sum()))"

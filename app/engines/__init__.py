@@ -22,7 +22,7 @@ from ..errors import DeviceError
 from ..gpu_memory import has_gpu
 from .engine import Array, Box, Engine, EngineInfo, Session
 
-__all__ = ["ENGINES", "Array", "Box", "Engine", "EngineInfo", "Session", "choose_engine", "engine_class"]
+__all__ = ["DEVICES", "ENGINES", "Array", "Box", "Engine", "EngineInfo", "Session", "choose_engine", "engine_class"]
 
 log = logging.getLogger(__package__)
 
@@ -33,6 +33,7 @@ ENGINES: dict[str, tuple[str, str]] = {
     "torch": ("torch_engine", "TorchEngine"),
 }
 FOR_GPU = "torch"
+DEVICES = ("auto", "cuda", "cpu")
 INSTALL = {"openvino": "pip install openvino", "torch": "pip install 'hrnet-ocr-abdomen[gpu]'"}
 
 
@@ -61,8 +62,11 @@ def choose_engine(name: str = "auto", device: str = "auto") -> tuple[type[Engine
         device: `auto`, `cuda` or `cpu`; `auto` is the CPU where no GPU can be used.
 
     Raises:
-        DeviceError: an engine or a device was asked for and is not there.
+        DeviceError: an engine or a device was asked for and is not there, or there is none of that name.
     """
+    for what, given, known in (("engine", name, ("auto", *ENGINES)), ("device", device, DEVICES)):
+        if given not in known:
+            raise DeviceError(f"{what} '{given}': no such {what}; choose from {', '.join(known)}")
     if name != "auto":
         engine = engine_class(name)
         return engine, engine.find_device(device)

@@ -16,7 +16,7 @@ To add an output, write a module with a class that satisfies `Result`, and give 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -76,21 +76,33 @@ def _make(name: str, options: Mapping[str, Any], made: dict[str, Result]) -> Non
 
 
 def _check_paths(results: Mapping[str, Result]) -> None:
-    """See that every output has a file of its own, however a scan is called.
+    """See that every output has files of its own, however a scan is called.
 
     Raises:
         InputError: two write the same file.
     """
     for extension in (None, *EXTENSIONS):
-        writers: dict[pathlib.Path, str] = {}
-        for name, result in results.items():
-            other = writers.setdefault(result.path(pathlib.Path("X"), extension), name)
-            if other != name:
-                raise InputError(f"--save {other} and --save {name} write the same file; choose one")
+        _check_distinct((name, str(result.path(pathlib.Path("X"), extension))) for name, result in results.items())
+    _check_distinct((name, file) for name, result in results.items() for file in result.folder_files)
+
+
+def _check_distinct(files: Iterable[tuple[str, str]]) -> None:
+    """See that no two outputs write the same file, given the name of an output with each file.
+
+    Raises:
+        InputError: two do.
+    """
+    writers: dict[str, str] = {}
+    for name, file in files:
+        other = writers.setdefault(file, name)
+        if other != name:
+            raise InputError(f"--save {other} and --save {name} write the same file; choose one")
 
 
 def write_all(segmentation: Segmentation, results: Mapping[str, Result], paths: Mapping[str, pathlib.Path]) -> None:
     """Write the outputs of one case, each by itself: one that cannot be written does not stop the others.
+
+    But what would be worthless without another is left out with it, see `Result.refers_to`.
 
     Args:
         segmentation: of the case.
@@ -103,6 +115,9 @@ def write_all(segmentation: Segmentation, results: Mapping[str, Result], paths: 
     written = []
 
     def write(name: str) -> None:
+        for other in results[name].refers_to:
+            if other in results and other not in written:
+                raise ResultError(f"{paths[name]}: not written, since {paths[other].name}, which it refers to, was not")
         results[name].write(segmentation, paths[name])
         written.append(name)
 

@@ -25,6 +25,8 @@ class NamedMask(NiftiMask):
     table).
     """
 
+    folder_files = ("labels.json", "labels.itksnap.txt", "labels.ctbl")
+
     def header(self, header: Header) -> tuple[Header, bytes]:
         """The mask's header and extension; see `NiftiMask.header`."""
         header["intent_code"], header["intent_name"] = LABEL_INTENT, b"abdominal organs"
@@ -37,13 +39,11 @@ class NamedMask(NiftiMask):
 
     def finish(self, output: pathlib.Path) -> None:
         """Write the tables; see `Result.finish`."""
-        tables = {
-            output / "labels.json": json.dumps(json_table(), indent=1) + "\n",
-            output / "labels.itksnap.txt": itk_snap_table(),
-            output / "labels.ctbl": slicer_table(),
-        }
+        tables = json.dumps(json_table(), indent=1) + "\n", itk_snap_table(), slicer_table()
+        paths = [output / name for name in self.folder_files]
         each_by_itself(
-            (path, partial(write_whole, path, text.encode(), ownership.wrote)) for path, text in tables.items()
+            (path, partial(write_whole, path, text.encode(), ownership.wrote))
+            for path, text in zip(paths, tables, strict=True)
         )
 
 

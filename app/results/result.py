@@ -68,15 +68,19 @@ class Result(ABC):
     """One kind of output.
 
     Attributes:
-        requires: names of other outputs, of `results.RESULTS`, that it refers to; they are written along with it.
+        requires: names of other outputs, of `results.RESULTS`, that are written along with it, before it.
+        refers_to: those of them without which it is worthless.
         takes: names of the options of `results.make_results` that its constructor takes.
+        folder_files: names of the files that `finish` writes.
         needs_dicom: whether the scan must have come as DICOM.
         ending: of a file that is complete.
         needs_scan: whether it is made from the scan's values too, see `inference.gathering.Gathering`.
     """
 
     requires: ClassVar[tuple[str, ...]] = ()
+    refers_to: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[tuple[str, ...]] = ()
+    folder_files: ClassVar[tuple[str, ...]] = ()
     needs_dicom = False
     needs_scan = False
     ending = b""

@@ -48,6 +48,7 @@ class Statistics(Result):
     """
 
     needs_scan = True
+    folder_files = (TABLE,)
 
     def __init__(self) -> None:
         self._table: tuple[object, dict[tuple[str, str], dict[str, str]]] = (None, {})  # as it was read last

@@ -27,7 +27,7 @@ class StructuredReport(DicomResult):
         seg_type: of the segmentation that it refers to, see `DicomSeg`.
     """
 
-    requires = ("dicom-seg",)
+    requires = refers_to = ("dicom-seg",)
     takes = DicomSeg.takes
     extension, series_number, kind = ".sr.dcm", 950, "a DICOM report"
 

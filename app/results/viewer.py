@@ -46,6 +46,7 @@ class Viewer(Result):
 
     requires = ("preview",)
     needs_scan = True
+    folder_files = (INDEX,)
     ending = b"</html>\n"
 
     def __init__(self) -> None:

@@ -36,7 +36,7 @@ from .volume import (
 from .walk import first_bytes
 
 if TYPE_CHECKING:
-    from .dicom_series import Series
+    from .dicom_arrange import Series
     from .dicom_slice import Slice
 
 PREAMBLE, MAGIC = 128, b"DICM"  # PS3.10, 7.1

@@ -6,19 +6,14 @@ A volume has one slice per place, in even steps along the normal, on one line (a
 from __future__ import annotations
 
 import pathlib
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .dicom_fields import IDENTITY
 from .dicom_slice import Slice, stored_pixels
 
-# Directions whose cosines differ by less, and spacings that differ by a smaller share, are the same: the outermost of
-# 512 pixels of 1 mm moves by half a millimetre.
-SAME_SHARE = 1e-3
 SAME_MM = 0.01  # positions nearer than this are one place
 ONE_PLACE_MM = 0.3  # no abdominal scan is thinner: what lies nearer together was scanned again and again at one place
 GAP_SHARE = 0.05  # by which a distance of slices may differ from the others
@@ -26,62 +21,6 @@ GAP_SHARE = 0.05  # by which a distance of slices may differ from the others
 ROUNDED_MM = 0.1 + 1e-6
 WHOLE = 1e-4  # by which a number may differ from a whole one
 LINE_MM = 1.0  # by which a slice may lie beside the line that the others' corners form
-
-
-def groups(slices: Iterable[Slice]) -> list[list[Slice]]:
-    """Slices that may share a volume, in an order that depends on the headers alone.
-
-    They are of one series, patient, study, frame of reference, image type and size, and their directions and spacings
-    are the same but for rounding.
-    """
-    alike: dict[tuple[object, ...], list[Slice]] = defaultdict(list)
-    for one in slices:
-        alike[one.series, one.identity, one.kind, one.shape].append(one)
-    return [group for _, several in sorted(alike.items(), key=lambda item: item[0]) for group in clusters(several)]
-
-
-def clusters(slices: Sequence[Slice]) -> list[list[Slice]]:
-    """Slices whose directions and spacings are the same as those of the first of their cluster, but for rounding.
-
-    Values are compared and never rounded, since rounding tells values apart that are nearly the same.
-    """
-    clusters: list[list[Slice]] = []
-    for one in sorted(slices, key=lambda one: (one.orientation.ravel().tolist(), one.spacing_mm)):
-        for cluster in clusters:
-            if _is_parallel(cluster[0], one):
-                cluster.append(one)
-                break
-        else:
-            clusters.append([one])
-    return clusters
-
-
-def _is_parallel(one: Slice, other: Slice) -> bool:
-    """Whether directions and spacings of two slices are the same but for rounding."""
-    spacings = zip(one.spacing_mm, other.spacing_mm, strict=True)
-    return bool(
-        all(abs(a - b) <= SAME_SHARE * a for a, b in spacings)
-        and np.abs(one.orientation - other.orientation).max() <= SAME_SHARE
-    )
-
-
-def differences(one: Slice, other: Slice) -> list[str]:
-    """The fields that put two slices into different groups."""
-    fields = ["SeriesInstanceUID"] * (one.series != other.series)
-    fields += [name for name, a, b in zip(IDENTITY, one.identity, other.identity, strict=True) if a != b]
-    fields += ["ImageType"] * (one.kind != other.kind) + ["Rows or Columns"] * (one.shape != other.shape)
-    return fields + ["ImageOrientationPatient or PixelSpacing"] * (not _is_parallel(one, other))
-
-
-def may_be_one(one: Slice, other: Slice) -> bool:
-    """Whether slices of two groups may be of one scan: they differ in image type, or in a field that one lacks."""
-    told = zip(_whose(one), _whose(other), strict=True)
-    return one.shape == other.shape and _is_parallel(one, other) and all(a == b or not (a and b) for a, b in told)
-
-
-def _whose(one: Slice) -> tuple[str, ...]:
-    """Patient, study, frame of reference and series; empty where the header has none."""
-    return (*one.identity, one.series if one.has_uid else "")
 
 
 class Pixels:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -146,17 +146,10 @@ class Nifti:
     def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:
         """A scan per file; those in subfolders only if that is asked for.
 
-        `a.nii` beside `a.nii.gz` is called by its whole name, so that its line of the log, its statistics and pages are
-        its own.
+        `a.nii` is called by its whole name, so that its line of the log, its statistics and pages are its own even if
+        a later run has `a.nii.gz`.
         """
-        scans = [_scan(path, folder) for path in files if options.recursive or path.parent == folder]
-        packed = {scan.name for scan in scans if scan.mask_extension == EXTENSIONS[0]}
-        return [
-            replace(scan, name=f"{scan.name}{scan.mask_extension}", mask_extension="")
-            if scan.mask_extension != EXTENSIONS[0] and scan.name in packed
-            else scan
-            for scan in scans
-        ]
+        return [_scan(path, folder) for path in files if options.recursive or path.parent == folder]
 
     def open(self, path: pathlib.Path) -> NiftiVolume:
         """See `open_nifti`."""
@@ -172,12 +165,13 @@ def _scan(path: pathlib.Path, folder: pathlib.Path) -> Scan:
     extension = extension_of(path) or ""
     name = path.name[: len(path.name) - len(extension)].removesuffix(CHANNEL)
     state = Ready() if name else Refused(f"{path}: nothing is left of its name without {CHANNEL}; rename it")
-    below = path.relative_to(folder).with_name(name or "_")  # of a mirrored tree
+    kept, dropped = ("", extension) if extension == EXTENSIONS[0] else (extension, "")
+    below = path.relative_to(folder).with_name((name or "_") + kept)  # of a mirrored tree
     try:
         size = path.stat().st_size
     except OSError:  # a link that leads nowhere; opening it will say so
         size = 0
-    return Scan(str(below), path, partial(open_nifti, path), state, mask_extension=extension, size_bytes=size)
+    return Scan(str(below), path, partial(open_nifti, path), state, mask_extension=dropped, size_bytes=size)
 
 
 def open_nifti(path: pathlib.Path) -> NiftiVolume:
