@@ -25,7 +25,7 @@ def keep_largest(mask: NDArray[np.uint8], organs: Sequence[Organ] = ORGANS) -> d
     Returns:
         How many components of each organ were removed.
     """
-    counts, removed = voxels_by_plane(mask), {}
+    counts, removed = voxels_by_plane(mask.T), {}
     for organ in organs:
         edges = np.flatnonzero(np.diff(counts[:, organ] > 0, prepend=False, append=False))
         stretches = [mask[..., start:stop] for start, stop in edges.reshape(-1, 2)]
