@@ -38,7 +38,7 @@ lint: $(VENV)/.dev  ## style and types
 	sh -n predict.sh
 	$(BIN)/hadolint Dockerfile
 
-fuzz: $(VENV)/.dev  ## 10,000 mutated files and 2,000 series through the readers, 100 files through the command line
+fuzz: $(VENV)/.dev  ## 10,000 NIfTI files and 1,000 + 2,000 DICOM series through the readers, 100 files through the command line
 	$(BIN)/python -m tests.fuzz
 
 soak: $(VENV)/.dev  ## kill -9, full disks, two runs at once, 2,000 files: an hour

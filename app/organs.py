@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,18 +70,20 @@ def listed(organs: Sequence[Organ]) -> str:
     return ", ".join(organ.key for organ in organs)
 
 
-def voxels_by_plane(mask: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Voxels of each label in every plane of the last axis, (planes, labels).
+def voxels_by_plane(planes: Iterable[NDArray[Any]]) -> NDArray[np.int64]:
+    """Voxels of each label in every plane, (planes, labels).
 
     Plane by plane, since numpy counts in copies of 8 bytes per voxel.
+
+    Raises:
+        TypeError, ValueError: a value is no label.
     """
-    planes = (mask[..., i].ravel(order="K") for i in range(mask.shape[2]))
-    return np.stack([np.bincount(plane, minlength=1 + max(Organ)) for plane in planes])
+    return np.stack([np.bincount(plane.ravel(order="K"), minlength=len(Organ)) for plane in planes])
 
 
 def organ_voxels(mask: NDArray[np.uint8]) -> dict[Organ, int]:
     """Voxels of every organ, zero where it is missing; any axis order."""
-    counts = voxels_by_plane(mask).sum(axis=0)
+    counts = voxels_by_plane(mask.T).sum(axis=0)
     return {organ: int(counts[organ]) for organ in ORGANS}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pathlib
+import threading
 import time
+import types
 from collections.abc import Sequence
 
 import pytest
@@ -59,19 +61,28 @@ def test_the_start_is_measured_by_stage(tmp_path: pathlib.Path) -> None:
 
 
 def test_runs_beside_each_other_are_started_at_once(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outputs_of: list[str] = []
+    """On a clock that goes by one second in every run alone, and in all runs at once together."""
+    meetings = [*[None] * 2, *[threading.Barrier(2)] * 2, *[None] * 4, *[threading.Barrier(4)] * 4]  # of every run
+    seconds, outputs_of = [0.0], list[str]()
+    running = threading.Semaphore(1)
 
     def run_fresh(words: Sequence[str]) -> Cost:
         outputs_of.append(words[3])
-        time.sleep(0.2)
+        if meeting := meetings.pop(0):
+            if meeting.wait(timeout=60) == 0:  # for the others, who would not come one by one
+                seconds[0] += 1
+        else:
+            assert running.acquire(blocking=False)
+            time.sleep(0.05)  # for another that should not come
+            seconds[0] += 1
+            running.release()
         return Cost(0.2, 0.0, 0.0)
 
     monkeypatch.setattr(beside, "run_fresh", run_fresh)
+    monkeypatch.setattr(beside, "time", types.SimpleNamespace(monotonic=lambda: seconds[0]))
     rows = beside.beside(tmp_path / "scan_0000.nii.gz", "fast")
-    assert [row["runs"] for row in rows] == [2, 4]
-    assert [row["one_by_one_s"] for row in rows] == pytest.approx([0.4, 0.8], rel=0.2)
-    assert all(row["at_once_s"] < 0.39 for row in rows)
-    assert len(outputs_of) == 12
+    assert [tuple(row.values()) for row in rows] == [(2, 2.0, 1.0, 0.5), (4, 4.0, 1.0, 0.25)]
+    assert (len(outputs_of), meetings) == (12, [])
     assert tables.beside({"beside": rows}).count("\n") == 3
 
 

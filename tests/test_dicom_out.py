@@ -66,6 +66,14 @@ def write_all(folder: pathlib.Path, volume: Volume, mask: NDArray[np.uint8], seg
     return folder / "case"
 
 
+def write_phantom_series(
+    folder: pathlib.Path, labels: NDArray[np.uint8], orientation: tuple[float, ...]
+) -> pathlib.Path:
+    """Write a series into `folder`/in and its outputs into `folder`/out; the outputs' path without an extension."""
+    write_series(folder / "in", make_phantom(SHAPE, SPACING)[0], SPACING, orientation)
+    return write_all(folder / "out", open_volume(folder / "in"), labels)
+
+
 def run(*command: object) -> str:
     """What a program says; its exit status must be 0."""
     shown = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
@@ -101,8 +109,7 @@ def same_place(image: nib.Nifti1Image, mask: nib.Nifti1Image, label: int) -> Non
 def test_plastimatch_fills_the_structure_set_to_the_very_mask(
     tmp_path: pathlib.Path, labels: NDArray[np.uint8], orientation: tuple[float, ...]
 ) -> None:
-    write_series(tmp_path / "in", make_phantom(SHAPE, SPACING)[0], SPACING, orientation)
-    name = write_all(tmp_path / "out", open_volume(tmp_path / "in"), labels)
+    name = write_phantom_series(tmp_path, labels, orientation)
     structures = name.with_suffix(".rtstruct.dcm")
     ct, filled = ("--referenced-ct", tmp_path / "in"), ("--output-prefix", tmp_path / "filled")
     run("plastimatch", "convert", "--input", structures, *ct, *filled, "--prefix-format", "nii.gz")
@@ -116,8 +123,7 @@ def test_plastimatch_fills_the_structure_set_to_the_very_mask(
 def test_dcmqi_reads_the_segmentation_to_the_very_mask(
     tmp_path: pathlib.Path, labels: NDArray[np.uint8], orientation: tuple[float, ...]
 ) -> None:
-    write_series(tmp_path / "in", make_phantom(SHAPE, SPACING)[0], SPACING, orientation)
-    name = write_all(tmp_path / "out", open_volume(tmp_path / "in"), labels)
+    name = write_phantom_series(tmp_path, labels, orientation)
     program, to = find_program("segimage2itkimage"), ("--outputDirectory", tmp_path, "-t", "nii")
     run(program, "--inputDICOM", name.with_suffix(".seg.dcm"), *to)
     for number, organ in enumerate(ORGANS, 1):

@@ -174,6 +174,20 @@ def test_a_thousand_slices_in_as_many_groups_of_one_series_are_told_apart_in_no_
     assert (len(volumes), left) == (500, [])
 
 
+@pytest.mark.parametrize("field", ["ContentTime", "TriggerTime"])
+def test_a_short_scan_every_second_slice_of_which_lacks_a_field_is_not_halved(
+    tmp_path: pathlib.Path, field: str
+) -> None:
+    """The values of the others differ, and so tell nothing apart."""
+
+    def change(one: Dataset, place: int) -> None:
+        setattr(one, field, "" if place % 2 else str(100000 + (place * 37) % 50))
+
+    write(tmp_path, change=change)
+    (scan,) = find_scans(tmp_path)
+    assert scan.open().geometry.shape == (9, 7, COUNT)
+
+
 def test_copies_of_another_image_type_are_no_torn_scan(tmp_path: pathlib.Path) -> None:
     write(tmp_path / "a")
     write(tmp_path / "b", change=setting("ImageType", ["DERIVED", "SECONDARY", "AXIAL"]))

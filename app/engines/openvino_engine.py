@@ -92,6 +92,7 @@ class OpenvinoSession:
 
     def logits(self, images: Sequence[Sequence[Array]], box: Box) -> Iterator[Array]:
         """See `Session.logits`."""
+        # Not `in_batches`: an image starts when another is done, and those that are done when memory runs out stay.
         left = list(images)
         while left:
             try:

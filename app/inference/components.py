@@ -25,7 +25,7 @@ def keep_largest(mask: NDArray[np.uint8], organs: Sequence[Organ] = ORGANS) -> d
     Returns:
         Voxels of every component that there was of each organ, the largest first: `organ.components` of them are left.
     """
-    counts, found = voxels_by_plane(mask), {}
+    counts, found = voxels_by_plane(mask.T), {}
     for organ in organs:
         edges = np.flatnonzero(np.diff(counts[:, organ] > 0, prepend=False, append=False))
         stretches = [mask[..., start:stop] for start, stop in edges.reshape(-1, 2)]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import pathlib
 
-import numpy as np
-
 from ..errors import AppError, ResultError
-from ..organs import ORGANS, Organ
+from ..organs import ORGANS, voxels_by_plane
 from ..ownership import BLANK, PROGRAM, fits_mark, has_mark, is_unchanged, mark_of
 from ..run_log import RUN_LOG, read_records
 from ..segmentation import Segmentation
@@ -95,9 +93,7 @@ def _is_as_logged(path: pathlib.Path) -> bool:
         return False
     try:
         volume = open_nifti(path)
-        voxels = np.zeros(len(Organ), np.int64)
-        for _, plane in volume.exact_slices():
-            voxels += np.bincount(plane.ravel(), minlength=len(Organ))
+        voxels = voxels_by_plane(plane for _, plane in volume.exact_slices()).sum(axis=0)
     except (AppError, TypeError, ValueError):  # its values may be no labels
         return False
     found = {organ.key: float(voxels[organ]) * volume.geometry.voxel_ml for organ in ORGANS}

@@ -56,11 +56,13 @@ class _Cut:
         labels: the part of every slice.
         is_sure: whether the parts are the field's values themselves, or long pauses lie between them; else one sweep
             seems to end where its slices, in order of the field, reach the end of the range.
+        by_absence: whether the parts are the slices that have the field and those that lack it.
     """
 
     by: str
     labels: Labels
     is_sure: bool = True
+    by_absence: bool = False
 
     @property
     def count(self) -> int:
@@ -111,7 +113,8 @@ def _may_be_sweeps(stack: Stack, cut: _Cut, is_volume: bool) -> bool:
     is_long = lengths >= ONE_PLACE_MM
     if not is_long.any() or not (is_long.all() or (cut.is_sure and not is_volume)):
         return False
-    fewest = FEWEST_EVEN if cut.is_sure or not is_volume else FEWEST_IN_ORDER
+    # A volume of six slices may lack a field in every second one by accident.
+    fewest = FEWEST_EVEN if (cut.is_sure and not cut.by_absence) or not is_volume else FEWEST_IN_ORDER
     if sizes[is_long].min() < (2 if cut.is_sure and stack.at_each_place > 1 else fewest):
         return False
     if not cut.is_sure and lengths.min() < SHARED_RANGE * (stack.along[-1] - stack.along[0]):
@@ -166,7 +169,7 @@ def _cuts(stack: Stack) -> Iterator[_Cut]:
     for name, column in fields:
         yield _Cut(name, _ranks(name, column))
         if "" in column:
-            yield _Cut(name, np.array([value != "" for value in column], np.int64))
+            yield _Cut(name, np.array([value != "" for value in column], np.int64), by_absence=True)
     for name, column in fields:
         if (values := _numbers(name, column)) is not None:
             yield from (_Cut(name, labels, is_sure) for labels, is_sure in _sweeps(values, stack))
