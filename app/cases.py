@@ -339,6 +339,8 @@ def check_output(folder: pathlib.Path, cases: Sequence[Case] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{folder}: a file or a dead link is in its way; choose another OUTPUT folder") from error
     except OSError as error:
         raise InputError(f"{folder}: not writable ({error.strerror}); check its owner, or docker run --user") from error
     for place in {folder, *(case.base.parent for case in cases)}:

@@ -303,6 +303,9 @@ def test_a_folder_that_may_not_be_searched_is_one_line(
 def test_a_path_that_the_system_refuses_is_one_line(tmp_path: pathlib.Path) -> None:
     with pytest.raises(InputError, match=r"cannot be used .File name too long.; check its path and permissions"):
         find_cases(tmp_path / ("x" * 300), tmp_path)
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(InputError, match="link: a file or a dead link is in its way; choose another OUTPUT folder"):
+        check_output(tmp_path / "link")
     with pytest.raises(InputError, match=r"not writable .File name too long.; check its owner"):
         check_output(tmp_path / ("x" * 300))
 

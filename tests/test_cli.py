@@ -185,7 +185,7 @@ def test_two_inputs_of_one_mask_name(run: Run, folders: Folders) -> None:
             "inputs",
             "{}/inputs: OUTPUT is the input folder; choose another, or masks would be taken for scans",
         ),
-        ("inputs", "inputs/good_0000.nii.gz/x", "{}/inputs/good_0000.nii.gz/x: not writable (Not a directory); "),
+        ("inputs", "inputs/good_0000.nii.gz/x", "{}/inputs/good_0000.nii.gz/x: a file or a dead link is in its way; "),
     ],
 )
 def test_what_cannot_start_is_a_usage_error(run: Run, folders: Folders, source: str, output: str, line: str) -> None:

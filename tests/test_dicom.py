@@ -277,6 +277,19 @@ def test_padding_becomes_air(tmp_path: pathlib.Path, syntax: str) -> None:
     np.testing.assert_array_equal(read_volume(tmp_path), expected)
 
 
+@pytest.mark.parametrize(("value", "limit"), [(1024, None), (0, 4095)], ids=["water", "all values"])
+def test_tissue_is_no_padding_whatever_the_header_says(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], value: int, limit: int | None
+) -> None:
+    for path in write_series(tmp_path, hounsfield, SPACING):
+        one = pydicom.dcmread(path)
+        one.add_new("PixelPaddingValue", "US", value)
+        if limit is not None:
+            one.add_new("PixelPaddingRangeLimit", "US", limit)
+        one.save_as(path)
+    np.testing.assert_array_equal(read_volume(tmp_path), hounsfield.transpose(2, 1, 0))
+
+
 def test_a_slope_of_its_own_for_every_slice(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
     for i, path in enumerate(write_series(tmp_path, hounsfield, SPACING)):
         one = pydicom.dcmread(path)

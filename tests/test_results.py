@@ -12,7 +12,6 @@ import types
 from collections.abc import Callable
 
 import numpy as np
-import pydicom
 import pytest
 from click.testing import CliRunner
 
@@ -221,14 +220,15 @@ def invoke(tmp_path: pathlib.Path, tiny_weights: pathlib.Path) -> Invoke:
 
 
 def test_a_report_that_is_refused_costs_neither_the_mask_nor_the_structure_set(
-    tmp_path: pathlib.Path, invoke: Invoke
+    tmp_path: pathlib.Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_series(tmp_path / "in", make_phantom((72, 80, 12), (4.0, 3.5, 20.0))[0], (4.0, 3.5, 20.0))
-    for path in (tmp_path / "in").iterdir():
-        one = pydicom.dcmread(path)
-        with pydicom.config.disable_value_validation():
-            one.PatientBirthDate = "1950"
-            one.save_as(path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("a header as highdicom does not take it")
+
+    monkeypatch.setattr("highdicom.seg.Segmentation", refuse)
+    monkeypatch.setattr("highdicom.sr.Comprehensive3DSR", refuse)
     status, record = invoke("dicom-sr", "rtstruct", "nifti")
     assert (status, record["status"]) == (1, "failed")
     error = str(record["error"])

@@ -15,6 +15,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from ..hounsfield import BODY, BONE
 from .dicom import PREAMBLE, is_dicom
 from .dicom_fields import CT_CLASSES, GEOMETRY, IDENTITY, MARK_NAMES, MARKS, OTHER_UNITS, TAGS, TIMES
 from .walk import HEAD_BYTES
@@ -255,9 +256,6 @@ def _slice(
     rows_mm, columns_mm = (float(mm) for mm in first("PixelSpacing"))
     if not np.isfinite(position).all() or not (0 < rows_mm < np.inf and 0 < columns_mm < np.inf):
         raise SliceError("position or spacing is not a number")
-    padding, limit = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
-    if padding is not None:
-        bounds = sorted((_stored(padding, header), _stored(padding if limit is None else limit, header)))
     intercept, slope = first("RescaleIntercept"), float(first("RescaleSlope", 1.0))
     if not (np.isfinite(slope) and slope and np.isfinite(float(intercept or 0))):
         raise SliceError(f"rescale slope {slope} and intercept {intercept}")
@@ -279,10 +277,23 @@ def _slice(
         marks=_marks(first, frame),
         slope=slope,
         intercept=None if intercept is None else float(intercept),
-        padding=None if padding is None else (bounds[0], bounds[1]),
+        padding=_padding(header, slope, float(intercept or 0)),
         accession=str(header.get("AccessionNumber") or ""),
         unit=sys.intern(_text(first("RescaleType")).upper()),
     )
+
+
+def _padding(header: pydicom.Dataset, slope: float, intercept: float) -> tuple[int, int] | None:
+    """Lowest and highest stored value that is not a measurement; None without padding.
+
+    Some headers name water, or all values; nothing is padding then.
+    """
+    padding, limit = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
+    if padding is None:
+        return None
+    low, high = sorted((_stored(padding, header), _stored(padding if limit is None else limit, header)))
+    lowest, highest = sorted(slope * stored + intercept for stored in (low, high))
+    return None if lowest <= BONE and highest >= BODY else (low, high)
 
 
 def _directions(orientation: Sequence[float]) -> NDArray[np.float64]:
