@@ -294,4 +294,4 @@ def _in_int8(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np
     """Weights of a convolution rounded to 8 bits, and the scale of each output channel."""
     scale = np.abs(weights).max((1, 2, 3)).astype(np.float32) / LARGEST_INT8
     steps = weights / np.where(scale > 0, scale, 1)[:, None, None, None]
-    return np.rint(steps).astype(np.int8), scale
+    return np.ascontiguousarray(np.rint(steps), np.int8), scale  # `save` writes memory as it lies

@@ -88,6 +88,16 @@ def test_a_dead_channel_stays_dead(tmp_path: pathlib.Path, tensors: dict[str, ND
     assert not loaded.tensors["ocr_head.pixels.conv.weight"][3].any()
 
 
+def test_the_order_of_weights_in_memory_does_not_matter(
+    model: pathlib.Path, tmp_path: pathlib.Path, tensors: dict[str, NDArray[np.float32]]
+) -> None:
+    """Those of a network that was trained with channels last, or transposed, lie in another order."""
+    strided = {name: np.asfortranarray(tensor) for name, tensor in tensors.items()}
+    again = load_checkpoint(save_checkpoint(CONFIG, strided, tmp_path / "strided")).tensors
+    for name, tensor in load_checkpoint(model).tensors.items():
+        np.testing.assert_array_equal(again[name], tensor)
+
+
 def test_convolutions_take_one_byte_per_weight(model: pathlib.Path) -> None:
     with safe_open(model, framework="numpy") as file:
         for name in file.keys():  # noqa: SIM118
