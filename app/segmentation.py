@@ -116,8 +116,8 @@ class Segmentation:
                 ml = removed[0] * self.volume.geometry.voxel_ml
                 if ml >= LARGE_PIECE_ML and removed[0] >= LARGE_PIECE * self.components[organ][organ.components - 1]:
                     yield (
-                        f"a piece of the {organ.key} of {ml:.0f} ml was removed, since others are larger; "
-                        "if it is one, such as a transplanted kidney, --no-postprocess keeps it"
+                        f"a piece of {ml:.0f} ml labelled as {organ.key} was removed, because larger ones were kept; "
+                        "if it belongs to the organ, as a transplanted kidney does, keep it with --no-postprocess"
                     )
         for organ in self.check:
             yield f"check the {organ.key}: the network is unsure of it (confidence {self.confidence[organ]:.2f})"
