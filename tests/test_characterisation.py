@@ -110,7 +110,7 @@ def test_the_fields_of_the_run_log(tmp_path: pathlib.Path) -> None:
     subprocess.run([*command, "--skip-existing"], cwd=ROOT, check=False, capture_output=True)
     skipped = json.loads((tmp_path / "out" / "run_log.jsonl").read_text().splitlines()[2])
     assert (failed["status"], skipped["status"]) == ("failed", "skipped")
-    assert failed["error"].endswith("expected .nii or .nii.gz (convert DICOM with dcm2niix)")
+    assert "text_0000.nii.gz: text and not a scan ('not a scan ...')" in failed["error"]
 
 
 if __name__ == "__main__":

@@ -136,12 +136,15 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.mark.parametrize("model", bundled_models())
-def test_masks_of_both_engines_agree(phantom: pathlib.Path, model: str) -> None:
+def test_masks_of_both_engines_agree(phantom: pathlib.Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32: to bfloat16 each of them rounds in places of its own, which moves some voxels of a border."""
+    for module in ("openvino_engine", "torch_engine"):
+        monkeypatch.setattr(f"app.engines.{module}.has_fast_bfloat16", lambda: False)
     masks = [Segmenter.load(model, "cpu", engine=engine).segment(phantom) for engine in ("openvino", "torch")]
     for organ in ORGANS:
         one, other = (mask == organ for mask in masks)
         assert one.any()
-        assert dice(one, other) > 0.999, organ
+        assert dice(one, other) > 0.9995, organ
 
 
 @pytest.mark.parametrize("batch_size", [2, 3])

@@ -125,7 +125,7 @@ def test_a_third_kidney_that_is_removed_is_said(phantom_path: pathlib.Path, thir
     assert components[Organ.KIDNEYS] == [400, 400, 20 * third]
     found = segmentation_of(volume, mask, components=components)
     assert found.removed(Organ.KIDNEYS) == [20 * third]
-    assert any("a piece of the kidneys of 19 ml was removed" in text for text in found.warnings) == warns
+    assert any("a piece of 19 ml labelled as kidneys was removed" in text for text in found.warnings) == warns
 
 
 # What the network sees
