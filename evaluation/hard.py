@@ -81,6 +81,16 @@ class LabelledVolume:
             hounsfield[z] = plane
         return cls(name, hounsfield, labels, volume.geometry.oriented_affine)
 
+    @property
+    def slice_mm(self) -> float:
+        """Distance of the slices."""
+        return float(np.linalg.norm(self.affine[:3, 2]))
+
+    def with_slices(self, hounsfield: NDArray[np.int16], labels: NDArray[np.uint8], step: float) -> LabelledVolume:
+        """Other slices from the first one on, `step` distances of these slices apart."""
+        affine = self.affine @ np.diag([1.0, 1.0, step, 1.0])
+        return replace(self, hounsfield=hounsfield, labels=labels, affine=affine)
+
     def write(self, folder: pathlib.Path) -> Labelled:
         """Write both files into a folder in the FLARE / nnU-Net layout."""
         image, label = folder / "imagesTr" / f"{self.name}_0000.nii.gz", folder / "labelsTr" / f"{self.name}.nii.gz"
@@ -142,18 +152,13 @@ def thick_slices(volume: LabelledVolume) -> LabelledVolume:
 
 def slices_apart(volume: LabelledVolume) -> LabelledVolume:
     """Every nth slice, about 15 mm apart; volumes of such slices hold no neighbours worth the name."""
-    step = max(1, round(APART_MM / float(np.linalg.norm(volume.affine[:3, 2]))))
-    return replace(
-        volume,
-        hounsfield=volume.hounsfield[::step],
-        labels=volume.labels[::step],
-        affine=volume.affine @ np.diag([1.0, 1.0, step, 1.0]),
-    )
+    step = max(1, round(APART_MM / volume.slice_mm))
+    return volume.with_slices(volume.hounsfield[::step], volume.labels[::step], step)
 
 
 def thin_slices(volume: LabelledVolume) -> LabelledVolume:
     """Slices of 1 mm, as noisy as thin slices are; the scan's own where they are no thicker."""
-    step = min(1.0, THIN_MM / float(np.linalg.norm(volume.affine[:3, 2])))
+    step = min(1.0, THIN_MM / volume.slice_mm)
     places = np.arange(0, len(volume.hounsfield) - 1 + 1e-6, step)
     before = np.minimum(places.astype(int), max(0, len(volume.hounsfield) - 2))
     after = np.minimum(before + 1, len(volume.hounsfield) - 1)
@@ -161,8 +166,7 @@ def thin_slices(volume: LabelledVolume) -> LabelledVolume:
     for z, (i, j, share) in enumerate(zip(before, after, places - before, strict=True)):
         hounsfield[z] = np.rint((1 - share) * volume.hounsfield[i] + share * volume.hounsfield[j])
     labels = volume.labels[np.rint(places).astype(int)]
-    affine = volume.affine @ np.diag([1.0, 1.0, step, 1.0])
-    return noisy(replace(volume, hounsfield=hounsfield, labels=labels, affine=affine), THIN_NOISE_HU)
+    return noisy(volume.with_slices(hounsfield, labels, step), THIN_NOISE_HU)
 
 
 def noisy(volume: LabelledVolume, noise_hu: float = NOISE_HU) -> LabelledVolume:

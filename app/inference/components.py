@@ -30,8 +30,9 @@ def keep_largest(mask: NDArray[np.uint8], organs: Sequence[Organ] = ORGANS) -> d
         edges = np.flatnonzero(np.diff(counts[:, organ] > 0, prepend=False, append=False))
         stretches = [mask[..., start:stop] for start, stop in edges.reshape(-1, 2)]
         sizes = [(size, i) for i, part in enumerate(stretches) for size in _component_sizes(part, organ)]
-        found[organ] = sorted((size for size, _ in sizes), reverse=True)
-        winners = Counter(i for _, i in sorted(sizes, reverse=True)[: organ.components])
+        sizes.sort(reverse=True)
+        found[organ] = [size for size, _ in sizes]
+        winners = Counter(i for _, i in sizes[: organ.components])
         for i, part in enumerate(stretches):
             view = part[bounding_box(part == organ)]
             inside = view == organ

@@ -1,7 +1,7 @@
 """The last part of `paper` where a step is dear: from trained weights, on smaller crops.
 
-They still hold most of a body, 256 x 320 pixels of 0.6 to 1.7 mm. Batches are too small for their
-statistics to be of use, so all batch norms keep theirs.
+They still hold most of a body, 256 x 320 pixels of 0.6 to 1.7 mm. Batches are too small for their statistics to be of
+use, so all batch norms keep theirs.
 """
 
 from dataclasses import replace
