@@ -117,7 +117,7 @@ class Segmentation:
                 if ml >= LARGE_PIECE_ML and removed[0] >= LARGE_PIECE * self.components[organ][organ.components - 1]:
                     yield (
                         f"a piece of {ml:.0f} ml labelled as {organ.key} was removed, because larger ones were kept; "
-                        "if it belongs to the organ, as a transplanted kidney does, keep it with --no-postprocess"
+                        "if it belongs to the organ, keep it with --no-postprocess"
                     )
         for organ in self.check:
             yield f"check the {organ.key}: the network is unsure of it (confidence {self.confidence[organ]:.2f})"
