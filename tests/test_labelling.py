@@ -130,15 +130,17 @@ class Witnessed:
 
 @pytest.mark.parametrize("descending", [False, True])
 @pytest.mark.parametrize(("spacing_z_mm", "network_slices"), [(2.5, 24), (1.25, 13), (0.8, 9), (0.5, 5)])
-def test_thin_slices_are_averaged_before_the_network_and_outputs_get_them_as_they_are(
-    spacing_z_mm: float, network_slices: int, descending: bool
+@pytest.mark.parametrize(("noise_in_2_5_mm", "slab_mm"), [(15, 2.5), (45, 5.0)])
+def test_thin_or_noisy_slices_are_averaged_before_the_network_and_outputs_get_them_as_they_are(
+    noise_in_2_5_mm: float, slab_mm: float, spacing_z_mm: float, network_slices: int, descending: bool
 ) -> None:
-    volume = np.random.default_rng(3).normal(75, 40, (24, 64, 96)).astype(np.int16)
+    noise = noise_in_2_5_mm * (2.5 / spacing_z_mm) ** 0.5
+    volume = np.random.default_rng(3).normal(75, noise, (24, 64, 96)).astype(np.int16)
     low, high = CONFIG.window_hu
-    parts = 20  # each slice as so many of the same, of which 2.5 mm are averaged
-    reach = round(2.5 / spacing_z_mm * parts / 2)
-    fine = np.pad(volume, ((3, 3), (0, 0), (0, 0)), "edge").repeat(parts, 0)
-    middles = parts * (np.arange(len(volume)) + 3.5)
+    parts = 32  # each slice as so many of the same, of which those of a slab are averaged
+    reach = round(slab_mm / spacing_z_mm * parts / 2)
+    fine = np.pad(volume, ((5, 5), (0, 0), (0, 0)), "edge").repeat(parts, 0)
+    middles = parts * (np.arange(len(volume)) + 5.5)
     slabs = np.stack([fine[int(middle) - reach : int(middle) + reach].mean(0) for middle in middles])
     expected = (slabs.clip(low, high) - low) / (high - low)
     shown: list[NDArray[np.float32]] = []
@@ -164,15 +166,16 @@ def whole_box(inputs: NDArray[np.float32], spacing: Sequence[float], window: Seq
     return slice(0, inputs.shape[1]), slice(0, inputs.shape[2])
 
 
+@pytest.mark.parametrize("slab_mm", [2.5, 5.0])
 @pytest.mark.parametrize("spacing_z_mm", [0.05, 0.3, 0.8, 1.25, 2.0, 2.4999, 2.5, 2.6, 40.0])
-def test_a_slab_is_as_thick_as_those_of_training_or_one_slice(spacing_z_mm: float) -> None:
-    weights = slab_weights(spacing_z_mm)
+def test_a_slab_is_as_thick_as_it_should_be_or_one_slice(spacing_z_mm: float, slab_mm: float) -> None:
+    weights = slab_weights(spacing_z_mm, slab_mm)
     assert len(weights) % 2 == 1
     assert weights == weights[::-1]
     assert sum(weights) == pytest.approx(1, abs=1e-3)
     assert min(weights) > 0
     thickness = spacing_z_mm / max(weights)
-    assert thickness == pytest.approx(max(2.5, spacing_z_mm), rel=1e-3)
+    assert thickness == pytest.approx(max(slab_mm, spacing_z_mm), rel=1e-3)
 
 
 def test_slices_of_air_skip_the_network() -> None:

@@ -27,7 +27,7 @@ from evaluation.labels import LabelError, check_same_grid, read_labels
 from evaluation.names import Labelled, NamesError, labelled_scans
 from evaluation.processes import ProcessError, in_processes
 
-CACHE_VERSION = 3  # raise when what is stored changes
+CACHE_VERSION = 4  # raise when what is stored changes
 ABOUT = "case.json"
 BODY_SHARE, BODY_MARGIN = 0.02, 8  # of the slices that must hold something; pixels
 
@@ -159,7 +159,7 @@ def prepare(
         scan = open_volume(image)
         reference = labels_of(label, scan)
         spacing_z_mm = None if is_separate else scan.geometry.spacing_zyx_mm[0]
-        images, labels = _on_grid(scan, reference, model, spacing_z_mm)
+        images, labels = _on_grid(scan, reference, model, is_separate)
     except VolumeError as error:
         raise DataError(str(error)) from error
     box = _body(images)
@@ -167,14 +167,14 @@ def prepare(
 
 
 def _on_grid(
-    scan: Volume, reference: NDArray[np.uint8], model: ModelConfig, spacing_z_mm: float | None
+    scan: Volume, reference: NDArray[np.uint8], model: ModelConfig, is_separate: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Every slice of a scan and its labels (Z, H, W), resampled to the network's grid."""
     depth, height, width = scan.geometry.shape_zyx
     grid = network_grid((height, width), scan.geometry.spacing_zyx_mm[1:], model.spacing_mm)
     images, labels = np.empty((depth, *grid), np.uint8), np.empty((depth, *grid), np.uint8)
     classes = torch.tensor([*Organ, IGNORE], dtype=torch.uint8)
-    slices = scan.slices() if spacing_z_mm is None else slabs(scan.slices(), spacing_z_mm, depth)
+    slices = scan.slices() if is_separate else slabs(scan.slices(), scan.geometry.spacing_zyx_mm, depth)
     for z, hounsfield in slices:
         windowed = windowed_slice(torch.from_numpy(hounsfield), model.window_hu, grid)
         images[z] = windowed.round_().clamp_(0, 255).byte().numpy()

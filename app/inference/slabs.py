@@ -1,4 +1,4 @@
-"""Thin slices averaged to the thickness that the networks were trained on.
+"""Thin slices averaged to the thickness that the networks were trained on, and noisy ones to a greater one.
 
 They are noisier than anything the networks saw there.
 """
@@ -11,33 +11,41 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from .noise import noise_hu
 from .plan import with_neighbours
 
 SLAB_MM = 2.5  # thinner slices were averaged to it before training
+NOISY_HU = 30.0  # few scans are as noisy; the networks do better on thicker slabs from here on
+NOISY_SLAB_MM = 5.0
 
 
 def slabs(
-    slices: Iterable[tuple[int, NDArray[np.int16]]], spacing_z_mm: float, depth: int
+    slices: Iterable[tuple[int, NDArray[np.int16]]], spacing_zyx_mm: Sequence[float], depth: int
 ) -> Iterator[tuple[int, NDArray[np.int16]]]:
-    """Each z with the mean of 2.5 mm around it, or with its slice where that is no thinner.
+    """Each z with the mean of 2.5 mm around it, or of 5 mm where that is noisy.
+
+    A slice as thick as that stays as it is.
 
     Args:
         slices: (z, slice), slice (Y, X) int16 HU, every z of 0..depth-1 once, in ascending or descending order.
-        spacing_z_mm: distance of the slices.
-        depth: their number.
+        spacing_zyx_mm: distance of slices, rows and columns.
+        depth: number of slices.
     """
-    weights = slab_weights(spacing_z_mm)
-    for z, rows in with_neighbours(slices, 1, len(weights), depth):
-        yield z, _mean(rows, weights)
+    usual, thick = (slab_weights(spacing_zyx_mm[0], slab_mm) for slab_mm in (SLAB_MM, NOISY_SLAB_MM))
+    spare = (len(thick) - len(usual)) // 2
+    for z, rows in with_neighbours(slices, 1, len(thick), depth):
+        plane = _mean(rows[spare : len(rows) - spare], usual)
+        is_noisy = len(thick) > 1 and (noise_hu(plane, spacing_zyx_mm[1:]) or 0) > NOISY_HU
+        yield z, _mean(rows, thick) if is_noisy else plane
 
 
-def slab_weights(spacing_z_mm: float) -> list[float]:
+def slab_weights(spacing_z_mm: float, slab_mm: float) -> list[float]:
     """How much a slice and its neighbours add to a slab around it, from the lowest z up; their number is odd.
 
-    >>> slab_weights(5.0), slab_weights(1.25)
+    >>> slab_weights(5.0, 2.5), slab_weights(1.25, 2.5)
     ([1.0], [0.25, 0.5, 0.25])
     """
-    slices = max(1.0, SLAB_MM / spacing_z_mm)
+    slices = max(1.0, slab_mm / spacing_z_mm)
     reach = math.ceil((slices - 1) / 2 - 1e-3)
     return [min(1.0, (slices + 1) / 2 - abs(i)) / slices for i in range(-reach, reach + 1)]
 
