@@ -22,7 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 
 from ..host import usable_cpus
 from .dicom_arrange import Series, arrange, hash_of, one_place, series_name, torn_apart
@@ -84,7 +84,7 @@ def _read_all(paths: Sequence[pathlib.Path]) -> Iterator[list[Slice] | OtherObje
     """
     done = 0
     processes = min(usable_cpus(), MOST_PROCESSES)
-    if len(paths) >= MANY_FILES and processes > 1:
+    if len(paths) >= MANY_FILES and processes > 1 and not current_process().daemon:
         try:
             # Not forked: the child of a process with threads may wait for a lock that none of its own will free.
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
