@@ -38,7 +38,8 @@ from app.volumes import (
 )
 from app.volumes.dicom_arrange import arrange
 from app.volumes.dicom_fields import IDENTITY
-from app.volumes.dicom_slice import Slice, read_slices
+from app.volumes.dicom_header import read_slices
+from app.volumes.dicom_slice import Slice
 from phantom import make_phantom
 from phantom.dicom import uid, write_enhanced, write_series
 from tests.conftest import ROOT
