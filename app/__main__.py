@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+
 from . import quick_imports
 from .process import leave
 
 
 def entry() -> None:
     """What `hrnet-ocr-abdomen` and `python -m app` run."""
-    quick_imports.import_nibabel()  # before what imports it as a matter of course
-    from .cli import main
-
+    try:
+        quick_imports.import_nibabel()  # before what imports it as a matter of course
+        from .cli import main
+    except KeyboardInterrupt:  # which `set_up` has not replaced yet
+        raise SystemExit(128 + signal.SIGINT) from None
     try:
         main()
     except SystemExit as end:

@@ -10,13 +10,13 @@ import contextlib
 import os
 import pathlib
 import tempfile
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from .errors import InputError, ResultError, VolumeError
+from .letter_case import folded, ignores_case, names_in, other_name
 from .results import Result, make_results
 from .run_log import RUN_LOG, done_cases
 from .volumes import (
@@ -237,55 +237,14 @@ def read_list(file: pathlib.Path) -> list[pathlib.Path]:
     return list(dict.fromkeys(paths))
 
 
-def _folded(name: pathlib.Path | str) -> str:
-    """A name or path as a file system compares it that takes small and capital letters for the same."""
-    return _composed(str(name)).casefold()
-
-
-def _composed(name: str) -> str:
-    """A name in one of its Unicode forms: a file system may list another than it was given."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _names_in(folder: pathlib.Path) -> set[str]:
-    """The names in a folder; none where it cannot be read, or is not there."""
-    try:
-        return {_composed(path.name) for path in folder.iterdir()}
-    except OSError:
-        return set()
-
-
-def _other_name(path: pathlib.Path, names: Set[str]) -> str | None:
-    """The name, in other letters, of the file that is found under an output's name; None where it is this one.
-
-    Args:
-        path: of the output.
-        names: in its folder.
-    """
-    if _composed(path.name) in names or identity(path) is None:
-        return None
-    return next((name for name in sorted(names) if _folded(name) == _folded(path.name)), None)
-
-
-def _ignores_case(folder: pathlib.Path) -> bool:
-    """Whether small and capital letters are the same in names of a folder's files, or of the first one above it."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    try:
-        with tempfile.NamedTemporaryFile(prefix=".case-", dir=there) as probe:
-            path = pathlib.Path(probe.name)
-            return path.with_name(path.name.swapcase()).exists()
-    except OSError:
-        return False
-
-
 def _checked(cases: Sequence[Case], output: pathlib.Path) -> list[Case]:
     """The cases, those refused whose outputs would meet another case's, or a scan."""
     bases = {case.base for case in cases}
-    is_folding = len(set(map(_folded, bases))) < len(bases) and _ignores_case(output)
-    name_of: Callable[[pathlib.Path], str] = _folded if is_folding else str
+    is_folding = len(set(map(folded, bases))) < len(bases) and ignores_case(output)
+    name_of: Callable[[pathlib.Path], str] = folded if is_folding else str
     same_base = Counter(name_of(case.base) for case in cases)
     inputs = {identity(case.scan.path) for case in cases} - {None}
-    names_in = {folder: _names_in(folder) for folder in {base.parent for base in bases}}
+    names = {folder: names_in(folder) for folder in {base.parent for base in bases}}
     checked = []
     for case in cases:
         problem, is_name_taken = None, True
@@ -300,7 +259,7 @@ def _checked(cases: Sequence[Case], output: pathlib.Path) -> list[Case]:
             elif others := [
                 path.with_name(other)
                 for path in case.outputs.values()
-                if (other := _other_name(path, names_in[case.base.parent]))
+                if (other := other_name(path, names[case.base.parent]))
             ]:
                 problem = (
                     f"it would overwrite {others[0]} of another scan, since OUTPUT takes small and capital letters for "

@@ -12,9 +12,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import ResultError
 from .inference.gathering import Gathering, Reduced
 from .organs import Organ, organ_voxels
-from .volumes import Volume
+from .volumes import Volume, identity
 
 # A removed piece is worth a word from this size on, and from this share of the smallest piece that was kept.
 LARGE_PIECE_ML, LARGE_PIECE = 10.0, 0.25
@@ -142,8 +143,11 @@ class Segmentation:
 
         Raises:
             InputError: there is no such output, or its library is not installed.
-            ResultError: it cannot be written, or the scan's format does not allow it.
+            ResultError: it cannot be written, it would overwrite the scan, or the scan's format does not allow it.
         """
+        path = pathlib.Path(path)
+        if identity(path) is not None and identity(path) == identity(self.volume.path):
+            raise ResultError(f"{path}: is the scan that was segmented; choose another name")
         from .results import make_results  # outputs know the record, so the record asks for them late
 
-        make_results([output])[output].write(self, pathlib.Path(path))
+        make_results([output])[output].write(self, path)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .checkpoint import find_model, load_checkpoint
 from .engines import Engine, choose_engine
+from .errors import VolumeError
 from .inference.body import body_box
 from .inference.components import keep_largest
 from .inference.gathering import Gathering
@@ -122,6 +123,8 @@ class Segmenter:
             InferenceError: there is not enough memory.
         """
         is_path = isinstance(source, (str, os.PathLike))
+        if is_path and affine is not None:
+            raise VolumeError(f"{source}: an affine was given besides a file, which has its own; leave it out")
         volume = open_volume(pathlib.Path(source)) if is_path else open_image(source, affine)
         return self.segment_volume(volume, volume.slices(), case=volume.path.name, gather=gather)
 

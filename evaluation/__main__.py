@@ -78,14 +78,14 @@ def accuracy(
     summary.write_csv(results, rules, out / "scores.csv")
     summary.write_summary_csv(results, out / "summary.csv")
     table = summary.markdown(results, rules)
-    (out / "table.md").write_text(table)
+    (out / "table.md").write_text(table, "utf-8")
     drawn = {"Scores": figures.violins(results, rules), "Organ volumes": figures.bland_altman(results)}
     if images is not None and (panels := draw_panels(results, images)):
         drawn["Worst, median and best case"] = panels
     pictures = {caption: report.png_bytes(figure) for caption, figure in drawn.items()}
     for name, png in zip(("scores", "volumes", "cases"), pictures.values(), strict=False):
         (out / f"{name}.png").write_bytes(png)
-    (out / "report.html").write_text(report.page(f"Accuracy of {predictions.name}", results, rules, pictures))
+    (out / "report.html").write_text(report.page(f"Accuracy of {predictions.name}", results, rules, pictures), "utf-8")
     click.echo(table)
     for case in results:
         if case.prediction is None:
@@ -124,7 +124,7 @@ def confidence(
         click.echo(f"error: {line}", err=True)
     out.mkdir(parents=True, exist_ok=True)
     table = confidences.markdown(by_organ)
-    (out / "confidence.md").write_text(table)
+    (out / "confidence.md").write_text(table, "utf-8")
     (out / "confidence.png").write_bytes(report.png_bytes(confidences.plot(by_organ)))
     click.echo(table)
     sys.exit(1 if evaluation.errors else 0)
@@ -161,8 +161,8 @@ def slices(data: pathlib.Path, model: str, out: pathlib.Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     separate.write_csv(dice, out / "scores.csv")
     facts = hard.about({segmenter.model.name: segmenter})
-    (out / scores.SLICES).write_text(separate.as_json(facts, dice))
-    (out / "table.md").write_text(separate.markdown(dice))
+    (out / scores.SLICES).write_text(separate.as_json(facts, dice), "utf-8")
+    (out / "table.md").write_text(separate.markdown(dice), "utf-8")
     click.echo(separate.markdown(dice))
 
 
@@ -188,7 +188,7 @@ def evaluate_hard(
     facts = hard.about(segmenters, rules)
     out.mkdir(parents=True, exist_ok=True)
     for path, text in zip(out_files, (hard.as_json(facts, results), hard.markdown(facts, results)), strict=True):
-        path.write_text(text)
+        path.write_text(text, "utf-8")
     click.echo(hard.markdown(facts, results))
 
 

@@ -133,7 +133,7 @@ def row_2023(name: str, samples: Samples) -> dict[str, object]:
 
 def write_rows(rows: Sequence[dict[str, object]], path: pathlib.Path) -> None:
     """Rows as CSV; an unknown value is `null`, never 0."""
-    with path.open("w", newline="") as stream:
+    with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, rows[0])
         writer.writeheader()
         writer.writerows({key: "null" if value is None else value for key, value in row.items()} for row in rows)

@@ -37,8 +37,9 @@ def read_labels(path: pathlib.Path, allowed: Collection[int]) -> tuple[NDArray[n
         for z, plane in volume.exact_slices():
             known = np.isin(plane, accepted)
             if not known.all():
-                names = ", ".join(map(str, accepted))
-                raise LabelError(f"{path}: holds the value {plane[~known].flat[0]}; labels are {names}")
+                names, value = ", ".join(map(str, accepted)), plane[~known].flat[0]
+                remedy = "renumber them" if value == np.rint(value) else "save them as integers, unscaled"
+                raise LabelError(f"{path}: holds the value {value}; labels are {names}, {remedy}")
             labels[z] = plane
     except VolumeError as error:
         raise LabelError(str(error)) from error

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import pathlib
 import unicodedata
+from collections.abc import Iterator
 
+from app.organs import ORGANS
 from app.volumes.nifti import CHANNEL, extension_of
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = "dataset.json"  # of a folder in nnU-Net's layout, with the names of its labels
 
 
 class NamesError(Exception):
@@ -48,7 +56,7 @@ def labelled_scans(folder: pathlib.Path) -> list[Labelled]:
     """Every (case, scan, label) of a folder with imagesTr/X_0000.nii.gz and labelsTr/X.nii.gz, or .nii.
 
     Raises:
-        NamesError: there are no scans, one has no label, or two are one case.
+        NamesError: there are no scans, one has no label, two are one case, or its labels mean other organs.
         OSError: a folder cannot be read.
     """
     images, labels = folder / "imagesTr", folder / "labelsTr"
@@ -58,7 +66,37 @@ def labelled_scans(folder: pathlib.Path) -> list[Labelled]:
         raise NamesError(f"{folder}: no imagesTr/*_0000.nii.gz; expected the FLARE / nnU-Net layout")
     if missing := [name for name in scans if name not in masks]:
         raise NamesError(f"{labels / missing[0]}.nii.gz: no label for case {missing[0]}; add it or remove the image")
+    if alone := sorted(masks.keys() - scans.keys()):
+        log.warning("%s: %d labels have no scan of their name, such as %s; left out", labels, len(alone), alone[0])
+    _check_meanings(folder / DESCRIPTION)
     return [(name, image, masks[name]) for name, image in scans.items()]
+
+
+def _check_meanings(description: pathlib.Path) -> None:
+    """See that a data set's labels mean what they mean here, where it says what that is.
+
+    Raises:
+        NamesError: one has the name of something else.
+    """
+    names = dict(_label_names(description))
+    for organ in ORGANS:
+        name = names.get(organ, organ.key)
+        if organ.key.removesuffix("s") not in name.lower():
+            raise NamesError(
+                f"{description}: calls label {organ:d} '{name}', which is {organ.key} here; renumber the labels"
+            )
+
+
+def _label_names(description: pathlib.Path) -> Iterator[tuple[int, str]]:
+    """Every label and its name in nnU-Net's description of a data set, of either version; none if that is no such."""
+    try:
+        labels = json.loads(description.read_bytes())["labels"].items()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return
+    for key, value in labels:
+        number, name = (key, value) if isinstance(value, str) else (value, key)
+        if isinstance(number, int) or (isinstance(number, str) and number.isdecimal()):  # else a region of several
+            yield int(number), name
 
 
 def _by_case(folder: pathlib.Path, channel: str) -> dict[str, pathlib.Path]:

@@ -46,8 +46,8 @@ def from_report(report: pathlib.Path, masks: pathlib.Path) -> tuple[str, dict[st
     """
     try:
         if (report / SLICES).exists():
-            return _of_slices(json.loads((report / SLICES).read_text()))
-        log = [json.loads(line) for line in (masks / RUN_LOG).read_text().splitlines()]
+            return _of_slices(json.loads((report / SLICES).read_bytes()))
+        log = [json.loads(line) for line in (masks / RUN_LOG).read_text("utf-8").splitlines()]
         date = datetime.date.fromtimestamp((masks / RUN_LOG).stat().st_mtime)
         cases, tolerances = _cases(report / "scores.csv")
         organs = _organs(report / "summary.csv")
@@ -76,7 +76,7 @@ def from_report(report: pathlib.Path, masks: pathlib.Path) -> tuple[str, dict[st
 
 def _cases(path: pathlib.Path) -> tuple[dict[str, dict[str, list[float]]], dict[str, float]]:
     """DSC and NSD of every organ by case, and the NSD's tolerance by organ."""
-    with path.open(newline="") as stream:
+    with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     columns = [name for name in rows[0] if name.startswith("NSD-")]
     nsd = {organ: name for organ in ORGANS for name in columns if name.endswith(f"_{organ:d}")}
@@ -92,7 +92,7 @@ def _cases(path: pathlib.Path) -> tuple[dict[str, dict[str, list[float]]], dict[
 def _organs(path: pathlib.Path) -> dict[str, dict[str, dict[str, float]]]:
     """The statistics by organ and measure."""
     organs: dict[str, dict[str, dict[str, float]]] = {}
-    with path.open(newline="") as stream:
+    with path.open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
             numbers = {key: float(value) for key, value in row.items() if key not in ("organ", "measure")}
             organs.setdefault(row["organ"], {})[row["measure"]] = numbers

@@ -92,7 +92,7 @@ def as_json(facts: Mapping[str, Any], scores: Mapping[str, Dice]) -> str:
 
 def write_csv(scores: Mapping[str, Dice], path: pathlib.Path) -> None:
     """A row per patient; empty where the reference does not show the organ."""
-    with path.open("w", newline="") as stream:
+    with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["Name", *(f"DSC_{organ:d}" for organ in ORGANS)])
         for case, dice in scores.items():

@@ -80,7 +80,7 @@ def write_csv(results: Sequence[CaseScores], protocol: Protocol, path: pathlib.P
     header = ["Name"]
     for organ in ORGANS:
         header += [f"DSC_{organ:d}", f"NSD-{protocol.tolerance_mm[organ]:g}mm_{organ:d}"]
-    with path.open("w", newline="") as stream:
+    with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(header)
         for case in results:
@@ -91,7 +91,7 @@ def write_csv(results: Sequence[CaseScores], protocol: Protocol, path: pathlib.P
 
 def write_summary_csv(results: Sequence[CaseScores], path: pathlib.Path) -> None:
     """The summary as a CSV, a row per organ and measure."""
-    with path.open("w", newline="") as stream:
+    with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["organ", "measure", *Statistics.__dataclass_fields__])
         for organ, measures in summarise(results).items():

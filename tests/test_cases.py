@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 import app.cases
+import app.letter_case
 import app.results.result
 from app.case_queue import CaseQueue, open_case
 from app.cases import Case, check_output, find_cases, read_list
@@ -152,7 +153,7 @@ def test_names_of_small_and_capital_letters(tmp_path: pathlib.Path, monkeypatch:
     for name in ("Grüße", "GRÜSSE", "b"):
         (tmp_path / f"{name}.nii.gz").touch()
     assert [case.scan.problem for case in find_cases(tmp_path, tmp_path / "out")] == [None] * 3
-    monkeypatch.setattr(app.cases, "_ignores_case", lambda folder: True)
+    monkeypatch.setattr(app.cases, "ignores_case", lambda folder: True)
     problems = {case.name: case.scan.problem for case in find_cases(tmp_path, tmp_path / "out")}
     assert problems["b"] is None
     assert "since OUTPUT takes small and capital letters for the same; rename one" in str(problems["Grüße"])
@@ -180,7 +181,7 @@ def test_names_of_small_and_capital_letters_in_two_runs(
     written.parent.mkdir()
     written.write_bytes(b"of another program")
     assert [case.scan.problem for case in find_cases(tmp_path / second, tmp_path / "out", results)] == [None]
-    for module in (app.cases, app.results.result):
+    for module in (app.cases, app.letter_case, app.results.result):
         monkeypatch.setattr(module, "identity", folding)
     (other,) = find_cases(tmp_path / second, tmp_path / "out", results)
     assert f"it would overwrite {written} of another scan, since OUTPUT takes small and" in str(other.scan.problem)

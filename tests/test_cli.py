@@ -542,3 +542,13 @@ def test_a_pipe_is_refused_at_once(tmp_path: pathlib.Path, phantom_path: pathlib
     assert second["status"] == "done"
     with pytest.raises(VolumeError, match="not a regular file"):
         open_volume(pathlib.Path("/dev/zero"))
+
+
+def test_an_interrupt_while_libraries_are_imported_prints_no_traceback() -> None:
+    script = (
+        "import os, signal, app.__main__ as program\n"
+        "program.quick_imports.import_nibabel = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        "program.entry()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + signal.SIGINT, "", "")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from multiprocessing import current_process
 from typing import Any
 
 import nibabel as nib
@@ -37,7 +38,8 @@ from app.volumes import (
 )
 from app.volumes.dicom_arrange import arrange
 from app.volumes.dicom_fields import IDENTITY
-from app.volumes.dicom_slice import Slice, read_slices
+from app.volumes.dicom_header import read_slices
+from app.volumes.dicom_slice import Slice
 from phantom import make_phantom
 from phantom.dicom import uid, write_enhanced, write_series
 from tests.conftest import ROOT
@@ -656,6 +658,17 @@ def test_readers_do_not_run_the_script_that_starts_them(tmp_path: pathlib.Path) 
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert (ended.stdout, ended.stderr) == ("1 scan\n", "")
+
+
+def test_a_process_that_may_have_no_children_reads_headers_itself(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a pool of `multiprocessing`, or a worker of Celery."""
+    write(tmp_path)
+    monkeypatch.setattr(dicom_series, "MANY_FILES", 8)
+    monkeypatch.setattr(dicom_series, "usable_cpus", lambda: 3)
+    monkeypatch.setitem(current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    assert ready(find_scans(tmp_path)) == [sweep()]
 
 
 # The campaign

@@ -9,6 +9,8 @@ import pathlib
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import unicodedata
 from typing import Any
 
@@ -27,6 +29,7 @@ from evaluation.labels import LabelError, read_labels
 from evaluation.metrics import PROTOCOLS, Score, score_case, score_organ
 from evaluation.summary import bootstrap_interval, summarise
 from evaluation.tables import table
+from tests.conftest import ROOT
 
 FLARE21 = PROTOCOLS["flare21"]
 
@@ -205,6 +208,21 @@ def test_what_cannot_be_scored_names_the_case(
     nib.save(nib.Nifti1Image(labels, affine), predictions / "a.nii.gz")
     with pytest.raises(LabelError, match=re.escape(f"{predictions}/a.nii.gz: {line}")):
         evaluate_case(("a", references / "a.nii.gz", predictions / "a.nii.gz"), FLARE21)
+
+
+def test_a_report_is_utf_8_in_every_locale(folders: tuple[pathlib.Path, pathlib.Path], tmp_path: pathlib.Path) -> None:
+    for folder in folders:
+        (folder / "a.nii.gz").rename(folder / "Müller.nii.gz")
+    ended = subprocess.run(
+        [sys.executable, "-m", "evaluation", "accuracy", *folders, "--out", tmp_path / "report"],
+        cwd=ROOT,
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr.decode()
+    for name in ("scores.csv", "table.md", "report.html"):
+        assert "Müller" in (tmp_path / "report" / name).read_text("utf-8"), name
 
 
 def test_no_references_is_an_error(tmp_path: pathlib.Path) -> None:

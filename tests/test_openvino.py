@@ -174,6 +174,38 @@ def test_a_model_that_was_loaded_before_a_fork_is_refused_and_does_not_hang(tiny
     assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("load_in", ["parent", "child"])
+def test_torch_computes_in_a_fork(tmp_path: pathlib.Path, tiny_weights: pathlib.Path, load_in: str) -> None:
+    """With one thread, since a fork has none of OpenMP's, and would wait for them for ever.
+
+    In a process of its own, for the fork must find that its parent had several threads.
+    """
+    (tmp_path / "script.py").write_text(
+        "import os, signal, sys\n"
+        "import numpy as np, torch\n"
+        "from app import Segmenter\n"
+        "torch.set_num_threads(2)\n"
+        "def segment(load_anew):\n"
+        "    model = Segmenter.load(sys.argv[1], 'cpu', engine='torch') if load_anew else segmenter\n"
+        "    return model.run(np.zeros((64, 64, 3), np.int16), np.diag([-4, -4, 5, 1.0])).mask.tobytes()\n"
+        "segmenter = Segmenter.load(sys.argv[1], 'cpu', engine='torch')\n"
+        "expected = segment(False)\n"
+        "if os.fork() == 0:\n"
+        "    signal.alarm(60)\n"
+        "    os._exit(int(segment(sys.argv[2] == 'child') != expected))\n"
+        "print(os.wait()[1])\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", tmp_path / "script.py", tiny_weights, load_in],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | {"PYTHONPATH": str(ROOT)},
+    )
+    assert (ended.stdout, ended.stderr) == ("0\n", "")
+
+
 def test_a_slice_for_which_there_is_no_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = OpenvinoEngine(random_model(CONFIG, seed=0)[1], "float32")
     monkeypatch.setattr("app.engines.openvino_engine.available_memory", lambda: 1000)

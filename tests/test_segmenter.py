@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import pathlib
+import pickle
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +24,8 @@ from app.inference.components import keep_largest
 from app.inference.labelling import FindBox
 from app.organs import ORGANS, Organ
 from app.volumes import open_image, open_volume
+from app.volumes.nifti import mask_header
+from app.volumes.volume import to_int16
 from phantom import make_phantom
 from tests.nifti_files import save, volume_lps
 from tests.tiny import segmentation_of
@@ -182,6 +187,33 @@ def test_a_record_saves_outputs(segmenter: Segmenter, phantom_path: pathlib.Path
     np.testing.assert_array_equal(nib.load(tmp_path / "scan.nii.gz").dataobj, found.mask)
 
 
+@pytest.mark.parametrize("way", ["its name", "a link", "an image of it"])
+def test_the_scan_is_not_overwritten(
+    segmenter: Segmenter, phantom_path: pathlib.Path, tmp_path: pathlib.Path, way: str
+) -> None:
+    scan, link = tmp_path / "scan.nii.gz", tmp_path / "mask.nii.gz"
+    shutil.copy(phantom_path, scan)
+    link.symlink_to(scan)
+    found = segmenter.run(nib.load(scan) if way == "an image of it" else scan)
+    for output in ("nifti", "statistics"):
+        with pytest.raises(ResultError, match=r"nii\.gz: is the scan that was segmented; choose another name"):
+            found.save(link if way == "a link" else scan, output)
+    assert scan.read_bytes() == phantom_path.read_bytes()
+
+
+def test_a_record_can_be_sent_to_another_process(segmenter: Segmenter, phantom_path: pathlib.Path) -> None:
+    found = segmenter.run(phantom_path)
+    again = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(again.mask, found.mask)
+    assert again.volumes_ml == found.volumes_ml
+
+
+@pytest.mark.parametrize("send", [pickle.dumps, copy.deepcopy])
+def test_a_model_cannot_be_sent_to_another_process(segmenter: Segmenter, send: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match="load it in each process"):
+        send(segmenter)
+
+
 @pytest.mark.parametrize(
     ("output", "error", "line"),
     [
@@ -222,11 +254,22 @@ RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 BAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "no affine": ((VOXELS,), "array: expected its affine, .* got None"),
     "an affine of 3 x 3": ((VOXELS, np.eye(3)), r"array: expected its affine, .* got \(3, 3\)"),
-    "an affine of NaN": ((VOXELS, AFFINE * np.nan), "array: (voxel spacing|singular affine) .*nan"),
+    "an affine of NaN": (
+        (VOXELS, np.diag([np.nan, -3.0, 10.0, 1.0])),
+        "array: (voxel spacing|singular affine) .*nan",
+    ),
     "an affine without depth": (
         (VOXELS, np.diag([3.0, 3.0, 0.0, 1.0])),
         r"array: voxel spacing .*3\.0, 0\.0\) mm",
     ),
+    "a file and an affine": (("scan.nii.gz", AFFINE), r"scan\.nii\.gz: an affine was given besides a file"),
+    "an affine of words": ((VOXELS, np.full((4, 4), "x")), "array: expected its affine, .* got an array of kind 'U'"),
+    "a complex affine": ((VOXELS, AFFINE + 0j), "array: expected its affine, .* got an array of kind 'c'"),
+    "an affine of halves": (
+        (VOXELS, np.diag([-3.0, -3.0, 10.0, 2.0])),
+        r"array: expected its affine, .* whose last row is \[0\.0, 0\.0, 0\.0, 2\.0\] instead of 0, 0, 0, 1",
+    ),
+    "masked voxels": ((np.ma.masked_less(VOXELS, 0), AFFINE), r"array: a masked array; .* image\.filled\(-1024\)"),
     "two affines": ((nib.Nifti1Image(VOXELS, AFFINE), AFFINE), "image: an affine was given besides a nibabel image"),
     "2-D": ((VOXELS[..., 0], AFFINE), r"array: expected a 3-D CT, got shape \(40, 40\)"),
     "4-D": ((np.stack([VOXELS] * 2, axis=3), AFFINE), r"array: expected a 3-D CT, got shape \(40, 40, 5, 2\)"),
@@ -264,6 +307,23 @@ def test_voxels_of_nan_are_air(segmenter: Segmenter, phantom_path: pathlib.Path)
     expected = segmenter.run(voxels, image.affine).mask
     voxels[:20] = np.nan
     np.testing.assert_array_equal(segmenter.run(voxels, image.affine).mask, expected)
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
+def test_floats_beyond_int16_are_its_limits(kind: str) -> None:
+    values = np.array([60000, np.inf, -np.inf, np.nan, 99.6], kind)
+    assert to_int16(values).tolist() == [32767, 32767, -32768, -1024, 100]
+
+
+def test_an_affine_that_was_changed_in_place_counts(phantom_path: pathlib.Path) -> None:
+    """The header gets it when nibabel saves the image."""
+    image = nib.load(phantom_path)
+    image.affine[:2] *= -1
+    image.affine[:3, 3] += 7
+    volume = open_image(image)
+    np.testing.assert_array_equal(volume.geometry.affine, image.affine)
+    assert volume.warnings == ()
+    np.testing.assert_array_equal(mask_header(volume).get_best_affine(), image.affine)
 
 
 @pytest.mark.parametrize("name", ["slow", "slow.safetensors", pathlib.Path("slow")])

@@ -38,7 +38,8 @@ ARROWS = {
     "case_queue": {"cases", "run_log", "volumes", "work"},
     "segmenter": {"checkpoint", "engines", "inference", "segmentation", "volumes"},
     "volumes": {"host"},  # as many processes as CPUs
-    "cases": {"results", "run_log", "volumes", "whole_file"},
+    "cases": {"letter_case", "results", "run_log", "volumes", "whole_file"},
+    "letter_case": {"volumes"},
     "results": {"inference", "run_log", "segmentation", "volumes", "whole_file"},
     "segmentation": {"inference", "results", "volumes"},  # results: late, for `Segmentation.save`
     "inference": {"checkpoint", "engines", "volumes"},
@@ -57,7 +58,13 @@ HOMES = {
     "cc3d": {"inference.components"},
     "safetensors": {"checkpoint"},
     "pydicom": {
-        *("volumes.dicom_slice", "results.dicom_result", "results.dicom_seg", "results.rtstruct"),
+        *(
+            "volumes.dicom_header",
+            "volumes.dicom_slice",
+            "results.dicom_result",
+            "results.dicom_seg",
+            "results.rtstruct",
+        ),
         "results.structured_report",
     },
     "highdicom": {"results.dicom_seg", "results.structured_report"},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import pathlib
+import shutil
 import signal
 import unicodedata
 from dataclasses import replace
@@ -19,7 +21,7 @@ from app.organs import IGNORE
 from phantom import write_phantom
 from tests.tiny import TINY, tiny
 from training.__main__ import main
-from training.cache import CachedCase, DataError, load_cases
+from training.cache import CachedCase, DataError, find_pairs, load_cases
 from training.data import DataOptions
 from training.sampling import SliceSampler
 
@@ -54,7 +56,8 @@ def test_the_cache_is_written_once_and_again_when_the_data_changes(data: pathlib
         ("no label", r"labelsTr/one.nii.gz: no label for case one; add it or remove the image"),
         ("shape", r"labelsTr/one.nii.gz: shape .* the reference has .*; resample it onto that grid"),
         ("affine", r"labelsTr/one.nii.gz: its affine is not the reference's; resample it onto that grid"),
-        ("value", r"labelsTr/one.nii.gz: holds the value 9; labels are 0, 1, 2, 3, 4, 255"),
+        ("value", r"labelsTr/one.nii.gz: holds the value 9; labels are 0, 1, 2, 3, 4, 255, renumber them"),
+        ("scaled", r"labelsTr/one.nii.gz: holds the value [\d.]+; labels are .*, 255, save them as integers, unscaled"),
     ],
 )
 def test_bad_data_is_named_before_training(tmp_path: pathlib.Path, change: str, line: str) -> None:
@@ -68,6 +71,8 @@ def test_bad_data_is_named_before_training(tmp_path: pathlib.Path, change: str, 
         label.unlink()
     elif change == "shape":
         nib.save(nib.Nifti1Image(labels[:-1], reference.affine), label)
+    elif change == "scaled":  # as nibabel does with floats
+        nib.save(nib.Nifti1Image(labels.astype(float), reference.affine), label, dtype=np.uint16)
     elif change == "affine":
         nib.save(nib.Nifti1Image(labels, np.diag([1.0, 1, 1, 1])), label)
     else:
@@ -75,6 +80,38 @@ def test_bad_data_is_named_before_training(tmp_path: pathlib.Path, change: str, 
         nib.save(nib.Nifti1Image(labels, reference.affine), label)
     with pytest.raises(DataError, match=line):
         load_cases([tmp_path], tmp_path / "cache", TINY.model)
+
+
+# nnU-Net's version 2, and version 1 with its like; a region of several labels, a name that is no organ of ours.
+DESCRIPTIONS: dict[str, tuple[object, str]] = {
+    "AMOS": (
+        {"background": 0, "spleen": 1, "right kidney": 2},
+        "calls label 1 'spleen', which is liver here; renumber",
+    ),
+    "KiTS": ({"background": 0, "all": [1, 2], "kidney": 1, "tumor": 2}, "calls label 1 'kidney', which is liver here"),
+    "LiTS": ({"0": "background", "1": "liver", "2": "cancer"}, "calls label 2 'cancer', which is kidneys here"),
+    "FLARE": ({"0": "background", "1": "Liver", "2": "Right Kidney", "3": "Spleen", "4": "Pancreas"}, ""),
+    "ours": ({"background": 0, "liver": 1, "kidneys": 2, "pancreas": 4, "duodenum": 5, "ignore": 255}, ""),
+    "no names": (["liver"], ""),
+}
+
+
+@pytest.mark.parametrize("kind", DESCRIPTIONS)
+def test_labels_that_mean_other_organs_are_refused(small: pathlib.Path, kind: str) -> None:
+    labels, line = DESCRIPTIONS[kind]
+    (small / "dataset.json").write_text(json.dumps({"labels": labels}))
+    if line:
+        with pytest.raises(DataError, match=line):
+            find_pairs(small)
+    else:
+        assert [name for name, _, _ in find_pairs(small)] == ["one"]
+
+
+def test_a_label_without_a_scan_is_a_warning(small: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its scan may be called otherwise, such as `two.nii.gz` among others with `_0000`."""
+    shutil.copy(small / "labelsTr" / "one.nii.gz", small / "labelsTr" / "two.nii.gz")
+    assert [name for name, _, _ in find_pairs(small)] == ["one"]
+    assert caplog.messages == [f"{small / 'labelsTr'}: 1 labels have no scan of their name, such as two; left out"]
 
 
 def die(*_: object, **__: object) -> None:

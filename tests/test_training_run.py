@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -26,10 +26,11 @@ from app.organs import IGNORE, Organ
 from phantom import make_phantom
 from tests.conftest import ROOT
 from tests.tiny import TINY, largest_rounding, tiny
-from training.__main__ import main, with_batch
+from training.__main__ import alone_in, main, with_batch
 from training.cache import CachedCase
 from training.engine import Every, Run, Timing, learning_rate
 from training.export import export
+from training.log import TrainingLog
 from training.recipes import Recipe
 from training.recipes.paper import RECIPE as PAPER
 from training.sampling import SliceSampler
@@ -226,6 +227,86 @@ def test_a_run_of_the_flat_layout_is_refused_by_export_and_can_go_on(
     assert result.output.count("\n") == 1
     train(tmp_path, cases, tiny(steps=2))
     assert export(tmp_path, "mine", "1", "phantoms", tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--minutes", "0"),
+        ("--minutes", "-3"),
+        ("--validate-minutes", "-1"),
+        ("--keep-minutes", "-1"),
+        ("--sampling-weight", "btcv=-1"),
+        ("--sampling-weight", "btcv=nan"),
+        ("--sampling-weight", "btcv=inf"),
+        ("--device", "gpu"),
+        ("--device", "cuda:99"),
+        ("--device", "mps"),
+    ],
+)
+def test_an_impossible_value_is_a_usage_error(tmp_path: pathlib.Path, option: str, value: str) -> None:
+    arguments = ["train", "fast", str(tmp_path / "run"), "--data", str(tmp_path), option, value]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert option in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: pathlib.Path) -> None:
+    with alone_in(tmp_path / "run", rank=0):
+        with pytest.raises(TrainingError, match="run: another run is training there"), alone_in(tmp_path / "run", 0):
+            pass
+        with alone_in(tmp_path / "run", rank=1):  # another process of the same run
+            pass
+    with alone_in(tmp_path / "run", rank=0):
+        pass
+
+
+@pytest.mark.parametrize("name", ["my model", "../mine", "a/mine", "", "-mine"])
+def test_a_name_that_the_manifest_cannot_hold_is_refused(tmp_path: pathlib.Path, name: str) -> None:
+    with pytest.raises(TrainingError, match=f"'{name}': not a model's name"):
+        export(tmp_path, name, "1", "phantoms", tmp_path)
+
+
+@pytest.mark.parametrize("seen", [{"spacing_mm": 4.0}, {"window_hu": (-100.0, 200.0)}, {"neighbour_mm": 5.0}])
+def test_a_recipe_that_sees_scans_otherwise_does_not_resume(tmp_path: pathlib.Path, seen: dict[str, Any]) -> None:
+    """Its tensors would fit."""
+    RunState(tmp_path, TINY, torch.device("cpu")).save()
+    with pytest.raises(TrainingError, match=r"last\.pt: of another recipe"):
+        RunState(tmp_path, tiny(**seen), torch.device("cpu")).resume()
+    RunState(tmp_path, tiny(learning_rate=1e-4, batch=3), torch.device("cpu")).resume()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stands(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    state = RunState(tmp_path, TINY, torch.device("cpu"))
+    state.save()
+    before = state.checkpoint.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(TrainingError, match=r"last\.pt: cannot be written \(.*\); free disk space"):
+        state.save()
+    assert state.checkpoint.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]
+
+
+@pytest.mark.parametrize("left", [0, 10, -8, -1])
+def test_a_log_that_was_cut_goes_on(tmp_path: pathlib.Path, left: int) -> None:
+    """By a crash, in its header or in its last row."""
+    for step in (1, 2):
+        log = TrainingLog(tmp_path, batch=2)
+        log.add(loss=0.5, seconds=1.0, waited=0.1)
+        log.write(Progress(step, 60.0 * step), 1e-3, torch.device("cpu"), {})
+        if step == 1:
+            whole = log.path.read_bytes()
+            log.path.write_bytes(whole[:left])
+    assert log.path.read_text().splitlines()[-1].startswith("2,2.0,0.001,0.5,")
+    assert log.picture.stat().st_size > 1000
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import functools
 import importlib
 import math
@@ -35,8 +37,9 @@ from training.weights import TrainingError
 RANK_SEED = 1_000_003  # sets the processes' random batches apart
 STOPPED = 128 + signal.SIGTERM  # the exit status of a run that SIGTERM ended early, as a shell has it
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a write that fails for these names no file
 FOLDER = click.Path(path_type=pathlib.Path)
-DEVICE = click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+MINUTES = click.FloatRange(min=0, min_open=True)
 Command = Callable[..., None]
 
 
@@ -51,7 +54,18 @@ def read_sampling_weights(
             weights.setdefault(prefix, float(weight))
         except ValueError as error:
             raise click.UsageError(f"--sampling-weight {entry}: expected PREFIX=WEIGHT, such as btcv=2") from error
+        if not 0 <= weights[prefix] < math.inf:
+            raise click.UsageError(f"--sampling-weight {entry}: expected a weight of 0 or more, such as btcv=2")
     return weights
+
+
+def read_device(_context: click.Context, _parameter: click.Parameter, name: str) -> str:
+    """The name of a device, if it is there."""
+    kind, _, number = name.partition(":")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(kind, 0)
+    if number not in ("", *map(str, range(count))) or not count:
+        raise click.UsageError(f"--device {name}: there is no such device; choose cpu, or cuda where there is a GPU")
+    return name
 
 
 def grouped(name: str, kind: type[Any], *options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -94,20 +108,23 @@ DRAWING = (
     ),
 )
 TIMING = (
-    click.option("--minutes", type=float, help="Train this long instead of the recipe's steps."),
+    click.option("--minutes", type=MINUTES, help="Train this long instead of the recipe's steps."),
     click.option(
         "--validate-minutes",
-        type=float,
+        type=click.FloatRange(min=0),
         default=15.0,
         help="Between two validations on the held-out cases; 0 for none.",
     ),
     click.option(
         "--keep-minutes",
-        type=float,
+        type=click.FloatRange(min=0),
         default=0.0,
         help="Keep the averaged weights every N minutes, in RUN_DIR/minute-*; 0 for never.",
     ),
 )
+
+
+DEVICE = click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", callback=read_device)
 
 
 @contextlib.contextmanager
@@ -118,11 +135,10 @@ def errors_in_one_line() -> Iterator[None]:
     except (DataError, TrainingError, AppError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL:
             raise
-        sys.exit(
-            f"error: {error.filename}: {error.strerror}; check the folder, its permissions and the disk's free space"
-        )
+        where = error.filename or "a file"
+        sys.exit(f"error: {where}: {error.strerror}; check the folder, its permissions and the disk's free space")
 
 
 @click.group()
@@ -158,7 +174,7 @@ def train(
     recipe = find_recipe(recipe_name)
     if batch:
         recipe = with_batch(recipe, batch)
-    with errors_in_one_line(), joined_processes(device) as (world, rank):
+    with errors_in_one_line(), joined_processes(device) as (world, rank), alone_in(run_dir, rank):
         with first_process_first(rank):  # it writes the cache
             cases = data.load(recipe.model)
         recipe = with_steps(recipe, cases)
@@ -221,6 +237,33 @@ def joined_processes(device: str) -> Iterator[tuple[int, int]]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def alone_in(run_dir: pathlib.Path, rank: int) -> Iterator[None]:
+    """Lock a run's folder for the time of the block: two runs in it would overwrite each other's checkpoints.
+
+    The first process does that for all.
+
+    Raises:
+        TrainingError: another run has locked it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run_dir, os.O_RDONLY)
+    try:
+        if not rank:
+            with contextlib.suppress(OSError):  # some network file systems know no locks
+                _lock(descriptor, run_dir)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, run_dir: pathlib.Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise TrainingError(f"{run_dir}: another run is training there; wait for its end, or choose another") from error
 
 
 @contextlib.contextmanager
@@ -293,7 +336,7 @@ def convert(files: tuple[pathlib.Path, ...], folder: pathlib.Path) -> None:
 @main.command()
 @click.argument("out", type=FOLDER)
 @grouped("data", DataOptions, *DATA)
-@click.option("--minutes", type=float, default=5.0, show_default=True, help="Of training, for every network.")
+@click.option("--minutes", type=MINUTES, default=5.0, show_default=True, help="Of training, for every network.")
 @DEVICE
 def compare(out: pathlib.Path, data: DataOptions, minutes: float, device: str) -> None:
     """Train the paper's other networks and its own for the same time; score them on the held-out cases."""
@@ -303,7 +346,7 @@ def compare(out: pathlib.Path, data: DataOptions, minutes: float, device: str) -
         training = data.load(comparison.BASE.model).training
         rows = comparison.compare(out, training, data.held_out_pairs(), minutes, torch.device(device))
     table = comparison.markdown(rows)
-    (out / "compare.md").write_text(table + "\n")
+    (out / "compare.md").write_text(table + "\n", "utf-8")
     click.echo(table)
 
 

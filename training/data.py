@@ -61,6 +61,8 @@ class DataOptions:
         if not training:
             raise DataError("every case is held out, none is left to train on; hold out fewer")
         weights = [self._weight(case.name) for case in training]
+        if not any(weights):
+            raise DataError("every case has the sampling weight 0, none is left to train on; give one of them more")
         return Cases(training, weights, [case for case in cases if case.name in names])
 
     def held_out_pairs(self) -> list[Labelled]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,6 +12,8 @@ import torch
 from app.checkpoint import check, read_file, save_checkpoint
 from app.network import tensors_of
 from training.weights import TrainingError, averaged_weights, load_run, run_config, trained_weights
+
+NAME = r"\w[\w.-]*"  # of a file without spaces, as the manifest lists it
 
 
 def export(
@@ -34,8 +37,11 @@ def export(
             al., "Model soups", ICML 2022, and "Robust fine-tuning of zero-shot models", CVPR 2022).
 
     Raises:
-        TrainingError: there is no such run, its network is not HRNet-OCR, or not that of what it is averaged with.
+        TrainingError: it cannot be called so, there is no such run, its network is not HRNet-OCR, or not that of what
+            it is averaged with.
     """
+    if not re.fullmatch(NAME, name):
+        raise TrainingError(f"'{name}': not a model's name; expected letters, digits, and _ . - between them")
     state = load_run(run_dir)
     config = replace(run_config(run_dir, state), name=name, version=version, training_data=training_data)
     weights = averaged_weights(state)

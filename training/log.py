@@ -17,6 +17,7 @@ from app.whole_file import whole_file
 from training.state import Progress
 
 ORGAN_NAMES = [organ.key for organ in ORGANS]
+COLUMNS = ["step", "minutes", "lr", "loss", "images_s", "wait", "peak_mib", *ORGAN_NAMES]
 
 
 class TrainingLog:
@@ -50,7 +51,7 @@ class TrainingLog:
             device: whose memory is logged.
             scores: of a validation, if there was one.
         """
-        row = {
+        values = {
             "step": progress.step,
             "minutes": round(progress.seconds / 60, 2),
             "lr": round(rate, 6),
@@ -60,13 +61,17 @@ class TrainingLog:
             "peak_mib": round(peak_mib(device)),
         }
         dice = {organ.key: round(score, 4) for organ, score in scores.items()}
-        print(" ".join(f"{key}={value}" for key, value in (row | dice).items()), flush=True)
-        is_new = not self.path.exists()
-        with self.path.open("a", newline="") as stream:
-            writer = csv.DictWriter(stream, [*row, *ORGAN_NAMES])
-            if is_new:
+        row = values | dice
+        print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+        with self.path.open("a+", newline="") as stream:
+            writer = csv.DictWriter(stream, COLUMNS)
+            stream.seek(0)
+            before = stream.read()
+            if not before:
                 writer.writeheader()
-            writer.writerow(row | dice)
+            elif not before.endswith("\n"):  # cut by a crash or a full disk
+                stream.write("\n")
+            writer.writerow(row)
         draw_curve(self.path, self.picture)
         self._forget()
 
@@ -77,9 +82,9 @@ def peak_mib(device: torch.device) -> float:
 
 
 def draw_curve(log: pathlib.Path, picture: pathlib.Path) -> None:
-    """Draw a run's log.csv as a PNG: the loss over the steps, and the DSC of every validation."""
+    """Draw a run's log.csv as a PNG: the loss over the steps, and the DSC of every validation; no row that was cut."""
     with log.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+        rows = [row for row in csv.DictReader(stream, COLUMNS) if row["step"].isdigit() and None not in row.values()]
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows])

@@ -110,9 +110,15 @@ class RunState:
     def _write(self, path: pathlib.Path, state: dict[str, Any]) -> None:
         if not self.is_first:
             return
-        path.parent.mkdir(exist_ok=True)
-        with whole_file(path) as stream:
-            torch.save(state, stream)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with whole_file(path) as stream:
+                torch.save(state, stream)
+        except (OSError, RuntimeError) as error:  # torch's own, where its stream fails
+            reason = str(error).partition("\n")[0]
+            raise TrainingError(
+                f"{path}: cannot be written ({reason}); free disk space, and train on from the last one"
+            ) from error
 
     def resume(self) -> None:
         """Go on where the checkpoint stands, if there is one.
@@ -122,8 +128,10 @@ class RunState:
         """
         if not self.checkpoint.exists():
             return
-        state = read_state(self.checkpoint)
+        state, model = read_state(self.checkpoint), asdict(self.recipe.model)
         try:
+            if model | state["recipe"].get("model", {}) != model:  # its tensors may fit all the same
+                raise ValueError("the network sees scans otherwise")
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])

@@ -8,6 +8,7 @@ import platform
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NoReturn
 
 import numpy as np
 import openvino as ov
@@ -162,6 +163,9 @@ class OpenvinoEngine:
         executor = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._compiled: Future[ov.CompiledModel] = executor.submit(compile_network, checkpoint, self.precision)
         executor.shutdown(wait=False)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a model in OpenVINO cannot be copied or sent to another process; load it in each process")
 
     @classmethod
     def find_device(cls, wanted: str) -> str:

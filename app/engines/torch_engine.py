@@ -28,6 +28,7 @@ MAX_BATCH = {"cuda": 8, "cpu": 4}  # larger ones cost memory and gain little
 GPU_BATCH_BYTES = 500 << 20
 # By default cuBLAS set some 100 MiB more aside on an H100, for products of matrices that hardly occur here.
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":16:8"
+PROCESS = os.getpid()  # that imported this
 FREE_SHARE = 0.5  # of the free memory that a batch may be planned to take
 
 
@@ -87,8 +88,12 @@ def free_memory(device: torch.device) -> int:
 
 
 def limit_threads() -> None:
-    """Give this process no more threads than it has CPU time for; more of them wait for each other."""
-    torch.set_num_threads(min(torch.get_num_threads(), thread_count()))
+    """Give this process no more threads than it has CPU time for; more of them wait for each other.
+
+    A fork gets one: it has none of its parent's OpenMP threads, and would wait for them for ever.
+    """
+    is_fork = os.getpid() != PROCESS
+    torch.set_num_threads(1 if is_fork else min(torch.get_num_threads(), thread_count()))
 
 
 class TorchSession:
@@ -173,6 +178,7 @@ class TorchEngine:
     @contextlib.contextmanager
     def session(self, grid: tuple[int, int], batch_size: int | None = None) -> Iterator[TorchSession]:
         """See `Engine.session`."""
+        limit_threads()
         with torch.inference_mode(), _memory_errors(self.model.device, grid):
             yield TorchSession(self.model, grid, batch_size)
 

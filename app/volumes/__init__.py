@@ -3,10 +3,10 @@
 volume.py        Geometry, the Volume protocol, Scan and the Format protocol: what every format gives
 walk.py          every file of INPUT once, with its first bytes
 nifti.py         NIfTI-1 and NIfTI-2, plain or gzip; nifti_header.py checks their headers
-dicom.py         DICOM; dicom_series.py makes series of files, by dicom_slice.py (headers and pixels), dicom_fields.py
-                 (what is read of headers), dicom_groups.py (which slices may share a volume), dicom_arrange.py (groups
-                 as volumes), dicom_stack.py (what a volume is), dicom_phases.py (several volumes in a group) and
-                 dicom_names.py (whose an unreadable file is)
+dicom.py         DICOM; dicom_series.py makes series of files, by dicom_header.py (a header -> its slices),
+                 dicom_slice.py (a slice and its pixels), dicom_fields.py (what is read of headers), dicom_groups.py
+                 (which slices may share a volume), dicom_arrange.py (groups as volumes), dicom_stack.py (what a volume
+                 is), dicom_phases.py (several volumes in a group) and dicom_names.py (whose an unreadable file is)
 memory.py        a nibabel image, or an array with its affine
 archive.py       a .zip or .tar.gz of any of these
 gzip_file.py     gzip streams, both ways

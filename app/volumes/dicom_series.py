@@ -1,6 +1,6 @@
 """DICOM headers -> series that are volumes: what belongs together, in which order, and what is wrong with it.
 
-    headers       `_read_all`: a file gives slices, is not CT, or cannot be read
+    headers       `_read_all`, dicom_header.py: a file gives slices, is not CT, or cannot be read
     groups        dicom_groups.py: slices of one series, patient, study, image type, size, spacing and orientation
     volumes       dicom_arrange.py: what each group is, and groups of one series UID together
     unreadable    `_blame`: a file that cannot be read fails the series that it may belong to (dicom_names.py)
@@ -22,13 +22,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 
 from ..host import usable_cpus
 from .dicom_arrange import Series, arrange, hash_of, one_place, series_name, torn_apart
 from .dicom_groups import groups
+from .dicom_header import read_slices
 from .dicom_names import EXTENSIONS, NamesByFolder, is_meant
-from .dicom_slice import OtherObject, Slice, Unreadable, read_slices
+from .dicom_slice import OtherObject, Slice, Unreadable
 from .dicom_stack import Stack
 from .volume import DEFAULT_OPTIONS, FindOptions
 
@@ -84,7 +85,7 @@ def _read_all(paths: Sequence[pathlib.Path]) -> Iterator[list[Slice] | OtherObje
     """
     done = 0
     processes = min(usable_cpus(), MOST_PROCESSES)
-    if len(paths) >= MANY_FILES and processes > 1:
+    if len(paths) >= MANY_FILES and processes > 1 and not current_process().daemon:
         try:
             # Not forked: the child of a process with threads may wait for a lock that none of its own will free.
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:

@@ -13,6 +13,7 @@ from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
 from ..errors import VolumeError
+from ..hounsfield import AIR
 from .nifti_header import Header, checked_geometry
 from .read_ahead import ReadAhead
 from .volume import Geometry, Slices, ahead_of_network, implausible, to_int16
@@ -64,10 +65,9 @@ def open_image(image: Any, affine: Any = None) -> ImageVolume:  # noqa: ANN401 (
         header = nib.Nifti1Header.from_header(image.header, check=False)
     else:
         path, voxels, header = pathlib.Path("array"), np.asarray(image), nib.Nifti1Header()
-        if affine is None or np.shape(affine) != (4, 4):
-            raise VolumeError(
-                f"{path}: expected its affine, (4, 4), voxel -> patient RAS in mm; got {np.shape(affine) or None}"
-            )
+        affine = _checked_affine(path, affine)
+        if isinstance(image, np.ma.MaskedArray):
+            raise VolumeError(f"{path}: a masked array; say what lies under the mask, such as image.filled({AIR:.0f})")
         header.set_xyzt_units("mm")
     kind = getattr(voxels, "dtype", np.dtype(object)).kind
     if kind not in "iuf":
@@ -76,11 +76,39 @@ def open_image(image: Any, affine: Any = None) -> ImageVolume:  # noqa: ANN401 (
     if max(shape, default=0) > np.iinfo(np.int16).max:
         raise VolumeError(f"{path}: expected a 3-D CT, got shape {shape}; cut it to the abdomen")
     header.set_data_shape(shape)
-    if not (isinstance(image, nib.Nifti1Pair) or _is_unoriented(image)):  # other headers have no place for an affine
-        header.set_sform(np.asarray(affine, np.float64), code="scanner")
-        header["pixdim"][1:4] = np.linalg.norm(np.asarray(affine, np.float64)[:3, :3], axis=0)
+    if not (_is_in_header(image) or _is_unoriented(image)):
+        header.set_sform(affine, code="scanner")
+        header["qform_code"] = 0
+        header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
     geometry, warnings = checked_geometry(path, header)
     return ImageVolume(path, header, geometry, (*warnings, *implausible(path, geometry)), voxels)
+
+
+def _checked_affine(path: pathlib.Path, affine: Any) -> NDArray[np.float64]:  # noqa: ANN401 (whatever was given)
+    """An array's affine, (4, 4).
+
+    Raises:
+        VolumeError: it is none.
+    """
+    expected = f"{path}: expected its affine, (4, 4), voxel -> patient RAS in mm"
+    if affine is None or np.shape(affine) != (4, 4):
+        raise VolumeError(f"{expected}; got {np.shape(affine) or None}")
+    values = np.asarray(affine)
+    if values.dtype.kind not in "iuf":
+        raise VolumeError(f"{expected}; got an array of kind '{values.dtype.kind}'")
+    if not np.array_equal(values[3], (0, 0, 0, 1)):
+        raise VolumeError(f"{expected}; got one whose last row is {values[3].tolist()} instead of 0, 0, 0, 1")
+    return values.astype(np.float64)
+
+
+def _is_in_header(image: Any) -> bool:  # noqa: ANN401 (nibabel is not typed)
+    """Whether an image's header has its affine.
+
+    Only NIfTI's have a place for it, and nibabel puts one that was changed in place there when it saves the image.
+    """
+    if not isinstance(image, nib.Nifti1Pair):
+        return False
+    return image.affine is None or np.allclose(image.affine, image.header.get_best_affine())
 
 
 def _is_unoriented(image: Any) -> bool:  # noqa: ANN401 (nibabel is not typed)

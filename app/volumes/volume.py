@@ -143,7 +143,8 @@ def implausible(path: pathlib.Path, geometry: Geometry) -> list[str]:
 def to_int16(hounsfield: NDArray[Any]) -> NDArray[np.int16]:
     """HU of any number type, rounded and clipped to int16; NaN becomes air."""
     if hounsfield.dtype.kind == "f":
-        hounsfield = np.rint(np.nan_to_num(hounsfield, nan=AIR, posinf=np.inf, neginf=-np.inf))
+        wide = np.asarray(hounsfield, np.result_type(hounsfield, np.float32))  # float16 cannot hold int16's limits
+        hounsfield = np.rint(np.nan_to_num(wide, nan=AIR, posinf=np.inf, neginf=-np.inf))
     limits = np.iinfo(np.int16)
     clipped: NDArray[np.int16] = np.clip(hounsfield, limits.min, limits.max).astype(np.int16)
     return clipped
