@@ -144,7 +144,7 @@ class Labelling:
                 yield Anchor(z, tuple(plane for plane, _ in rows) if has_body else None)
 
     def _prepared(self, slices: Iterable[tuple[int, NDArray[np.int16]]]) -> Iterator[tuple[int, tuple[Array, bool]]]:
-        """Each z with its slice, averaged where slices are thin or noisy, as an input channel, and whether it holds a body."""
+        """Each z with its slab, or its slice, as an input channel, and whether it holds a body."""
         low_hu = self.config.window_hu[0]
         enough_pixels = BODY_MM2 / (self.spacing_zyx_mm[1] * self.spacing_zyx_mm[2])
         for z, plane in slabs(self._read(slices), self.spacing_zyx_mm, self._plan.depth):

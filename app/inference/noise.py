@@ -33,8 +33,9 @@ def noise_hu(plane: NDArray[np.int16], spacing_yx_mm: Sequence[float]) -> float 
     pixels = plane[: rows * height, : columns * width].astype(np.float32)
 
     def means(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        of_rows = values.reshape(rows, height, columns * width).sum(1)
-        return of_rows.reshape(rows, columns, width).sum(2) / np.float32(height * width)
+        of_rows = values.reshape(rows, height, columns * width).mean(1)
+        of_tiles: NDArray[np.float32] = of_rows.reshape(rows, columns, width).mean(2)
+        return of_tiles
 
     mean = means(pixels)
     variance = means(np.square(pixels)) - np.square(mean)

@@ -1,12 +1,14 @@
-"""Thin slices averaged to the thickness that the networks were trained on, and noisy ones to a greater one.
+"""Thin slices averaged to the thickness that the networks were trained on; noisy ones made thicker and smoothed.
 
 They are noisier than anything the networks saw there.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +17,16 @@ from .noise import noise_hu
 from .plan import with_neighbours
 
 SLAB_MM = 2.5  # thinner slices were averaged to it before training
-NOISY_HU = 30.0  # few scans are as noisy; the networks do better on thicker slabs from here on
-NOISY_SLAB_MM = 5.0
+NOISY_HU = 30.0  # few scans are as noisy
+NOISY_SLAB_MM, NOISY_SIGMA_MM = 5.0, 1.0
 
 
 def slabs(
     slices: Iterable[tuple[int, NDArray[np.int16]]], spacing_zyx_mm: Sequence[float], depth: int
 ) -> Iterator[tuple[int, NDArray[np.int16]]]:
-    """Each z with the mean of 2.5 mm around it, or of 5 mm where that is noisy.
+    """Each z with the mean of 2.5 mm around it; where that is noisy, with the mean of 5 mm, smoothed.
 
-    A slice as thick as that stays as it is.
+    A slice as thick as that is not averaged.
 
     Args:
         slices: (z, slice), slice (Y, X) int16 HU, every z of 0..depth-1 once, in ascending or descending order.
@@ -35,8 +37,9 @@ def slabs(
     spare = (len(thick) - len(usual)) // 2
     for z, rows in with_neighbours(slices, 1, len(thick), depth):
         plane = _mean(rows[spare : len(rows) - spare], usual)
-        is_noisy = len(thick) > 1 and (noise_hu(plane, spacing_zyx_mm[1:]) or 0) > NOISY_HU
-        yield z, _mean(rows, thick) if is_noisy else plane
+        if (noise_hu(plane, spacing_zyx_mm[1:]) or 0) > NOISY_HU:
+            plane = _smooth(_mean(rows, thick), [NOISY_SIGMA_MM / mm for mm in spacing_zyx_mm[1:]])
+        yield z, plane
 
 
 def slab_weights(spacing_z_mm: float, slab_mm: float) -> list[float]:
@@ -53,7 +56,21 @@ def slab_weights(spacing_z_mm: float, slab_mm: float) -> list[float]:
 def _mean(rows: Sequence[NDArray[np.int16]], weights: Sequence[float]) -> NDArray[np.int16]:
     if len(rows) == 1:
         return rows[0]
-    mean = np.zeros(rows[0].shape, np.float32)
-    for plane, weight in zip(rows, weights, strict=True):
-        mean += plane * np.float32(weight)
-    return np.rint(mean, out=mean).astype(np.int16)
+    return np.rint(_sum(rows, weights)).astype(np.int16)
+
+
+def _smooth(plane: NDArray[np.int16], sigma_yx: Sequence[float]) -> NDArray[np.int16]:
+    """The slice filtered by a Gaussian with these standard deviations, in pixels."""
+    smooth = plane.astype(np.float32)
+    for sigma in sigma_yx:  # along the rows' axis, then turned, so that the columns' is next
+        reach = math.ceil(3 * sigma)
+        weights = np.exp(-((np.arange(-reach, reach + 1) / sigma) ** 2) / 2)
+        padded = np.pad(smooth, ((reach, reach), (0, 0)), "edge")
+        shifted = (padded[i : i + len(smooth)] for i in range(2 * reach + 1))
+        smooth = _sum(shifted, weights / weights.sum()).T
+    return np.rint(smooth).astype(np.int16)
+
+
+def _sum(planes: Iterable[NDArray[Any]], weights: Iterable[float]) -> NDArray[np.float32]:
+    parts = (plane * np.float32(weight) for plane, weight in zip(planes, weights, strict=True))
+    return functools.reduce(np.add, parts)
