@@ -240,10 +240,12 @@ def test_a_report_that_cannot_be_written_is_an_error_before_anything_is_scored(
 
 
 def test_a_picture_that_cannot_be_written_is_one_line(phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    arguments = ["picture", str(phantom_path), str(phantom_path), str(tmp_path / "missing" / "x.png")]
-    result = CliRunner().invoke(main, arguments)
+    scan = nib.load(phantom_path)
+    nib.save(nib.Nifti1Image(np.ones(scan.shape, np.uint8), scan.affine), tmp_path / "mask.nii.gz")
+    out = tmp_path / "missing" / "x.png"
+    result = CliRunner().invoke(main, ["picture", str(phantom_path), str(tmp_path / "mask.nii.gz"), str(out)])
     assert result.exit_code == 1
-    assert result.output.count("\n") == 1
+    assert result.output == f"error: {out}: No such file or directory; check the folder and its permissions\n"
 
 
 def test_no_references_is_an_error(tmp_path: pathlib.Path) -> None:
