@@ -125,7 +125,8 @@ class Segmenter:
         is_path = isinstance(source, (str, os.PathLike))
         if is_path and affine is not None:
             raise VolumeError(f"{source}: an affine was given besides a file, which has its own; leave it out")
-        volume = open_volume(pathlib.Path(source)) if is_path else open_image(source, affine)
+        # Absolute: outputs read from the scan, or must not overwrite it, wherever the program works by then.
+        volume = open_volume(pathlib.Path(source).absolute()) if is_path else open_image(source, affine)
         return self.segment_volume(volume, volume.slices(), case=volume.path.name, gather=gather)
 
     def segment_volume(

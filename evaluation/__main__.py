@@ -32,6 +32,22 @@ def errors_in_one_line() -> Iterator[None]:
         yield
     except (AppError, LabelError, NamesError, EvaluationError, EfficiencyError) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(f"error: {error.filename}: {error.strerror}; check the folder and its permissions")
+
+
+@contextlib.contextmanager
+def folder_of_report(out: pathlib.Path) -> Iterator[None]:
+    """Make the folder of a report before hours of work, in case it cannot be made; none is left if that work fails."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(OSError):  # it is not empty
+            out.rmdir()
+        raise
 
 
 def quietly() -> None:
@@ -65,7 +81,7 @@ def accuracy(
 ) -> None:
     """Score the masks in PREDICTIONS against REFERENCES: DSC and NSD per organ and case; tables, figures, a page."""
     rules = PROTOCOLS[protocol]
-    with errors_in_one_line():
+    with errors_in_one_line(), folder_of_report(out):
         evaluation = evaluate(predictions, references, rules, cases)
     for line in evaluation.errors:
         click.echo(f"error: {line}", err=True)
@@ -74,7 +90,6 @@ def accuracy(
     results = evaluation.scored
     if not results:
         sys.exit("error: no case could be scored")
-    out.mkdir(parents=True, exist_ok=True)
     summary.write_csv(results, rules, out / "scores.csv")
     summary.write_summary_csv(results, out / "summary.csv")
     table = summary.markdown(results, rules)
@@ -117,12 +132,11 @@ def confidence(
     predictions: pathlib.Path, references: pathlib.Path, out: pathlib.Path, protocol: str, cases: tuple[str, ...]
 ) -> None:
     """Hold the network's own confidence, in the run log of PREDICTIONS, against the DSC with REFERENCES."""
-    with errors_in_one_line():
+    with errors_in_one_line(), folder_of_report(out):
         evaluation = evaluate(predictions, references, PROTOCOLS[protocol], cases)
         by_organ = confidences.points(predictions, evaluation.scored)
     for line in evaluation.errors:
         click.echo(f"error: {line}", err=True)
-    out.mkdir(parents=True, exist_ok=True)
     table = confidences.markdown(by_organ)
     (out / "confidence.md").write_text(table, "utf-8")
     (out / "confidence.png").write_bytes(report.png_bytes(confidences.plot(by_organ)))
@@ -154,11 +168,10 @@ def slices(data: pathlib.Path, model: str, out: pathlib.Path) -> None:
     DSC per organ over all slices of a patient together, without removing small components; then the mean over patients.
     """
     quietly()
-    with errors_in_one_line():
+    with errors_in_one_line(), folder_of_report(out):
         segmenter = Segmenter.load(model, postprocess=False)
         stacks = tqdm(labelled_scans(data), "segmenting", disable=None)
         dice = {labelled[0]: separate.pooled_dice(labelled, segmenter.segment) for labelled in stacks}
-    out.mkdir(parents=True, exist_ok=True)
     separate.write_csv(dice, out / "scores.csv")
     facts = hard.about({segmenter.model.name: segmenter})
     (out / scores.SLICES).write_text(separate.as_json(facts, dice), "utf-8")
@@ -181,12 +194,11 @@ def evaluate_hard(
     """
     quietly()
     rules, out_files = PROTOCOLS[protocol], (out / "hard.json", out / "hard.md")
-    with errors_in_one_line():
+    with errors_in_one_line(), folder_of_report(out):
         segmenters = {name: Segmenter.load(name) for name in models or bundled_models()}
         scans = hard.make_variants(labelled_scans(data), variants)
         results = {name: hard.score(one, scans, rules) for name, one in tqdm(segmenters.items(), disable=None)}
     facts = hard.about(segmenters, rules)
-    out.mkdir(parents=True, exist_ok=True)
     for path, text in zip(out_files, (hard.as_json(facts, results), hard.markdown(facts, results)), strict=True):
         path.write_text(text, "utf-8")
     click.echo(hard.markdown(facts, results))

@@ -225,6 +225,29 @@ def test_a_report_is_utf_8_in_every_locale(folders: tuple[pathlib.Path, pathlib.
         assert "Müller" in (tmp_path / "report" / name).read_text("utf-8"), name
 
 
+@pytest.mark.parametrize("command", ["accuracy", "confidence"])
+def test_a_report_that_cannot_be_written_is_an_error_before_anything_is_scored(
+    folders: tuple[pathlib.Path, pathlib.Path], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("evaluation.__main__.evaluate", lambda *_: pytest.fail("scored"))
+    result = CliRunner().invoke(main, [command, *map(str, folders), "--out", str(tmp_path / "file" / "report")])
+    assert result.exit_code == 1
+    assert (
+        result.output
+        == f"error: {tmp_path / 'file' / 'report'}: Not a directory; check the folder and its permissions\n"
+    )
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    scan = nib.load(phantom_path)
+    nib.save(nib.Nifti1Image(np.ones(scan.shape, np.uint8), scan.affine), tmp_path / "mask.nii.gz")
+    out = tmp_path / "missing" / "x.png"
+    result = CliRunner().invoke(main, ["picture", str(phantom_path), str(tmp_path / "mask.nii.gz"), str(out)])
+    assert result.exit_code == 1
+    assert result.output == f"error: {out}: No such file or directory; check the folder and its permissions\n"
+
+
 def test_no_references_is_an_error(tmp_path: pathlib.Path) -> None:
     with pytest.raises(EvaluationError, match=r"no \.nii\.gz references"):
         evaluate(tmp_path, tmp_path, FLARE21)

@@ -27,6 +27,7 @@ from app.volumes import open_image, open_volume
 from app.volumes.nifti import mask_header
 from app.volumes.volume import to_int16
 from phantom import make_phantom
+from phantom.dicom import write_series
 from tests.nifti_files import save, volume_lps
 from tests.tiny import segmentation_of
 
@@ -199,6 +200,48 @@ def test_the_scan_is_not_overwritten(
         with pytest.raises(ResultError, match=r"nii\.gz: is the scan that was segmented; choose another name"):
             found.save(link if way == "a link" else scan, output)
     assert scan.read_bytes() == phantom_path.read_bytes()
+
+
+def test_the_scan_is_not_overwritten_from_another_folder(
+    segmenter: Segmenter, phantom_path: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(phantom_path, tmp_path / "scan.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    records = [segmenter.run("scan.nii.gz"), segmenter.run(nib.load("scan.nii.gz"))]
+    monkeypatch.chdir("/")
+    for found in records:
+        with pytest.raises(ResultError, match="is the scan that was segmented"):
+            found.save(tmp_path / "scan.nii.gz")
+
+
+def test_an_object_that_needs_a_scan_that_is_gone_says_so(segmenter: Segmenter, tmp_path: pathlib.Path) -> None:
+    scan = tmp_path / "scan"
+    write_series(scan, np.zeros((32, 32, 4), np.int16), (9.0, 9.0, 30.0))
+    found = segmenter.run(scan)
+    shutil.rmtree(scan)
+    for name in ("dicom-seg", "rtstruct", "dicom-sr"):
+        with pytest.raises(ResultError, match=r"needs the scan, which cannot be read again \(.*/scan/.*: No such file"):
+            found.save(tmp_path / "x.dcm", name)
+    found.save(tmp_path / "x.nii.gz")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.nii.gz"]
+
+
+@pytest.mark.parametrize("trouble", ["gone", "cut", "damaged"])
+def test_an_image_whose_file_changed_is_one_line(
+    segmenter: Segmenter, phantom_path: pathlib.Path, tmp_path: pathlib.Path, trouble: str
+) -> None:
+    """Voxels are read when they are asked for."""
+    path = tmp_path / "scan.nii.gz"
+    content = phantom_path.read_bytes()
+    path.write_bytes(content)
+    image = nib.load(path)
+    middle = len(content) // 2
+    if trouble == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[:middle] + (b"" if trouble == "cut" else bytes(100) + content[middle + 100 :]))
+    with pytest.raises(VolumeError, match=r"scan\.nii\.gz: "):
+        segmenter.run(image)
 
 
 def test_a_record_can_be_sent_to_another_process(segmenter: Segmenter, phantom_path: pathlib.Path) -> None:

@@ -86,15 +86,21 @@ class DicomResult(Result):
                 dataset.preamble = BLANK.ljust(PREAMBLE_BYTES, b"\0")  # a program's own, PS3.10, 7.1
                 content = io.BytesIO()
                 dataset.save_as(content, enforce_file_format=True)
-            with whole_file(path) as stream:
-                stream.write(marked(content.getvalue()))
         except OSError as error:
-            raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
+            raise ResultError(
+                f"{path}: {self.kind} needs the scan, which cannot be read again ({error.filename}: {error.strerror}); "
+                "save this before the scan is moved or deleted"
+            ) from error
         except (AttributeError, ValueError, TypeError, KeyError) as error:  # the source lacks what DICOM asks for
             line = " ".join(f"{type(error).__name__}: {error}".split())
             raise ResultError(
                 f"{path}: the series cannot carry {self.kind} ({line}); repair its headers, or leave this output out"
             ) from error
+        try:
+            with whole_file(path) as stream:
+                stream.write(marked(content.getvalue()))
+        except OSError as error:
+            raise ResultError(f"{path}: cannot be written ({error.strerror}); check the folder and its disk") from error
 
     @abstractmethod
     def dataset(self, segmentation: Segmentation, volume: DicomVolume) -> pydicom.Dataset:

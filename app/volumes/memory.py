@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import VolumeError
 from ..hounsfield import AIR
-from .nifti_header import Header, checked_geometry
+from .nifti_header import Header, checked_geometry, reading
 from .read_ahead import ReadAhead
 from .volume import Geometry, Slices, ahead_of_network, implausible, to_int16
 
@@ -42,7 +42,9 @@ class ImageVolume:
         return ReadAhead(self._decode(), depth=ahead_of_network(self.geometry.shape_zyx))
 
     def _decode(self) -> Generator[tuple[int, NDArray[np.int16]], None, None]:
-        oriented = self.geometry.orient(np.asanyarray(self.voxels).reshape(self.geometry.shape))
+        with reading(self.path):  # which may have changed since nibabel opened it
+            voxels = np.asanyarray(self.voxels)
+        oriented = self.geometry.orient(voxels.reshape(self.geometry.shape))
         for z, plane in enumerate(oriented):
             yield z, np.ascontiguousarray(to_int16(plane))
 
@@ -60,7 +62,8 @@ def open_image(image: Any, affine: Any = None) -> ImageVolume:  # noqa: ANN401 (
     if isinstance(image, SpatialImage):
         if affine is not None:
             raise VolumeError("image: an affine was given besides a nibabel image, which has its own; leave it out")
-        path = pathlib.Path(image.get_filename() or "image")
+        named = image.get_filename()
+        path = pathlib.Path(named).absolute() if named else pathlib.Path("image")
         voxels, affine = image.dataobj, image.affine
         header = nib.Nifti1Header.from_header(image.header, check=False)
     else:
