@@ -14,6 +14,7 @@ if [ -n "${DROP_ROOT-}" ] && [ "$(id -u)" = 0 ] && owner=$(stat -c %u "$2" 2>/de
     become="setpriv --reuid $owner --regid $(stat -c %g "$2") --clear-groups --no-new-privs"
     if $become sh -c 'test -r "$1" && test -x "$2" && test -w "$2"' sh "$1" "$2" 2>/dev/null; then drop=$become; fi
 fi
-# Nothing is imported from the working directory (-P), from the user's own packages (-s), or from a PYTHONPATH of the
-# host: Apptainer brings the host's home folder and environment into the container.
+# Nothing is imported from the working directory (-P), from the user's own packages (-s), or from the Python that the
+# host's environment names: Apptainer brings the host's home folder and environment into the container.
+unset PYTHONHOME PYTHONPLATLIBDIR
 PYTHONPATH="$here" exec $drop "${PYTHON:-python3}" -s -P -m app "$@"

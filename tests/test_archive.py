@@ -363,3 +363,23 @@ def test_the_next_run_clears_what_a_killed_one_left_and_nothing_else(
     living.terminate()
     living.wait(60)
     assert [path.name for path in scratch.iterdir()] == ["unpacked-by-others"]
+
+
+def test_without_any_temporary_folder_only_archives_cannot_be_read(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose root file system is read-only."""
+
+    def nowhere() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", nowhere)
+    write_series(tmp_path / "in", make_phantom((32, 32, 6), SPACING)[0], SPACING)
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as packed:
+        packed.write(next((tmp_path / "in").iterdir()), "1.dcm")
+    shown = CliRunner().invoke(main, [str(tmp_path / "in"), str(tmp_path / "out"), "--list-series"])
+    assert shown.exit_code == 0, shown.exception
+    assert "to be segmented" in shown.output
+    with pytest.raises(InputError, match="TMPDIR"), unpacked(tmp_path / "in.zip"):
+        pass

@@ -388,7 +388,7 @@ def test_a_terminal_gets_a_progress_bar(folders: Folders, tiny_weights: pathlib.
     assert re.search(r"\[1/1\] good +\[#+\] +100%", shown)
 
 
-@pytest.mark.parametrize("comes_by", ["home", "PYTHONPATH"])
+@pytest.mark.parametrize("comes_by", ["HOME", "PYTHONPATH", "PYTHONHOME", "PYTHONPLATLIBDIR"])
 def test_predict_sh_imports_nothing_of_the_hosts(folders: Folders, tmp_path: pathlib.Path, comes_by: str) -> None:
     """Apptainer mounts the host's home folder and passes its environment on."""
     inputs, outputs = folders
@@ -404,10 +404,14 @@ def test_predict_sh_imports_nothing_of_the_hosts(folders: Folders, tmp_path: pat
         if path.name != "site-packages":
             (prefix / path.name).symlink_to(path)
     (prefix / "site-packages").symlink_to(sysconfig.get_path("purelib"))
+    interpreter = tmp_path / "python"
+    program = pathlib.Path(sys.base_prefix) / "bin" / version
+    interpreter.write_text(f'#!/bin/sh\nPYTHONHOME="${{PYTHONHOME:-{tmp_path}/prefix}}" exec "{program}" "$@"\n')
+    interpreter.chmod(0o755)
+    of_host = {"HOME": tmp_path / "home", "PYTHONPATH": packages, "PYTHONHOME": tmp_path, "PYTHONPLATLIBDIR": "none"}
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")} | {
-        "PYTHONHOME": str(tmp_path / "prefix"),
-        "PYTHON": str(pathlib.Path(sys.base_prefix) / "bin" / version),
-        **({"HOME": str(tmp_path / "home")} if comes_by == "home" else {"PYTHONPATH": str(packages)}),
+        "PYTHON": str(interpreter),
+        comes_by: str(of_host[comes_by]),
     }
     command = ["sh", str(ROOT / "predict.sh"), str(inputs), str(outputs), "--list-series"]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import pathlib
@@ -323,6 +324,15 @@ def test_a_damaged_file_is_one_line_and_the_other_series_goes_on(
     assert all("\n" not in line and "unexpected" not in line for line in failed)
     if change == "no position":
         assert any(line.endswith("no ImagePositionPatient); copy or export it again") for line in failed)
+
+
+def test_a_compressed_slice_that_is_cut_is_called_so(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
+    path = write_series(tmp_path, hounsfield, SPACING, syntax=RLELossless)[3]
+    path.write_bytes(path.read_bytes()[:-3000])
+    (scan,) = find_scans(tmp_path)
+    with pytest.raises(VolumeError, match="End of file") as caught, contextlib.closing(scan.open().slices()) as slices:
+        dict(slices)
+    assert str(path) in str(caught.value)
 
 
 def test_list_series_says_what_would_be_done_and_does_nothing(

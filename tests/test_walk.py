@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 
@@ -10,7 +11,7 @@ import pytest
 
 from app.cases import find_cases
 from app.volumes import FindOptions, find_scans
-from app.volumes.walk import HEAD_BYTES, Walk, first_bytes
+from app.volumes.walk import HEAD_BYTES, Walk, first_bytes, identity
 from phantom.dicom import write_series
 from tests.nifti_files import save, volume_lps
 
@@ -131,3 +132,55 @@ def test_scans_of_both_formats_behind_links(tmp_path: pathlib.Path) -> None:
     found = [scan.name for scan in find_scans(tmp_path / "in", FindOptions(recursive=True))]
     assert found[0] == "one/x"
     assert len(found) == 2
+
+
+@pytest.mark.parametrize("number", [0, 7])
+def test_folders_are_walked_where_a_file_system_gives_all_the_same_number(
+    tree: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As some do that are made of others, or of a network's."""
+    (tree / "b").mkdir()
+    (tree / "b" / "two").touch()
+    (tree / "out").mkdir()
+    plain = pathlib.Path.stat
+
+    def numbered(self: pathlib.Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        about = plain(self, follow_symlinks=follow_symlinks)
+        return os.stat_result((about.st_mode, number, *about[2:]))
+
+    monkeypatch.setattr(pathlib.Path, "stat", numbered)
+    assert names(tree) == ["a/one", "b/two"]
+    if number == 0:
+        assert names(tree, leave_out=tree / "out") == ["a/one", "b/two"]
+        assert identity(tree / "a" / "one") != identity(tree / "b" / "two")
+
+
+@pytest.mark.parametrize("name", ["notes", "IM0001"])
+def test_one_entry_that_the_system_does_not_tell_of_stops_no_other(tree: pathlib.Path, name: str) -> None:
+    """A dead mount, a stale handle, a link into a closed folder: `pathlib` raises for them; here, a name too long."""
+    save(tree / "a_0000.nii.gz", volume_lps())
+    (tree / name).symlink_to("x" * 300)
+    found = find_cases(tree, tree.parent / "out")
+    assert "a" in [case.name for case in found]
+
+
+def test_a_dead_mount_is_said_though_output_is_not_there_yet(
+    tree: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "dead").mkdir()
+    plain_stat, plain_scandir = pathlib.Path.stat, os.scandir
+
+    def stat(self: pathlib.Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if self.name == "dead":
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), str(self))
+        return plain_stat(self, follow_symlinks=follow_symlinks)
+
+    def scandir(path: pathlib.Path) -> object:
+        pathlib.Path(path).stat()
+        return plain_scandir(path)
+
+    monkeypatch.setattr(pathlib.Path, "stat", stat)
+    monkeypatch.setattr(os, "scandir", scandir)
+    walk = Walk(tree, leave_out=tree.parent / "no such output")
+    assert [path.name for path, _ in walk] == ["one"]
+    assert list(walk.unreadable) == [tree / "dead"]

@@ -70,8 +70,17 @@ def unpacked(source: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _scratch_folder() -> Iterator[pathlib.Path]:
-    """A temporary folder that is gone after the block; a lock in it says that its process lives."""
-    hidden = pathlib.Path(tempfile.mkdtemp(prefix=f".{PREFIX}"))
+    """A temporary folder that is gone after the block; a lock in it says that its process lives.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        hidden = pathlib.Path(tempfile.mkdtemp(prefix=f".{PREFIX}"))
+    except OSError as error:
+        raise InputError(
+            f"no folder for what is unpacked ({error.strerror}); set TMPDIR to one that is writable"
+        ) from error
     with (hidden / LOCK).open("x") as lock:
         with contextlib.suppress(OSError):  # some file systems know no locks
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,7 +104,11 @@ def clear_left_behind() -> None:
 
     A folder whose process lives is locked, and left alone.
     """
-    for lock in pathlib.Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
+    try:
+        folder = pathlib.Path(tempfile.gettempdir())
+    except OSError:  # no temporary folder is writable, as in a container with a read-only root
+        return
+    for lock in folder.glob(f"{PREFIX}*/{LOCK}"):
         with contextlib.suppress(OSError):
             about = lock.parent.lstat()
             if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid():  # not what others put in its place

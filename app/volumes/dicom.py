@@ -33,7 +33,7 @@ from .volume import (
     the_only,
     to_int16,
 )
-from .walk import first_bytes
+from .walk import first_bytes, identity
 
 if TYPE_CHECKING:
     from .dicom_arrange import Series
@@ -63,7 +63,7 @@ class Dicom:
             return False
         if is_dicom(head) or path.suffix.lower() in EXTENSIONS:
             return True
-        is_file = path.is_file() or (path.is_symlink() and not path.exists())
+        is_file = identity(path) is None or path.is_file()  # a dead link, or one that the system does not tell of
         return is_file and (not any(head[:PREAMBLE]) or is_numbered(path.name))
 
     def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:

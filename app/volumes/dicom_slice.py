@@ -65,7 +65,7 @@ class BoundedFile(io.BufferedReader):
     """A file that never reads beyond its end: a damaged length would make Python take memory for all of it first."""
 
     def __init__(self, path: pathlib.Path) -> None:
-        super().__init__(io.FileIO(path))
+        super().__init__(io.FileIO(str(path)))  # pydicom puts its name into messages
         self._size = path.stat().st_size
 
     def read(self, size: int | None = -1, /) -> bytes:

@@ -41,7 +41,8 @@ class Walk:
         if not self.source.is_dir():
             yield self.source, first_bytes(self.source)
             return
-        self._walked = {identity(self.leave_out)} if self.leave_out else set()
+        self._left_out = identity(self.leave_out) if self.leave_out else None
+        self._walked: set[str] = set()
         self._links: list[pathlib.Path] = []
         files = self._files_in(self.source, is_root=True)
         while self._links:  # a folder that lies in the tree itself was walked by now
@@ -58,8 +59,8 @@ class Walk:
         Raises:
             OSError: the root cannot be read.
         """
-        here = identity(folder)
-        if here in self._walked:
+        here = os.path.realpath(folder)  # not its identity: on some file systems, folders share their numbers
+        if here in self._walked or (self._left_out and identity(folder) == self._left_out):
             return []
         self._walked.add(here)
         try:
@@ -92,13 +93,16 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def identity(path: pathlib.Path) -> tuple[int, int] | None:
-    """What tells a file or folder from others, whatever links lead to it; None where there is none."""
+def identity(path: pathlib.Path) -> tuple[int, int | str] | None:
+    """What tells a file or folder from others, whatever links lead to it; None where there is none.
+
+    Some file systems of networks and of user space number no file: all have 0.
+    """
     try:
         about = path.stat()
     except OSError:
         return None
-    return about.st_dev, about.st_ino
+    return about.st_dev, about.st_ino or os.path.realpath(path)
 
 
 def first_bytes(path: pathlib.Path) -> bytes:
