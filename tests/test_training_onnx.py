@@ -48,6 +48,13 @@ def test_a_runs_averaged_weights_as_onnx(run: RunState) -> None:
     assert json.loads(config) == json.loads(json.dumps(asdict(TINY.model)))
 
 
+def test_logits_far_from_0_may_differ_by_more(run: RunState) -> None:
+    dict(run.average.module.named_parameters())["ocr_head.classify.weight"].data *= 1e5
+    run.save()
+    result = CliRunner().invoke(main, ["export", str(run.folder), "--onnx", str(run.folder / "tiny.onnx")])
+    assert result.exit_code == 0, result.output
+
+
 def test_a_bundled_model_as_onnx(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = randomise(build_network(TINY), seed=3)
     monkeypatch.setattr("training.weights.bundled_models", lambda: ["start"])

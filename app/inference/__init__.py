@@ -2,7 +2,7 @@
 
 plan.py         which slices go through the network, and with which neighbours
 grid.py         the grid on which the network sees a scan's slices
-slabs.py        thin slices averaged to the thickness of the training data's, noisy ones to more
+slabs.py        thin slices averaged to the thickness of the training data's, noisy ones smoothed
 noise.py        how noisy a slice is
 body.py         the body's box, outside which the network need not look
 labelling.py    the streaming loop: slices -> inputs -> logits -> labels
