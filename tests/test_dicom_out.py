@@ -400,6 +400,19 @@ def test_another_mask_of_the_same_scan_is_another_object(tmp_path: pathlib.Path,
     assert all(one[kind] != other[kind] for kind in (".seg", ".rtstruct", ".sr"))
 
 
+def test_an_outline_of_more_than_64_kib_is_read_by_programs_that_know_no_unknown_values(tmp_path: pathlib.Path) -> None:
+    """Of explicit value representations, none that numbers may have is longer; pydicom itself reads the others too."""
+    shape = (3000, 8, 3)
+    write_series(tmp_path / "in", np.zeros(shape, np.int16), (0.2, 15.0, 5.0))
+    mask = np.zeros(shape, np.uint8, order="F")
+    mask[1:-1, 2, 1] = mask[1:-1:2, 3, 1] = Organ.LIVER  # a comb, each of whose teeth has corners of its own
+    write_all(tmp_path / "out", open_volume(tmp_path / "in"), mask)
+    stored = pydicom.dcmread(tmp_path / "out" / "case.rtstruct.dcm").ROIContourSequence[0].ContourSequence[0]
+    element = stored.get_item("ContourData")
+    assert len(element.value) > 1 << 16
+    assert element.VR != "UN"
+
+
 def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "contourpy", None)
     for module in ("rtstruct", "outlines"):

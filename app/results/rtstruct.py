@@ -69,7 +69,8 @@ class RtStruct(DicomResult):
         ]
         one.RTROIObservationsSequence = [_observation(n, organ) for n, organ in enumerate(found, 1)]
         one.file_meta = FileMetaDataset()
-        one.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        # Explicit, an outline of more than 64 KiB would have to be of VR UN (PS3.5, 6.2.2), which few programs read.
+        one.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
         return one
 
 
