@@ -168,7 +168,7 @@ def test_names_of_small_and_capital_letters_in_two_runs(
 ) -> None:
     """What the first run wrote is neither overwritten by the second nor taken for its own; the first may come again."""
 
-    def folding(path: pathlib.Path) -> tuple[int, int] | None:
+    def folding(path: pathlib.Path) -> tuple[int, int | str] | None:
         alike = [there for there in path.parent.glob("*") if there.name.casefold() == path.name.casefold()]
         return identity(alike[0]) if alike else None
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from app.errors import InputError
+from app.errors import InputError, ResultError
 from app.organs import ORGANS, Organ
 from app.results import make_results
 from app.results.outlines import outlines
@@ -398,6 +398,19 @@ def test_another_mask_of_the_same_scan_is_another_object(tmp_path: pathlib.Path,
         write_all(tmp_path / name, scan.open(), mask)
     one, other = (uids_of(tmp_path / name) for name in ("one", "other"))
     assert all(one[kind] != other[kind] for kind in (".seg", ".rtstruct", ".sr"))
+
+
+@pytest.mark.parametrize("uids", ["1.2.3", ""])
+def test_no_object_names_images_that_have_no_uids_of_their_own(tmp_path: pathlib.Path, uids: str) -> None:
+    """Programs would show its segments on another slice, or on none."""
+    shape = (8, 8, 3)
+    for path in write_series(tmp_path / "in", np.zeros(shape, np.int16), (2.0, 2.0, 5.0)):
+        one = pydicom.dcmread(path)
+        one.SOPInstanceUID = uids
+        one.save_as(path)
+    mask = np.full(shape, Organ.LIVER, np.uint8, order="F")
+    with pytest.raises(ResultError, match="its images have no SOPInstanceUIDs of their own"):
+        write_all(tmp_path / "out", open_volume(tmp_path / "in"), mask)
 
 
 def test_an_outline_of_more_than_64_kib_is_read_by_programs_that_know_no_unknown_values(tmp_path: pathlib.Path) -> None:

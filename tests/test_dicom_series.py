@@ -568,6 +568,18 @@ def test_slices_of_one_place_are_a_line_and_no_failure(
     assert not list((tmp_path / "out").glob("*.failed.json"))
 
 
+@pytest.mark.parametrize("decimals", [0, 3])
+def test_slices_whose_positions_were_lost_are_no_bolus_tracking(tmp_path: pathlib.Path, decimals: int) -> None:
+    """The scan would be passed over, with a line and no failure."""
+
+    def lose(one: Dataset, place: int) -> None:
+        one.SliceLocation = f"{one.ImagePositionPatient[2]:.{decimals}f}"
+        one.ImagePositionPatient = [-100, -90, 15]
+
+    write(tmp_path, change=lose)
+    assert "8 slices of 8 SliceLocations have one ImagePositionPatient" in only_line(tmp_path)
+
+
 def test_bolus_tracking_under_the_scans_own_series_uid(tmp_path: pathlib.Path) -> None:
     write(tmp_path, change=setting("AcquisitionNumber", 3))
     for i, path in enumerate(write_series(tmp_path, slices(OTHER, 10), SPACING, name="t{}.dcm")):

@@ -133,9 +133,15 @@ def source_headers(volume: DicomVolume) -> list[pydicom.Dataset]:
     They come without their character set, of which highdicom refuses many that are in use, such as every one with code
     extensions whose first value is empty (PS3.3, C.12.1.1.2). Their text is decoded by it all the same, and
     `DicomResult.write` gives it to the object. So it does with `CHECKED`, which are empty here.
+
+    Raises:
+        ValueError: images share a UID, or have none.
     """
     paths = dict.fromkeys(one.path for one in volume.files)
     sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
+    images = {source.get("SOPInstanceUID") or "" for source in sources}
+    if len(images) < len(sources) or "" in images:
+        raise ValueError("its images have no SOPInstanceUIDs of their own, by which the object would name them")
     for source in sources:
         source.pop("SpecificCharacterSet", None)
         for keyword in MAY_BE_EMPTY:

@@ -21,6 +21,7 @@ from .dicom_slice import Slice
 from .dicom_stack import Pixels, Stack
 from .volume import FindOptions
 
+AT_ONE_LOCATION_MM = 1.0  # of images of one place; theirs may be rounded
 TORN_APART = 4  # lone slices that together would be a volume, from which on they are a scan
 
 
@@ -84,7 +85,11 @@ def _arrange_group(group: Sequence[Slice], options: FindOptions) -> tuple[list[S
     """The volumes of a group, or what is wrong with it; and stacks of one place, which are none."""
     stack, pixels = Stack.of(group), Pixels()
     if stack.at_one_place:
-        return [], [stack]
+        locations = [one.location for one in group if one.location is not None]
+        if not locations or max(locations) - min(locations) < AT_ONE_LOCATION_MM:
+            return [], [stack]
+        problem = f"{len(group)} slices of {len(set(locations))} SliceLocations have one ImagePositionPatient"
+        return [replace(_series_of(group[0], options), slices=stack.slices, problem=f"{problem}; export it again")], []
     division = divide(stack, pixels)
     long = [part for part in division.parts if not part.at_one_place]
     arranged = []

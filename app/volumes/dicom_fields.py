@@ -39,7 +39,7 @@ TAGS = [
     *("SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "ImageType", "Rows", "Columns"),
     *("NumberOfFrames", "RescaleSlope", "RescaleIntercept", "RescaleType", "PhotometricInterpretation"),
     *("SamplesPerPixel", "PixelRepresentation", "BitsAllocated"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit", "SharedFunctionalGroupsSequence"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "SharedFunctionalGroupsSequence", "SliceLocation"),
     *("PerFrameFunctionalGroupsSequence", *GEOMETRY, *IDENTITY, *MARKS, *TIMES.values()),
 ]
 # Values of RescaleType that are not Hounsfield units (PS3.3, C.11.1.1.2): maps of iodine, effective atomic number,

@@ -181,7 +181,15 @@ def _slice(
         padding=_padding(header, slope, float(intercept or 0)),
         accession=str(header.get("AccessionNumber") or ""),
         unit=sys.intern(_text(first("RescaleType")).upper()),
+        location=_location(first("SliceLocation")),
     )
+
+
+def _location(value: Any) -> float | None:  # noqa: ANN401 (whatever pydicom makes of it)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _padding(header: pydicom.Dataset, slope: float, intercept: float) -> tuple[int, int] | None:

@@ -35,6 +35,7 @@ class Slice:
         padding: lowest and highest stored value that is not a measurement; None without padding.
         accession: number that the hospital gave the study; may be empty.
         unit: of the rescaled values, as RescaleType says; may be empty.
+        location: along the table, as SliceLocation says, mm; None where it says nothing.
     """
 
     path: pathlib.Path
@@ -54,6 +55,7 @@ class Slice:
     padding: tuple[int, int] | None
     accession: str = ""
     unit: str = ""
+    location: float | None = None
 
     @property
     def has_uid(self) -> bool:
