@@ -94,7 +94,7 @@ confidence: $(VENV)/.dev  ## does the network's confidence predict its DSC? On c
 figures: $(VENV)/.dev  ## print figures into the documents: of make evaluate and evaluate-hard, and of benchmarks/*.json
 	set -e; for scores in $(wildcard reports/*/*/scores.csv); do \
 	    report=$${scores%/scores.csv}; $(BIN)/python -m evaluation record $${report##*/} $$report; done
-	test ! -f reports/hard/hard.json || cp reports/hard/hard.json evaluation/hard.json
+	test ! -f reports/hard/hard.json || $(BIN)/python -m evaluation record hard reports/hard
 	$(BIN)/python -m benchmarks.published
 
 release-check: $(VENV)/.dev  ## before a tag: version, changelog, image label, weights' checksums, figures

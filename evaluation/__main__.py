@@ -149,8 +149,14 @@ def confidence(
 @click.argument("report", type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False))
 @click.option("--masks", type=click.Path(path_type=pathlib.Path), help="Folder of the masks; default: REPORT/masks.")
 def record(set_name: str, report: pathlib.Path, masks: pathlib.Path | None) -> None:
-    """Take the scores of REPORT, which `accuracy` wrote, into evaluation/scores.json, as those of the scans SET."""
+    """Take the scores of REPORT, which `accuracy` wrote, into evaluation/scores.json, as those of the scans SET.
+
+    Of SET `hard`, take those that `hard` wrote into evaluation/hard.json.
+    """
     try:
+        if set_name == "hard":
+            click.echo(f"{scores.HARD_SCORES}: {', '.join(scores.record_hard(report))}")
+            return
         model, result = scores.from_report(report, masks or report / "masks")
     except scores.ReportError as error:
         sys.exit(f"error: {error}")

@@ -21,6 +21,8 @@ from evaluation.summary import MEASURES, Statistics, case_table, organ_table
 from evaluation.tables import table
 
 SCORES = pathlib.Path(__file__).with_name("scores.json")
+HARD = "hard.json"  # what `hard` writes
+HARD_SCORES = SCORES.with_name(HARD)  # the published ones of every model
 SLICES = "slices.json"  # what `slices` writes; its sets have no NSD, and not every organ in every case
 
 Scores = Mapping[str, Mapping[str, Any]]
@@ -127,6 +129,31 @@ def record(set_name: str, model: str, result: Mapping[str, Any], path: pathlib.P
     path.write_text(json.dumps(scores, indent=1) + "\n")
 
 
+def record_hard(report: pathlib.Path, path: pathlib.Path = HARD_SCORES) -> list[str]:
+    """Put what `hard` wrote into the file, in place of what there is of the same models; returns their names.
+
+    Raises:
+        ReportError: it is no such report.
+    """
+    try:
+        found = json.loads((report / HARD).read_bytes())
+        facts = {key: found[key] for key in ("version", "date", "machine", "protocol")}
+        models = {
+            name: {
+                **facts,
+                "weights": model["version"],
+                **{key: model[key] for key in ("sha256", "device", "precision")},
+                "scores": found["scores"][name],
+            }
+            for name, model in found["models"].items()
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise ReportError(f"{report}: not a report of `python -m evaluation hard` ({error})") from error
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(known | models, indent=1) + "\n")
+    return list(models)
+
+
 def percent(value: float) -> str:
     """A share in percent with one digit, halves rounded up."""
     return str((100 * Decimal(str(value))).quantize(Decimal("0.1"), ROUND_HALF_UP))
@@ -197,10 +224,11 @@ def hard(found: Mapping[str, Any], model: str) -> str:
     """Mean DSC of one model on harder copies of the scans, and in brackets its difference from the clean scans.
 
     Args:
-        found: what `python -m evaluation hard` wrote.
+        found: see `record_hard`.
         model: its name.
     """
-    variants = found["scores"][model]
+    result = found[model]
+    variants = result["scores"]
     organs = _scored(*variants["clean"].values())
     means = {name: {organ: _mean_dice(by_case, organ) for organ in organs} for name, by_case in variants.items()}
     rows = []
@@ -208,7 +236,11 @@ def hard(found: Mapping[str, Any], model: str) -> str:
         changes = {organ: 100 * (mean[organ] - means["clean"][organ]) for organ in organs}
         notes = {organ: "" if name == "clean" else f" ({change:+.1f})" for organ, change in changes.items()}
         rows.append([name, *(f"{100 * mean[organ]:.1f}{notes[organ]}" for organ in organs)])
-    return table(["scans", *(f"{organ.key} DSC (%)" for organ in organs)], rows)
+    said = (
+        f"`{model}` {result['weights']}, scored {result['date']} with version {result['version']} on a "
+        f"{result['device']} in {result['precision']}."
+    )
+    return f"{said}\n\n" + table(["scans", *(f"{organ.key} DSC (%)" for organ in organs)], rows)
 
 
 def _mean_dice(by_case: Mapping[str, Any], organ: Organ) -> float:

@@ -133,13 +133,26 @@ def test_scores_of_separate_slices_have_no_nsd(tmp_path: pathlib.Path, monkeypat
     assert scores.about(found, "slices", "mine") == "`mine` 0.1, 2 scans, scored 2026-12-01 on a CPU in float32."
 
 
-def test_harder_scans_are_shown_beside_the_clean_ones() -> None:
+def test_harder_scans_are_shown_beside_the_clean_ones_and_every_model_by_itself(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     better, worse = ({organ: Score(dice, 0.5) for organ in ORGANS} for dice in (0.9, 0.85))
-    facts: dict[str, Any] = {"models": {}}
-    found = json.loads(hard.as_json(facts, {"mine": {"clean": {"a": better}, "noise": {"a": worse}}}))
-    table = scores.hard(found, "mine").splitlines()
-    assert table[2] == "| clean | 90.0 | 90.0 | 90.0 | 90.0 |"
-    assert table[3] == "| noise | 85.0 (-5.0) | 85.0 (-5.0) | 85.0 (-5.0) | 85.0 (-5.0) |"
+    monkeypatch.setattr(scores.record_hard, "__defaults__", (tmp_path / "published.json",))
+    for version, name, bad in (("1.0.0", "mine", better), ("1.0.0", "other", worse), ("1.1.0", "mine", worse)):
+        model = {"version": "0.1", "sha256": {"m": "ab"}, "device": "CPU", "precision": "float32"}
+        facts = {"version": version, "date": "2026-12-01", "machine": "x", "protocol": "y", "models": {name: model}}
+        found = hard.as_json(facts, {name: {"clean": {"a": better}, "noise": {"a": bad}}})
+        (tmp_path / "hard.json").write_text(found)
+        shown = CliRunner().invoke(evaluation, ["record", "hard", str(tmp_path)])
+        assert shown.exit_code == 0, shown.output
+    published = json.loads((tmp_path / "published.json").read_text())
+    assert [published[name]["version"] for name in ("mine", "other")] == ["1.1.0", "1.0.0"]
+    lines = scores.hard(published, "mine").splitlines()
+    assert lines[0] == "`mine` 0.1, scored 2026-12-01 with version 1.1.0 on a CPU in float32."
+    assert lines[4] == "| clean | 90.0 | 90.0 | 90.0 | 90.0 |"
+    assert lines[5] == "| noise | 85.0 (-5.0) | 85.0 (-5.0) | 85.0 (-5.0) | 85.0 (-5.0) |"
+    (tmp_path / "hard.json").write_text("{}")
+    assert "not a report of" in CliRunner().invoke(evaluation, ["record", "hard", str(tmp_path)]).output
 
 
 @pytest.mark.parametrize(("value", "shown"), [(0.9585, "95.9"), (0.9015, "90.2"), (0.6635, "66.4"), (1.0, "100.0")])
