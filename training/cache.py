@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -174,14 +174,19 @@ def _on_grid(
     grid = network_grid((height, width), scan.geometry.spacing_zyx_mm[1:], model.spacing_mm)
     images, labels = np.empty((depth, *grid), np.uint8), np.empty((depth, *grid), np.uint8)
     classes = torch.tensor([*Organ, IGNORE], dtype=torch.uint8)
-    slices = scan.slices() if is_separate else slabs(scan.slices(), scan.geometry.spacing_zyx_mm, depth)
-    for z, hounsfield in slices:
+    for z, hounsfield in scan.slices() if is_separate else _slabs(scan):
         windowed = windowed_slice(torch.from_numpy(hounsfield), model.window_hu, grid)
         images[z] = windowed.round_().clamp_(0, 255).byte().numpy()
         shares = (torch.from_numpy(reference[z])[None] == classes[:, None, None]).float()[None]
         # A grid pixel takes the label that covers most of it.
         labels[z] = classes[functional.interpolate(shares, grid, mode="bilinear", antialias=True)[0].argmax(0)].numpy()
     return images, labels
+
+
+def _slabs(scan: Volume) -> Iterator[tuple[int, NDArray[np.int16]]]:
+    geometry = scan.geometry
+    for z, slab in slabs(scan.slices(), geometry.spacing_zyx_mm, geometry.shape_zyx[0]):
+        yield z, slab()
 
 
 def _body(images: NDArray[np.uint8]) -> tuple[slice, ...]:

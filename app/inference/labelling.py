@@ -6,7 +6,7 @@ Shapes: C input channels, K labels of the model, h x w the network's grid.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from typing import Protocol
@@ -21,7 +21,7 @@ from ..strides import LOGITS_STRIDE
 from .body import body_box
 from .confidence import Confidence
 from .intensities import Intensities
-from .plan import Plan, neighbour_step, with_neighbours
+from .plan import Plan, neighbour_rows, neighbour_step, with_neighbours
 from .slabs import slabs
 
 OnSlice = Callable[[int], None]  # called with the number of slices done since the last call
@@ -137,17 +137,28 @@ class Labelling:
     def _anchors_of(self, slices: Iterable[tuple[int, NDArray[np.int16]]]) -> Iterator[Anchor]:
         """The anchors among the slices, with their inputs, in the order of the slices."""
         step = neighbour_step(self.spacing_zyx_mm[0], self.config.neighbour_mm)
-        channels = self.config.channels_in
-        for z, rows in with_neighbours(self._prepared(slices), step, channels, self._plan.depth):
+        channels, depth = self.config.channels_in, self._plan.depth
+        anchors = [z for z in range(depth) if self._plan.is_anchor(z)]
+        shown = {row for z in anchors for row in neighbour_rows(z, step, channels, depth)}
+        for z, rows in with_neighbours(self._prepared(slices, shown), step, channels, depth):
             if self._plan.is_anchor(z):
                 has_body = rows[channels // 2][1]
                 yield Anchor(z, tuple(plane for plane, _ in rows) if has_body else None)
 
-    def _prepared(self, slices: Iterable[tuple[int, NDArray[np.int16]]]) -> Iterator[tuple[int, tuple[Array, bool]]]:
-        """Each z with its slab, or its slice, as an input channel, and whether it holds a body."""
+    def _prepared(
+        self, slices: Iterable[tuple[int, NDArray[np.int16]]], shown: Container[int]
+    ) -> Iterator[tuple[int, tuple[Array, bool]]]:
+        """Each z with its slab, or its slice, as an input channel, and whether it holds a body.
+
+        Only what the network is shown, in any channel: nothing in place of the rest.
+        """
         low_hu = self.config.window_hu[0]
         enough_pixels = BODY_MM2 / (self.spacing_zyx_mm[1] * self.spacing_zyx_mm[2])
-        for z, plane in slabs(self._read(slices), self.spacing_zyx_mm, self._plan.depth):
+        for z, slab in slabs(self._read(slices), self.spacing_zyx_mm, self._plan.depth):
+            if z not in shown:
+                yield z, (None, False)
+                continue
+            plane = slab()
             has_body = np.count_nonzero(plane > low_hu) >= enough_pixels
             yield z, (self.session.prepare(plane), bool(has_body))
 

@@ -5,9 +5,9 @@ They are noisier than anything the networks saw there.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,12 @@ SLAB_MM = 2.5  # thinner slices were averaged to it before training
 NOISY_HU = 30.0  # few scans are as noisy
 NOISY_SLAB_MM, NOISY_SIGMA_MM = 5.0, 1.0
 
+Slab = Callable[[], NDArray[np.int16]]  # computes it, (Y, X) HU
+
 
 def slabs(
     slices: Iterable[tuple[int, NDArray[np.int16]]], spacing_zyx_mm: Sequence[float], depth: int
-) -> Iterator[tuple[int, NDArray[np.int16]]]:
+) -> Iterator[tuple[int, Slab]]:
     """Each z with the mean of 2.5 mm around it; where that is noisy, with the mean of 5 mm, smoothed.
 
     A slice as thick as that is not averaged.
@@ -35,11 +37,15 @@ def slabs(
     """
     usual, thick = (slab_weights(spacing_zyx_mm[0], slab_mm) for slab_mm in (SLAB_MM, NOISY_SLAB_MM))
     spare = (len(thick) - len(usual)) // 2
-    for z, rows in with_neighbours(slices, 1, len(thick), depth):
+
+    def slab(rows: Sequence[NDArray[np.int16]]) -> NDArray[np.int16]:
         plane = _mean(rows[spare : len(rows) - spare], usual)
-        if (noise_hu(plane, spacing_zyx_mm[1:]) or 0) > NOISY_HU:
-            plane = _smooth(_mean(rows, thick), [NOISY_SIGMA_MM / mm for mm in spacing_zyx_mm[1:]])
-        yield z, plane
+        if (noise_hu(plane, spacing_zyx_mm[1:]) or 0) <= NOISY_HU:
+            return plane
+        return _smooth(_mean(rows, thick), [NOISY_SIGMA_MM / mm for mm in spacing_zyx_mm[1:]])
+
+    for z, rows in with_neighbours(slices, 1, len(thick), depth):
+        yield z, partial(slab, rows)
 
 
 def slab_weights(spacing_z_mm: float, slab_mm: float) -> list[float]:
@@ -73,4 +79,4 @@ def _smooth(plane: NDArray[np.int16], sigma_yx: Sequence[float]) -> NDArray[np.i
 
 def _sum(planes: Iterable[NDArray[Any]], weights: Iterable[float]) -> NDArray[np.float32]:
     parts = (plane * np.float32(weight) for plane, weight in zip(planes, weights, strict=True))
-    return functools.reduce(np.add, parts)
+    return reduce(np.add, parts)
