@@ -182,15 +182,21 @@ def slices(data: pathlib.Path, model: str, out: pathlib.Path) -> None:
 @main.command("hard")
 @click.argument("data", type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False))
 @click.option("--model", "models", multiple=True, help="A bundled model; may be given several times. Default: all.")
-@click.option("--variants", type=click.Path(path_type=pathlib.Path), default=pathlib.Path("cache/hard"))
+@click.option(
+    "--variants",
+    type=click.Path(path_type=pathlib.Path),
+    default=pathlib.Path("cache/hard"),
+    show_default=True,
+    help="Folder of the variants.",
+)
 @click.option("--out", type=click.Path(path_type=pathlib.Path), required=True, help="Folder for JSON and table.")
 @click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="flare21", show_default=True)
 def evaluate_hard(
     data: pathlib.Path, models: tuple[str, ...], variants: pathlib.Path, out: pathlib.Path, protocol: str
 ) -> None:
-    """Score models on the scans in DATA's imagesTr and labelsTr and on four variants of them that are harder.
+    """Score models on the scans in DATA's imagesTr and labelsTr and on harder variants of them.
 
-    The variants stay in the folder --variants, each in DATA's layout, for other programs to be scored on too.
+    The variants keep DATA's layout, for other programs to be scored on too.
     """
     quietly()
     rules, out_files = PROTOCOLS[protocol], (out / "hard.json", out / "hard.md")
