@@ -29,7 +29,7 @@ PROTOCOL = click.option(
     type=click.Choice(list(PROTOCOLS)),
     default="flare21",
     show_default=True,
-    help="Year whose tolerances of the NSD apply.",
+    help="Year whose rules apply.",
 )
 
 

@@ -132,7 +132,7 @@ TIMING = (
         type=click.FloatRange(min=0),
         default=15.0,
         show_default=True,
-        help="Between two validations on the held-out cases; 0 for none.",
+        help="Minutes between two validations on the held-out cases; 0 for none.",
     ),
     click.option(
         "--keep-minutes",
