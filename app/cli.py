@@ -74,7 +74,7 @@ class Program(Command):
 
 HELP = f"""Segment abdominal organs in the CT scans of INPUT.
 
-INPUT is a NIfTI file (.nii.gz, .nii), a folder of them, any tree of DICOM files, or a .zip or .tar.gz of one of these.
+INPUT is a NIfTI file (.nii.gz, .nii), a folder of them, any tree of DICOM files, or a .zip, .tar or .tar.gz of one.
 
 Masks are written to the folder OUTPUT under the scans' names without _0000, and run_log.jsonl there gets a line
 per scan. Labels: {", ".join(f"{organ:d} {organ.key}" for organ in Organ)}; a model may have fewer.

@@ -117,7 +117,7 @@ class Segmentation:
                 ml = removed[0] * self.volume.geometry.voxel_ml
                 if ml >= LARGE_PIECE_ML and removed[0] >= LARGE_PIECE * self.components[organ][organ.components - 1]:
                     yield (
-                        f"a piece of {ml:.0f} ml labelled as {organ.key} was removed, because larger ones were kept; "
+                        f"a piece of {ml:.0f} ml labelled as {organ.key} was removed; "
                         "if it belongs to the organ, keep it with --no-postprocess"
                     )
         for organ in self.check:

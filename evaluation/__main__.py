@@ -24,6 +24,14 @@ from evaluation.labels import LabelError
 from evaluation.metrics import PROTOCOLS
 from evaluation.names import NamesError, labelled_scans, scans_by_case
 
+PROTOCOL = click.option(
+    "--protocol",
+    type=click.Choice(list(PROTOCOLS)),
+    default="flare21",
+    show_default=True,
+    help="Year whose rules apply.",
+)
+
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
@@ -64,7 +72,7 @@ def main() -> None:
 @click.argument("predictions", type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False))
 @click.argument("references", type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False))
 @click.option("--out", type=click.Path(path_type=pathlib.Path), required=True, help="Folder for CSV and table.")
-@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="flare21", show_default=True)
+@PROTOCOL
 @click.option("--case", "cases", multiple=True, help="Score this case only; may be given several times.")
 @click.option(
     "--images",
@@ -126,7 +134,7 @@ def draw_panels(results: Sequence[CaseScores], folder: pathlib.Path) -> Figure |
 @click.argument("predictions", type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False))
 @click.argument("references", type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False))
 @click.option("--out", type=click.Path(path_type=pathlib.Path), required=True, help="Folder for table and plot.")
-@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="flare21", show_default=True)
+@PROTOCOL
 @click.option("--case", "cases", multiple=True, help="Take this case only; may be given several times.")
 def confidence(
     predictions: pathlib.Path, references: pathlib.Path, out: pathlib.Path, protocol: str, cases: tuple[str, ...]
@@ -188,15 +196,21 @@ def slices(data: pathlib.Path, model: str, out: pathlib.Path) -> None:
 @main.command("hard")
 @click.argument("data", type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False))
 @click.option("--model", "models", multiple=True, help="A bundled model; may be given several times. Default: all.")
-@click.option("--variants", type=click.Path(path_type=pathlib.Path), default=pathlib.Path("cache/hard"))
+@click.option(
+    "--variants",
+    type=click.Path(path_type=pathlib.Path),
+    default=pathlib.Path("cache/hard"),
+    show_default=True,
+    help="Folder of the variants.",
+)
 @click.option("--out", type=click.Path(path_type=pathlib.Path), required=True, help="Folder for JSON and table.")
-@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="flare21", show_default=True)
+@PROTOCOL
 def evaluate_hard(
     data: pathlib.Path, models: tuple[str, ...], variants: pathlib.Path, out: pathlib.Path, protocol: str
 ) -> None:
-    """Score models on the scans in DATA's imagesTr and labelsTr and on four variants of them that are harder.
+    """Score models on the scans in DATA's imagesTr and labelsTr and on harder variants of them.
 
-    The variants stay in the folder --variants, each in DATA's layout, for other programs to be scored on too.
+    The variants keep DATA's layout, for other programs to be scored on too.
     """
     quietly()
     rules, out_files = PROTOCOLS[protocol], (out / "hard.json", out / "hard.md")

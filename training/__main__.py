@@ -86,10 +86,28 @@ def grouped(name: str, kind: type[Any], *options: Callable[[Command], Command]) 
 
 
 DATA = (
-    click.option("--data", "folders", multiple=True, required=True, type=FOLDER),
-    click.option("--hold-out", multiple=True, metavar="CASE", help="Never train on this case; validate on it."),
+    click.option(
+        "--data",
+        "folders",
+        multiple=True,
+        required=True,
+        type=FOLDER,
+        help="Folder with imagesTr and labelsTr; may be given several times.",
+    ),
+    click.option(
+        "--hold-out",
+        multiple=True,
+        metavar="CASE",
+        help="Never train on this case; validate on it. May be given several times.",
+    ),
     click.option("--fold", type=click.IntRange(0, len(FOLDS) - 1), help="Hold out this fold of BTCV's cases."),
-    click.option("--cache", type=FOLDER, default=pathlib.Path("cache")),
+    click.option(
+        "--cache",
+        type=FOLDER,
+        default=pathlib.Path("cache"),
+        show_default=True,
+        help="Folder for the scans as the network sees them.",
+    ),
 )
 DRAWING = (
     click.option(
@@ -113,7 +131,8 @@ TIMING = (
         "--validate-minutes",
         type=click.FloatRange(min=0),
         default=15.0,
-        help="Between two validations on the held-out cases; 0 for none.",
+        show_default=True,
+        help="Minutes between two validations on the held-out cases; 0 for none.",
     ),
     click.option(
         "--keep-minutes",
@@ -124,7 +143,13 @@ TIMING = (
 )
 
 
-DEVICE = click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", callback=read_device)
+DEVICE = click.option(
+    "--device",
+    default="cuda" if torch.cuda.is_available() else "cpu",
+    show_default="cuda if it can be used, else cpu",
+    callback=read_device,
+    help="cpu, cuda or cuda:N.",
+)
 
 
 @contextlib.contextmanager
@@ -143,7 +168,7 @@ def errors_in_one_line() -> Iterator[None]:
 
 @click.group()
 def main() -> None:
-    """Train the segmentation models."""
+    """Train a model and turn it into weights; see docs/TRAINING.md."""
 
 
 @main.command()
@@ -297,7 +322,7 @@ def grow(model: str, recipe_name: str, run_dir: pathlib.Path) -> None:
 @click.option("--version", help="Of the weights.")
 @click.option("--trained-on", help="The training data, in words; travels with the weights.")
 @click.option("--average-with", multiple=True, metavar="RUN_DIR|MODEL", help="Also take the mean with these weights.")
-@click.option("--to", "folder", type=FOLDER, default=WEIGHTS_DIR, show_default="weights/")
+@click.option("--to", "folder", type=FOLDER, default=WEIGHTS_DIR, show_default="weights/", help="Folder for the model.")
 @click.option("--onnx", type=FOLDER, metavar="FILE", help="Write the network as ONNX instead; needs no other option.")
 def export(
     source: str,
@@ -326,7 +351,7 @@ def export(
 
 @main.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=pathlib.Path))
-@click.option("--to", "folder", type=FOLDER, default=WEIGHTS_DIR, show_default="weights/")
+@click.option("--to", "folder", type=FOLDER, default=WEIGHTS_DIR, show_default="weights/", help="Folder for the model.")
 def convert(files: tuple[pathlib.Path, ...], folder: pathlib.Path) -> None:
     """Write a model of before version 0.7, in one file or in shards, in today's format, with weights in 8 bits."""
     with errors_in_one_line():
