@@ -6,7 +6,7 @@ FROM ${BASE_IMAGE}
 
 LABEL org.opencontainers.image.title="HRNet-OCR abdomen" \
       org.opencontainers.image.description="Liver, kidneys, spleen and pancreas in abdominal CT (FLARE2021)" \
-      org.opencontainers.image.version="0.9.0" \
+      org.opencontainers.image.version="0.10.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 
 # Which torch: none where TORCH_VERSION is empty; an empty TORCH_INDEX_URL takes it from pip's usual index.
