@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import pathlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,8 @@ class Dicom:
             return False
         if is_dicom(head) or path.suffix.lower() in EXTENSIONS:
             return True
-        is_file = identity(path) is None or path.is_file()  # a dead link, or one that the system does not tell of
+        # Also a dead link, or a file of which the system tells nothing; not what is not there at all.
+        is_file = path.is_file() if identity(path) else os.path.lexists(path)
         return is_file and (not any(head[:PREAMBLE]) or is_numbered(path.name))
 
     def find(self, files: Sequence[pathlib.Path], folder: pathlib.Path, options: FindOptions) -> list[Scan]:
