@@ -118,7 +118,7 @@ class Segmentation:
                 if ml >= LARGE_PIECE_ML and removed[0] >= LARGE_PIECE * self.components[organ][organ.components - 1]:
                     yield (
                         f"a piece of {ml:.0f} ml labelled as {organ.key} was removed; "
-                        "if it belongs to the organ, keep it with --no-postprocess"
+                        "if it belongs to the organ, keep it with --no-postprocess (in Python, postprocess=False)"
                     )
         for organ in self.check:
             yield f"check the {organ.key}: the network is unsure of it (confidence {self.confidence[organ]:.2f})"

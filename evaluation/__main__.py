@@ -63,7 +63,7 @@ def quietly() -> None:
     logging.getLogger("app").setLevel(logging.ERROR)
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Score masks, draw the scores, measure time and memory."""
 

@@ -84,7 +84,8 @@ def test_the_masks_are_those_of_before(tmp_path: pathlib.Path, segmenter: Segmen
         assert differing <= LARGEST_SHARE * np.count_nonzero(golden[name]), f"{name}: {differing} voxels differ"
 
 
-def test_48_orientations_give_one_mask(tmp_path: pathlib.Path, segmenter: Segmenter) -> None:
+def test_48_orientations_give_one_mask(tmp_path: pathlib.Path, tiny_weights: pathlib.Path) -> None:
+    segmenter = Segmenter.load(tiny_weights, "cpu")
     shape, spacing = (60, 56, 9), (4.2, 4.2, 28.0)
     for axes in ORIENTATIONS:
         write_phantom(tmp_path / "phantom_0000.nii.gz", None, shape, spacing, axes, seed=3)

@@ -551,6 +551,7 @@ def test_a_pipe_is_refused_at_once(tmp_path: pathlib.Path, phantom_path: pathlib
 def test_an_interrupt_while_libraries_are_imported_prints_no_traceback() -> None:
     script = (
         "import os, signal, app.__main__ as program\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell lets what it runs with & ignore it
         "program.quick_imports.import_nibabel = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
         "program.entry()\n"
     )

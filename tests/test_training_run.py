@@ -421,9 +421,10 @@ def test_a_run_starts_from_a_bundled_model_as_it_is(
 ) -> None:
     run = RunState(tmp_path, TINY, torch.device("cpu"))
     run.start_from("start")
+    wanted = bundled.state_dict()
     for network in (run.network, run.average.module):
         for name, tensor in network.state_dict().items():
-            assert torch.equal(tensor, bundled.state_dict()[name])  # statistics of batch norm too
+            assert torch.equal(tensor, wanted[name])  # statistics of batch norm too
 
 
 def test_weights_are_kept_along_a_run_and_average_like_runs(cases: list[CachedCase], tmp_path: pathlib.Path) -> None:

@@ -166,7 +166,7 @@ def errors_in_one_line() -> Iterator[None]:
         sys.exit(f"error: {where}: {error.strerror}; check the folder, its permissions and the disk's free space")
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Train a model and turn it into weights; see docs/TRAINING.md."""
 
