@@ -1,6 +1,7 @@
 """What a machine does to a run: kill -9, a full disk, two runs on one folder, many files with few descriptors.
 
-    python -m tests.soak [--kills 200] [--full-disks 100] [--files 2000] [--out reports/soak]      (make soak)
+    python -m tests.soak [--kills 200] [--full-disks 100] [--files 2000] [--weights FILE]
+                         [--out reports/soak]                                          (make soak)
 
 After every blow each file under a final name must be a whole mask, and each line of the log whole JSON. In the end a
 plain run must finish the rest and clear what was left behind. Prints a table, and draws the memory over the cases.
@@ -31,6 +32,7 @@ from tests.conftest import ROOT
 CASES = 6
 RESUME = ("--skip-existing", "--retry-failed")  # what a struck run left undone is to be done, though it is on record
 DESCRIPTORS = 64
+MODEL = ["--model", "fast"]
 
 
 def make_scans(folder: pathlib.Path, count: int, shape: tuple[int, int, int]) -> None:
@@ -48,7 +50,7 @@ def start(
     source: pathlib.Path, output: pathlib.Path, *options: str, limit: tuple[int, int] | None = None
 ) -> subprocess.Popen[str]:
     """Start the command line; `limit` is a resource and its bound."""
-    command = [sys.executable, "-m", "app", str(source), str(output), "--device", "cpu", "--model", "fast", *options]
+    command = [sys.executable, "-m", "app", str(source), str(output), "--device", "cpu", *MODEL, *options]
     set_limit = None if limit is None else lambda: resource.setrlimit(limit[0], (limit[1], limit[1]))
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=set_limit)
 
@@ -125,8 +127,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--full-disks", type=int, default=100)
     parser.add_argument("--files", type=int, default=2000)
+    parser.add_argument("--weights", help="a weights file instead of `fast`")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("reports/soak"))
     args = parser.parse_args()
+    if args.weights:
+        MODEL[:] = ["--weights", args.weights]
     args.out.mkdir(parents=True, exist_ok=True)
     rows, broken = [], []
     with tempfile.TemporaryDirectory() as scratch:
