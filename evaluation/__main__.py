@@ -217,7 +217,7 @@ def evaluate_hard(
     with errors_in_one_line(), folder_of_report(out):
         segmenters = {name: Segmenter.load(name) for name in models or bundled_models()}
         scans = hard.make_variants(labelled_scans(data), variants)
-        results = {name: hard.score(one, scans, rules) for name, one in tqdm(segmenters.items(), disable=None)}
+        results = {name: hard.score(one, scans, rules) for name, one in segmenters.items()}
     facts = hard.about(segmenters, rules)
     for path, text in zip(out_files, (hard.as_json(facts, results), hard.markdown(facts, results)), strict=True):
         path.write_text(text, "utf-8")

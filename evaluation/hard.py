@@ -27,6 +27,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from tqdm import tqdm
 
 from app.hounsfield import WINDOW
 from app.organs import IGNORE, ORGANS, Organ
@@ -219,13 +220,12 @@ def score(segmenter: Segmenter, variants: Mapping[str, Sequence[Labelled]], prot
     Raises:
         AppError: a scan cannot be segmented.
     """
-    scores: Scores = {}
-    for variant, scans in variants.items():
-        scores[variant] = {}
-        for name, image, label in scans:
-            reference, geometry = read_labels(label, [*Organ, IGNORE])
-            prediction = geometry.orient(segmenter.segment(image))
-            scores[variant][name] = score_case(reference, prediction, geometry.spacing_zyx_mm, protocol)
+    scores: Scores = {variant: {} for variant in variants}
+    every_scan = [(variant, scan) for variant, scans in variants.items() for scan in scans]
+    for variant, (name, image, label) in tqdm(every_scan, segmenter.model.name, disable=None):
+        reference, geometry = read_labels(label, [*Organ, IGNORE])
+        prediction = geometry.orient(segmenter.segment(image))
+        scores[variant][name] = score_case(reference, prediction, geometry.spacing_zyx_mm, protocol)
     return scores
 
 
