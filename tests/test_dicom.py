@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 import data_store
+import jpeg_ls
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -40,7 +41,7 @@ from app.results.dicom_seg import frames_of
 from app.volumes import FindOptions, NameBy, Ready, Scan, dicom, dicom_series, find_scans, open_volume
 from app.volumes.walk import first_bytes
 from phantom import make_phantom
-from phantom.dicom import SECONDARY, corners, uid, write_enhanced, write_series
+from phantom.dicom import OFFSET, SECONDARY, corners, uid, write_enhanced, write_series
 from tests.nifti_files import read_volume, write_mask
 
 SPACING = (4.0, 3.5, 20.0)
@@ -86,6 +87,23 @@ def test_every_transfer_syntax(tmp_path: pathlib.Path, hounsfield: NDArray[np.in
     write_series(tmp_path, hounsfield, SPACING, syntax=syntax)
     np.testing.assert_array_equal(read_volume(tmp_path), hounsfield.transpose(2, 1, 0))
     assert open_volume(tmp_path).geometry.spacing_zyx_mm == pytest.approx(SPACING[::-1])
+
+
+@pytest.mark.parametrize("signed", [True, False], ids=["signed", "overlay in the high bits"])
+def test_jpeg_ls_values_are_as_wide_as_the_header_says(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], signed: bool
+) -> None:
+    """As DCMTK writes them: 16 bits in the stream, 12 in the header."""
+    for path in write_series(tmp_path, hounsfield, SPACING):
+        one = pydicom.dcmread(path)
+        stored = one.pixel_array.astype(np.int32) - OFFSET * signed
+        wide = (stored & 0xFFF | (0 if signed else 0x8000)).astype(np.uint16)
+        one.BitsStored, one.HighBit, one.PixelRepresentation = 12, 11, int(signed)
+        one.RescaleIntercept = 0 if signed else -OFFSET
+        one.PixelData = pydicom.encaps.encapsulate([bytes(jpeg_ls.encode_buffer(wide.tobytes(), *wide.shape, 1, 16))])
+        one["PixelData"].VR, one.file_meta.TransferSyntaxUID = "OB", JPEGLSLossless
+        one.save_as(path)
+    np.testing.assert_array_equal(read_volume(tmp_path), hounsfield.transpose(2, 1, 0))
 
 
 def test_enhanced_multi_frame(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
