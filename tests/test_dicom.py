@@ -478,6 +478,18 @@ def test_protocols_and_coloured_images_of_class_ct_are_no_failure(
     assert not any(scan.problem for scan in find_scans(tmp_path))
 
 
+def test_a_screen_save_in_the_scans_own_series_fails_nothing(
+    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]
+) -> None:
+    """Such as a dose page, which may keep the pixel spacing of the scan that it was made from."""
+    write_series(tmp_path, hounsfield, SPACING)
+    page: dict[str, Any] = {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"], "ImagePositionPatient": None}
+    write_series(tmp_path, hounsfield[..., :1], SPACING, acquisition=9, name="page{}.dcm", **page)
+    scan, screen = sorted(find_scans(tmp_path), key=lambda scan: scan.not_ct is not None)
+    assert (scan.problem, str(screen.not_ct).rpartition(": ")[2]) == (None, "a picture of the screen")
+    np.testing.assert_array_equal(read_volume(tmp_path), hounsfield.transpose(2, 1, 0))
+
+
 def test_itk_reads_the_mask_of_a_scan_whose_directions_were_rounded(
     tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]
 ) -> None:

@@ -79,6 +79,8 @@ class DicomResult(Result):
         """Write the object; see `Result.write`."""
         if not isinstance(segmentation.volume, DicomVolume):
             raise ResultError(f"{path}: {self.kind} needs a DICOM scan; save nifti instead")
+        if not found_organs(segmentation):
+            raise ResultError(f"{path}: no organ was found, and {self.kind} cannot be empty; save nifti or statistics")
         try:
             with warnings.catch_warnings(action="ignore"):  # about values in the source that do not matter here
                 dataset = self.dataset(segmentation, segmentation.volume)
@@ -169,15 +171,8 @@ def source_headers(volume: DicomVolume) -> list[pydicom.Dataset]:
 
 
 def found_organs(segmentation: Segmentation) -> list[Organ]:
-    """The organs in the mask, in the order of their labels: segment and region 1, 2 ...
-
-    Raises:
-        ValueError: there is none.
-    """
-    found = [organ for organ, count in segmentation.voxels.items() if count]
-    if not found:
-        raise ValueError("no organ was found, and an empty object is not allowed")
-    return found
+    """The organs in the mask, in the order of their labels: segment and region 1, 2 ..."""
+    return [organ for organ, count in segmentation.voxels.items() if count]
 
 
 def derived_uid(segmentation: Segmentation, sources: Sequence[pydicom.Dataset], *what: str) -> str:

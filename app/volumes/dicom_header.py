@@ -98,8 +98,9 @@ def _why_not_ct(header: pydicom.Dataset) -> str | None:
         return f"modality {modality}, not CT"
     if sop_class and sop_class not in CT_CLASSES:
         return "a secondary capture or another object, no CT image"
-    if "LOCALIZER" in (header.get("ImageType") or ()):
-        return "a localizer"
+    for word, what in (("LOCALIZER", "a localizer"), ("SCREEN SAVE", "a picture of the screen")):
+        if word in (header.get("ImageType") or ()):
+            return what
     if int(header.get("SamplesPerPixel") or 1) != 1 or header.get("PhotometricInterpretation") == "PALETTE COLOR":
         return "a colour image"
     if "SECONDARY" in (header.get("ImageType") or ()) and not any(name in header for name in (*GEOMETRY, *FRAMES)):

@@ -12,8 +12,8 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-# By default pydicom takes JPEG-LS values for as wide as their stream says. DCMTK says 16 bits of signed ones of 12, which
-# then lose their sign.
+# By default pydicom takes JPEG-LS values for as wide as their stream says. DCMTK writes signed ones of 12 bits as 16,
+# which then lose their sign.
 BY_BITS_STORED = {"apply_jls_sign_correction": False, "correct_unused_bits": True}
 
 
