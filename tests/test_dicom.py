@@ -170,6 +170,7 @@ def test_two_distances_are_refused(tmp_path: pathlib.Path, hounsfield: NDArray[n
 
 def test_a_tilted_gantry_is_a_shear(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
     write_series(tmp_path, hounsfield, SPACING, tilt_mm=5.0)
+    assert open_volume(tmp_path).warnings == (dicom.TILTED,)
     geometry = open_volume(tmp_path).geometry
     expected = corners(SHAPE[2], SPACING[2], (1, 0, 0, 0, 1, 0), 5.0) * (-1, -1, 1)
     for z in (0, SHAPE[2] - 1):
