@@ -313,6 +313,41 @@ def test_a_lost_frame_of_reference_is_named_anew(tmp_path: pathlib.Path, frame: 
     assert structures.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID == segments.FrameOfReferenceUID
 
 
+def test_who_issued_the_patients_id_and_how_it_was_de_identified_is_kept(tmp_path: pathlib.Path) -> None:
+    issuer, method = pydicom.Dataset(), pydicom.Dataset()
+    issuer.UniversalEntityID, issuer.UniversalEntityIDType = "1.2.3", "ISO"
+    method.CodeValue, method.CodingSchemeDesignator, method.CodeMeaning = "113100", "DCM", "Basic Profile"
+    kept: dict[str, Any] = {
+        "IssuerOfPatientID": "HOSPITAL_A",
+        "IssuerOfPatientIDQualifiersSequence": [issuer],
+        "PatientAge": "050Y",
+        "PatientIdentityRemoved": "YES",
+        "DeidentificationMethodCodeSequence": [method],
+        "ClinicalTrialProtocolID": "TRIAL",
+        "IssuerOfAccessionNumberSequence": [issuer],
+    }
+    write_series(tmp_path / "in", np.zeros((12, 10, 4), np.int16), (30.0, 30.0, 5.0), **kept)
+    volume = open_volume(tmp_path / "in")
+    base = write_all(tmp_path / "out", volume, np.ones(volume.geometry.shape, np.uint8, order="F"))
+    for extension in (".seg.dcm", ".rtstruct.dcm", ".sr.dcm"):
+        written = pydicom.dcmread(base.with_suffix(extension))
+        assert {name: written[name].value for name in kept} == kept
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, about the values
+@pytest.mark.parametrize("how", ["no preamble", "thickness"])
+def test_objects_are_made_of_whatever_was_read(tmp_path: pathlib.Path, how: str) -> None:
+    for path in write_series(tmp_path / "in", np.zeros((12, 10, 4), np.int16), (30.0, 30.0, 5.0)):
+        content = path.read_bytes()
+        element = b"\x18\0\x50\0DS\4\0n/a "
+        place = content.index(b"\x20\0\x0d\0UI")
+        path.write_bytes(content[132:] if how == "no preamble" else content[:place] + element + content[place:])
+    volume = open_volume(tmp_path / "in")
+    base = write_all(tmp_path / "out", volume, np.ones(volume.geometry.shape, np.uint8, order="F"))
+    for extension in (".seg.dcm", ".rtstruct.dcm", ".sr.dcm"):
+        assert pydicom.dcmread(base.with_suffix(extension)).PatientID == "P1"
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, about the values
 def test_values_of_the_study_that_the_standard_does_not_allow_are_written_as_they_are(tmp_path: pathlib.Path) -> None:
     hounsfield, mask = make_phantom((40, 44, 6), (6.0, 6.0, 40.0))

@@ -168,7 +168,7 @@ def test_what_cannot_be_written_is_one_line_and_nothing_is_left(
     write_series(tmp_path / "in", hounsfield, SPACING)
     volume = open_volume(tmp_path / "in")
     mask = np.zeros(volume.geometry.shape, np.uint8, order="F")
-    with pytest.raises(ResultError, match="no organ was found, and an empty object is not allowed"):
+    with pytest.raises(ResultError, match="no organ was found, and a DICOM segmentation cannot be empty"):
         DicomSeg().write(segmentation_of(volume, mask), tmp_path / "x.seg.dcm")
     mask[20:30, 20:30, 3:5] = 1
     with pytest.raises(ResultError, match=r"nowhere/x\.seg\.dcm: cannot be written .No such file"):

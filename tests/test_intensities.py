@@ -49,6 +49,7 @@ def test_hounsfield_units_raise_no_doubt(change: Callable[[np.ndarray], np.ndarr
     "change",
     [
         lambda volume: volume + 1024,
+        lambda volume: volume + 1000,  # the noise of air reaches the values of fat
         lambda volume: corners(volume + 1024, -2000),
         lambda volume: corners(volume + 1024, -1024),
         lambda volume: outlier(volume + 1024, -1000),
@@ -68,9 +69,14 @@ def test_an_offset_that_was_not_applied_is_named(change: Callable[[np.ndarray], 
         lambda volume: outlier((volume.clip(-125, 275) + 125) * 255 // 400, -500),
         lambda volume: np.sign(volume),  # -1..1
         lambda volume: volume // 20,
+        lambda volume: np.where(volume < -900, volume + 4096, volume),  # air as 12 bits without a sign
     ],
 )
 def test_other_scales_are_doubted(change: Callable[[np.ndarray], np.ndarray]) -> None:
     doubt = phantom_values(change).doubts()
     assert doubt is not None
     assert "check the scan's rescaling" in doubt
+
+
+def test_inverted_values_are_doubted() -> None:
+    assert "do not look like Hounsfield units" in str(phantom_values(lambda volume: -volume).doubts())

@@ -51,6 +51,13 @@ def test_every_number_type(path: pathlib.Path, code: str) -> None:
     np.testing.assert_array_equal(read_volume(path), values.astype(np.int16).transpose(2, 1, 0))
 
 
+@pytest.mark.parametrize(("dtype", "offset"), [(np.int32, 1 << 30), (np.uint32, 20_000_000), (np.float64, 10**9)])
+def test_a_large_offset_costs_no_precision(path: pathlib.Path, dtype: type[np.generic], offset: int) -> None:
+    save(path, volume_lps().astype(dtype) + dtype(offset))
+    edit(path, put(112, 1.0, -float(offset)))  # scl_slope, scl_inter
+    np.testing.assert_array_equal(read_volume(path), volume_lps().transpose(2, 1, 0))
+
+
 def test_values_beyond_int16_are_clipped(path: pathlib.Path) -> None:
     volume = np.zeros((3, 3, 3), np.int32)
     volume[0, 0, 0], volume[1, 0, 0] = 1 << 30, -(1 << 30)
@@ -98,6 +105,7 @@ def test_the_mask_keeps_qform_sform_codes_and_units(path: pathlib.Path) -> None:
     image.set_qform(other, code=3)
     image.header.set_xyzt_units("mm", "sec")
     image.header["cal_max"], image.header["descrip"] = 300, b"a CT"
+    image.header["intent_code"], image.header["intent_p1"] = 1005, 3  # with which ITK cannot read it
     nib.save(image, path)
     scan = open_volume(path)
     assert "sform and qform disagree; the sform was used" in scan.warnings
@@ -108,7 +116,7 @@ def test_the_mask_keeps_qform_sform_codes_and_units(path: pathlib.Path) -> None:
     np.testing.assert_array_equal(written.get_sform(), nib.load(path).get_sform())
     np.testing.assert_array_equal(written.get_qform(), nib.load(path).get_qform())
     assert written.header.get_xyzt_units() == ("mm", "sec")
-    assert written.header["cal_max"] == 0
+    assert (written.header["cal_max"], written.header["intent_code"], written.header["intent_p1"]) == (0, 0, 0)
 
 
 def test_qform_alone_and_neither_are_enough(path: pathlib.Path) -> None:

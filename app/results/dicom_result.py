@@ -79,6 +79,8 @@ class DicomResult(Result):
         """Write the object; see `Result.write`."""
         if not isinstance(segmentation.volume, DicomVolume):
             raise ResultError(f"{path}: {self.kind} needs a DICOM scan; save nifti instead")
+        if not found_organs(segmentation):
+            raise ResultError(f"{path}: no organ was found, and {self.kind} cannot be empty; save nifti or statistics")
         try:
             with warnings.catch_warnings(action="ignore"):  # about values in the source that do not matter here
                 dataset = self.dataset(segmentation, segmentation.volume)
@@ -116,7 +118,7 @@ def _copy_text(dataset: pydicom.Dataset, volume: DicomVolume) -> None:
 
     pydicom decodes more than it can encode again. What this program itself writes is ASCII, which all sets have.
     """
-    source = pydicom.dcmread(volume.files[0].path, stop_before_pixels=True)
+    source = _header_of(volume.files[0].path)
     stored = {tag: source.get_item(tag).value for tag in dataset.keys() & source.keys()}  # before it is decoded
     for tag, content in stored.items():
         element = dataset[tag]
@@ -125,6 +127,18 @@ def _copy_text(dataset: pydicom.Dataset, volume: DicomVolume) -> None:
             element.value = content
     if "SpecificCharacterSet" in source:
         dataset["SpecificCharacterSet"] = source["SpecificCharacterSet"]
+
+
+def _header_of(path: pathlib.Path) -> pydicom.Dataset:
+    """All of a file but its pixels; it may lack the preamble, as those that are read may."""
+    return pydicom.dcmread(path, stop_before_pixels=True, force=True)
+
+
+def _is_positive(value: Any) -> bool:  # noqa: ANN401 (whatever pydicom makes of it)
+    try:
+        return float(value) > 0
+    except (TypeError, ValueError):
+        return False
 
 
 def source_headers(volume: DicomVolume) -> list[pydicom.Dataset]:
@@ -138,7 +152,7 @@ def source_headers(volume: DicomVolume) -> list[pydicom.Dataset]:
         ValueError: images share a UID, or have none.
     """
     paths = dict.fromkeys(one.path for one in volume.files)
-    sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
+    sources = [_header_of(path) for path in paths]
     images = {source.get("SOPInstanceUID") or "" for source in sources}
     if len(images) < len(sources) or "" in images:
         raise ValueError("its images have no SOPInstanceUIDs of their own, by which the object would name them")
@@ -149,7 +163,7 @@ def source_headers(volume: DicomVolume) -> list[pydicom.Dataset]:
                 setattr(source, keyword, "")
         if not source.get("FrameOfReferenceUID"):  # its images still lie in one, whose name was lost
             source.FrameOfReferenceUID = pydicom.uid.generate_uid(entropy_srcs=["frame", volume.series_uid])
-        if not source.get("SliceThickness"):
+        if not _is_positive(source.get("SliceThickness")):
             edges = volume.geometry.affine[:3, :3]
             area = np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]))
             source.SliceThickness = round(float(abs(np.linalg.det(edges)) / area), 4)  # along the normal
@@ -157,15 +171,8 @@ def source_headers(volume: DicomVolume) -> list[pydicom.Dataset]:
 
 
 def found_organs(segmentation: Segmentation) -> list[Organ]:
-    """The organs in the mask, in the order of their labels: segment and region 1, 2 ...
-
-    Raises:
-        ValueError: there is none.
-    """
-    found = [organ for organ, count in segmentation.voxels.items() if count]
-    if not found:
-        raise ValueError("no organ was found, and an empty object is not allowed")
-    return found
+    """The organs in the mask, in the order of their labels: segment and region 1, 2 ..."""
+    return [organ for organ, count in segmentation.voxels.items() if count]
 
 
 def derived_uid(segmentation: Segmentation, sources: Sequence[pydicom.Dataset], *what: str) -> str:

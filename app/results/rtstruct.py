@@ -27,7 +27,11 @@ from .dicom_result import (
 from .outlines import outlines
 from .result import PROGRAM
 
-PATIENT_AND_STUDY = (*MAY_BE_EMPTY, "StudyInstanceUID", "StudyDescription", "FrameOfReferenceUID")
+PATIENT_GROUPS = (0x0010, 0x0012)  # whose patient and trial it is, who issued the ID, how it was de-identified
+STUDY = (
+    *(*MAY_BE_EMPTY, "StudyInstanceUID", "StudyDescription", "IssuerOfAccessionNumberSequence"),
+    *("PhysiciansOfRecord", "FrameOfReferenceUID"),
+)
 FRAME_OF_REFERENCE_CLASS = "1.2.840.10008.3.1.2.3.1"  # retired, and still what the attribute asks for (C.8.8.5)
 
 
@@ -45,9 +49,9 @@ class RtStruct(DicomResult):
         sources, found = source_headers(volume), found_organs(segmentation)
         source = sources[0]
         one = Dataset()
-        for keyword in PATIENT_AND_STUDY:
-            if keyword in source:
-                one[keyword] = source[keyword]
+        for element in source:
+            if element.tag.group in PATIENT_GROUPS or element.keyword in STUDY:
+                one[element.tag] = element
         now = datetime.datetime.now(tz=datetime.UTC)
         one.SOPClassUID = pydicom.uid.RTStructureSetStorage
         one.SOPInstanceUID = content_uid(segmentation, sources, "structures")

@@ -30,6 +30,7 @@ from .volume import (
     Volume,
     ahead_of_network,
     implausible,
+    is_rigid,
     is_singular,
     the_only,
     to_int16,
@@ -46,6 +47,10 @@ PREAMBLE, MAGIC = 128, b"DICM"  # PS3.10, 7.1
 BARE = (
     *(bytes([8, 0, element, 0]) for element in (0, 1, 5, 8, 0x16)),
     *(bytes([2, 0, element, 0]) + vr for element, vr in ((0, b"UL"), (1, b"OB"), (2, b"UI"), (0x10, b"UI"))),
+)
+TILTED = (
+    "its gantry was tilted, so that the mask's grid is sheared: ITK's programs, such as 3D Slicer and ITK-SNAP, do not "
+    "open such a NIfTI file, and dcmqi shifts a DICOM segmentation; for these, save rtstruct"
 )
 
 
@@ -131,8 +136,10 @@ def open_series(series: Series) -> DicomVolume:
         raise VolumeError(f"{series.path}: {series.name}: its ImageOrientationPatient spans no plane; export it again")
     rows, columns = first.shape
     geometry = Geometry.of((columns, rows, len(series.places)), affine)
-    warnings = (*series.warnings, *implausible(series.path, geometry))
-    return DicomVolume(series.path, geometry, warnings, series.slices, series.places, series.uid)
+    warnings = [*series.warnings, *implausible(series.path, geometry)]
+    if not is_rigid(affine):
+        warnings.append(TILTED)
+    return DicomVolume(series.path, geometry, tuple(warnings), series.slices, series.places, series.uid)
 
 
 @dataclass(frozen=True)

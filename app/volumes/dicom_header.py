@@ -21,6 +21,8 @@ from .walk import HEAD_BYTES
 NO_DATE = "00010101"  # goes with a time that has no date
 LARGEST_NUMBER = 2**31 - 1000  # of a series, PS3.5, 6.2, and room for the numbers of what is made from it
 SMALLEST_SINE = 0.1  # between the directions of rows and columns, which are at right angles in a sound file
+# Sequences of a functional group that tell of other images. So may private ones, such as Philips' copy of a header.
+OF_OTHER_IMAGES = ("ReferencedImageSequence", "DerivationImageSequence", "ConversionSourceAttributesSequence")
 FRAMES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 TAG_OF = {name: pydicom.tag.Tag(name) for name in (*TAGS, "FrameType", "DimensionIndexValues")}
 TAGS_TO_READ = [TAG_OF[name] for name in TAGS]
@@ -92,12 +94,13 @@ def _why_not_ct(header: pydicom.Dataset) -> str | None:
         if sop_class in CT_CLASSES or sop_class not in pydicom.uid.UID_dictionary:  # it may end early
             raise SliceError("no Modality")
         return "no image"
-    if modality != "CT":
+    if str(modality).upper() != "CT":
         return f"modality {modality}, not CT"
     if sop_class and sop_class not in CT_CLASSES:
         return "a secondary capture or another object, no CT image"
-    if "LOCALIZER" in (header.get("ImageType") or ()):
-        return "a localizer"
+    for word, what in (("LOCALIZER", "a localizer"), ("SCREEN SAVE", "a picture of the screen")):
+        if word in (header.get("ImageType") or ()):
+            return what
     if int(header.get("SamplesPerPixel") or 1) != 1 or header.get("PhotometricInterpretation") == "PALETTE COLOR":
         return "a colour image"
     if "SECONDARY" in (header.get("ImageType") or ()) and not any(name in header for name in (*GEOMETRY, *FRAMES)):
@@ -127,14 +130,17 @@ def _slices(header: pydicom.Dataset, path: pathlib.Path, series: str, number: in
         if count > 1:  # as some cone-beam scanners write them
             raise SliceError(f"{count} frames without a place each")
         return [_slice(header, (header,), path, None, series, number)]
+    if (count := int(header.get("NumberOfFrames") or len(frames))) != len(frames):  # the others' places are not known
+        raise SliceError(f"{count} frames, but places of {len(frames)}")
     shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
     common = (*_groups(shared), header)
     return [_slice(header, (*_groups(frame), *common), path, i, series, number) for i, frame in enumerate(frames)]
 
 
 def _groups(functional_groups: pydicom.Dataset) -> list[pydicom.Dataset]:
-    """The first item of every sequence in a functional group."""
-    return [element.value[0] for element in functional_groups if element.VR == "SQ" and element.value]
+    """The first item of every sequence in a functional group that tells of the frame itself."""
+    own = (one for one in functional_groups if not one.tag.is_private and one.keyword not in OF_OTHER_IMAGES)
+    return [element.value[0] for element in own if element.VR == "SQ" and element.value]
 
 
 def _slice(
@@ -153,13 +159,13 @@ def _slice(
     missing = [name for name in GEOMETRY if first(name) is None]
     if missing:
         raise SliceError(f"no {', no '.join(missing)}")
-    position = np.array(first("ImagePositionPatient"), np.float64).reshape(3)
-    rows_mm, columns_mm = (float(mm) for mm in first("PixelSpacing"))
-    if not np.isfinite(position).all() or not (0 < rows_mm < np.inf and 0 < columns_mm < np.inf):
-        raise SliceError("position or spacing is not a number")
-    intercept, slope = first("RescaleIntercept"), float(first("RescaleSlope", 1.0))
-    if not (np.isfinite(slope) and slope and np.isfinite(float(intercept or 0))):
-        raise SliceError(f"rescale slope {slope} and intercept {intercept}")
+    rows_mm, columns_mm = _numbers("PixelSpacing", first("PixelSpacing"), 2)
+    if min(rows_mm, columns_mm) <= 0:
+        raise SliceError(f"PixelSpacing is {rows_mm}, {columns_mm}")
+    (slope,) = _numbers("RescaleSlope", first("RescaleSlope", 1.0), 1)
+    (intercept,) = _numbers("RescaleIntercept", first("RescaleIntercept", 0.0), 1)
+    if not slope:
+        raise SliceError("RescaleSlope is 0")
     rows, columns = int(header.Rows), int(header.Columns)
     if not (rows and columns):
         raise SliceError(f"{rows} rows and {columns} columns")
@@ -173,16 +179,31 @@ def _slice(
         kind=tuple(sys.intern(str(word)) for word in first("FrameType") or header.get("ImageType") or ()),
         shape=(rows, columns),
         spacing_mm=(rows_mm, columns_mm),
-        orientation=_directions(first("ImageOrientationPatient")),
-        position=position,
+        orientation=_directions(_numbers("ImageOrientationPatient", first("ImageOrientationPatient"), 6)),
+        position=np.array(_numbers("ImagePositionPatient", first("ImagePositionPatient"), 3)),
         marks=_marks(first, frame),
         slope=slope,
-        intercept=None if intercept is None else float(intercept),
-        padding=_padding(header, slope, float(intercept or 0)),
+        intercept=None if first("RescaleIntercept") is None else intercept,
+        padding=_padding(header, slope, intercept),
         accession=str(header.get("AccessionNumber") or ""),
         unit=sys.intern(_text(first("RescaleType")).upper()),
         location=_location(first("SliceLocation")),
     )
+
+
+def _numbers(name: str, value: Any, count: int) -> list[float]:  # noqa: ANN401 (whatever pydicom makes of it)
+    """The values of an element that has to have so many numbers.
+
+    Raises:
+        SliceError: it has not.
+    """
+    try:
+        numbers = np.array(value, np.float64).reshape(count)
+    except (TypeError, ValueError) as error:  # such as a decimal comma
+        raise SliceError(f"{name} is {value}, expected {count} numbers") from error
+    if not np.isfinite(numbers).all():
+        raise SliceError(f"{name} is {value}, expected finite numbers")
+    return [float(number) for number in numbers]
 
 
 def _location(value: Any) -> float | None:  # noqa: ANN401 (whatever pydicom makes of it)
@@ -200,7 +221,10 @@ def _padding(header: pydicom.Dataset, slope: float, intercept: float) -> tuple[i
     padding, limit = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
     if padding is None:
         return None
-    low, high = sorted((_stored(padding, header), _stored(padding if limit is None else limit, header)))
+    try:
+        low, high = sorted((_stored(padding, header), _stored(padding if limit is None else limit, header)))
+    except (TypeError, ValueError):  # several values, or text
+        return None
     lowest, highest = sorted(slope * stored + intercept for stored in (low, high))
     return None if lowest <= BONE and highest >= BODY else (low, high)
 

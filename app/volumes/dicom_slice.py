@@ -12,6 +12,10 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+# By default pydicom takes JPEG-LS values for as wide as their stream says. DCMTK writes signed ones of 12 bits as 16,
+# which then lose their sign.
+BY_BITS_STORED = {"apply_jls_sign_correction": False, "correct_unused_bits": True}
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -121,8 +125,8 @@ def stored_pixels(one: Slice) -> NDArray[Any]:
             implicit, little = image.original_encoding
             plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
             image.file_meta.TransferSyntaxUID = plain if little else ExplicitVRBigEndian
-        single: NDArray[Any] = pydicom.pixels.pixel_array(image)
+        single: NDArray[Any] = pydicom.pixels.pixel_array(image, **BY_BITS_STORED)
         return single
     with BoundedFile(one.path) as file:
-        frame: NDArray[Any] = pydicom.pixels.pixel_array(file, index=one.frame)  # does not read the others
+        frame: NDArray[Any] = pydicom.pixels.pixel_array(file, index=one.frame, **BY_BITS_STORED)  # reads no others
     return frame

@@ -102,10 +102,11 @@ class NiftiVolume:
         if scaling is None and np.can_cast(stored.dtype, np.int16):
             return np.ascontiguousarray(stored, dtype=np.int16)
         with np.errstate(over="ignore", invalid="ignore"):
-            values = np.ascontiguousarray(stored, dtype=np.float32)
-            if scaling is not None:
-                values = values * np.float32(scaling[0]) + np.float32(scaling[1])
-        return to_int16(values)
+            if scaling is None:
+                return to_int16(np.ascontiguousarray(stored, dtype=np.float32))
+            # float64 where float32 cannot hold the stored values, such as int32 with an offset of millions
+            values = np.ascontiguousarray(stored, dtype=np.result_type(stored, np.float32))
+            return to_int16(values * values.dtype.type(scaling[0]) + values.dtype.type(scaling[1]))
 
 
 def _read_exactly(stream: Readable, size: int) -> bytearray:
@@ -191,7 +192,8 @@ def mask_header(volume: Volume) -> Header:
     """
     if isinstance(volume, (NiftiVolume, ImageVolume)):
         header = volume.header.copy()
-        header["cal_min"] = header["cal_max"] = 0  # they are the CT's
+        for name in ("cal_min", "cal_max", "intent_code", "intent_p1", "intent_p2", "intent_p3", "intent_name"):
+            header[name] = np.zeros((), header[name].dtype)  # they are the CT's
     else:
         header = nib.Nifti1Header()
         # A qform cannot shear. ITK needs it where the sform's axes are not quite at right angles.
