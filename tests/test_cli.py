@@ -410,7 +410,7 @@ def test_predict_sh_imports_nothing_of_the_hosts(folders: Folders, tmp_path: pat
     interpreter.chmod(0o755)
     of_host = {"HOME": tmp_path / "home", "PYTHONPATH": packages, "PYTHONHOME": tmp_path, "PYTHONPLATLIBDIR": "none"}
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")} | {
-        "PYTHON": str(interpreter),
+        "PREDICT_PYTHON": str(interpreter),
         comes_by: str(of_host[comes_by]),
     }
     command = ["sh", str(ROOT / "predict.sh"), str(inputs), str(outputs), "--list-series"]
@@ -421,7 +421,7 @@ def test_predict_sh_imports_nothing_of_the_hosts(folders: Folders, tmp_path: pat
 
 def test_predict_sh_is_posix_and_passes_its_arguments(folders: Folders, tiny_weights: pathlib.Path) -> None:
     inputs, outputs = folders
-    environment = os.environ | {"PYTHON": sys.executable}
+    environment = os.environ | {"PREDICT_PYTHON": sys.executable}
     command = ["sh", str(ROOT / "predict.sh"), str(inputs), str(outputs), "--weights", str(tiny_weights)]
     shown = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", check=False)
     assert shown.returncode == 0, shown.stderr
@@ -503,7 +503,7 @@ def test_the_working_directory_does_not_decide_what_runs(
 ) -> None:
     (tmp_path / name).write_text("raise SystemExit('hijacked')\n")
     command = ["sh", str(ROOT / "predict.sh"), str(phantom_path), str(tmp_path / "out"), "--weights", str(tiny_weights)]
-    environment = os.environ | {"PYTHON": sys.executable}
+    environment = os.environ | {"PREDICT_PYTHON": sys.executable}
     shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     assert (tmp_path / "out" / "phantom.nii.gz").exists()
@@ -556,3 +556,15 @@ def test_an_interrupt_while_libraries_are_imported_prints_no_traceback() -> None
     )
     ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (128 + signal.SIGINT, "", "")
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_empty_path_is_not_the_folder_that_the_program_runs_in(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    monkeypatch.chdir(folders[0])
+    arguments = [str(folder) for folder in folders]
+    arguments[place] = ""
+    result = CliRunner().invoke(main, [*arguments, "--list-series"])
+    assert result.exit_code == 2
+    assert "an empty path; is a variable unset?" in result.output
