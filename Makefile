@@ -26,7 +26,7 @@ help:  ## this list
 
 demo: $(VENV)/.app  ## segment a synthetic CT and print its organ volumes
 	$(BIN)/python -m phantom inputs/phantom_0000.nii.gz
-	PYTHON=$(BIN)/python sh predict.sh inputs outputs
+	PREDICT_PYTHON=$(BIN)/python sh predict.sh inputs outputs
 
 test: $(VENV)/.dev  ## the whole test suite, a process of one thread per processor
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0

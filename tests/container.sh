@@ -17,7 +17,7 @@ timed() {  # timed NAME COMMAND ...: seconds from its start to its return
 
 sh_in outside; sh_in outputs; sh_in locked
 if [ "$(id -u)" = 0 ]; then chown 4321:4321 "$work/outputs"; chmod 755 "$work/outputs"; fi
-PYTHON=$PYTHON timed "outside the container" sh predict.sh "$work/inputs" "$work/outside"
+PREDICT_PYTHON=$PYTHON timed "outside the container" sh predict.sh "$work/inputs" "$work/outside"
 timed "docker run, the organisers' command" \
     "$DOCKER" container run --gpus="device=0" --name "$IMAGE" --rm \
     -v "$work/inputs/:/workspace/inputs/" -v "$work/outputs/:/workspace/outputs/" \

@@ -68,7 +68,7 @@ def test_a_real_ct_goes_through_predict_sh(tmp_path: pathlib.Path) -> None:
     unpack = [sys.executable, str(REAL_DATA / "unpack.py"), str(tmp_path), "btcv_0026"]
     subprocess.run(unpack, check=True, capture_output=True)
     command = ["sh", str(ROOT / "predict.sh"), str(tmp_path / "imagesTr"), str(tmp_path / "out"), "--model", "fast"]
-    subprocess.run(command, check=True, env=os.environ | {"PYTHON": sys.executable}, capture_output=True)
+    subprocess.run(command, check=True, env=os.environ | {"PREDICT_PYTHON": sys.executable}, capture_output=True)
     scan, mask = (nib.load(tmp_path / p) for p in ("imagesTr/btcv_0026_0000.nii.gz", "out/btcv_0026.nii.gz"))
     assert mask.shape == scan.shape
     np.testing.assert_array_equal(mask.affine, scan.affine)
