@@ -418,7 +418,7 @@ def test_processes_that_cannot_be_joined_are_one_line(
 
 
 def test_held_out_cases_without_an_organ_do_not_end_a_run(cases: list[CachedCase], tmp_path: pathlib.Path) -> None:
-    empty = [replace(case, labels=np.zeros_like(case.labels)) for case in cases[:1]]
+    empty = [replace(case, images=case.images[:1], labels=np.zeros_like(case.labels[:1])) for case in cases[:1]]
     run = Run(RunState(tmp_path, tiny(patience=1), torch.device("cpu")), Timing(validate_minutes=1.0))
     assert run.validate(empty) == {}
     assert run.state.progress == Progress()
