@@ -17,4 +17,5 @@ fi
 # Nothing is imported from the working directory (-P), from the user's own packages (-s), or from the Python that the
 # host's environment names: Apptainer brings the host's home folder and environment into the container.
 unset PYTHONHOME PYTHONPLATLIBDIR
+if [ -n "${APPTAINER_CONTAINER-}${SINGULARITY_CONTAINER-}" ]; then unset PYTHON; fi
 PYTHONPATH="$here" exec $drop "${PYTHON:-python3}" -s -P -m app "$@"

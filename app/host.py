@@ -10,6 +10,11 @@ import math
 import os
 import pathlib
 import sys
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 CGROUP = pathlib.Path("/sys/fs/cgroup")  # in a container its own, as Docker and Kubernetes mount it
 PROC = pathlib.Path("/proc")
@@ -34,6 +39,33 @@ def allowed_cpus(cgroup: pathlib.Path = CGROUP, own: pathlib.Path = OWN_CGROUPS)
 def usable_cpus() -> int:
     """CPUs that this process may use: of those that it may run on, or of its container's limit if that is less."""
     return min(len(os.sched_getaffinity(0)), allowed_cpus() or sys.maxsize)
+
+
+def process_pool(count: int) -> ProcessPoolExecutor:
+    """Processes for work that is shared out, which end with this one, however it ends.
+
+    Otherwise they would wait for ever for more work of a parent that was killed. They are not forked: the child of a
+    process with threads may wait for a lock that none of its own will free.
+
+    Raises:
+        OSError: they cannot be had, as without a writable /dev/shm or below a limit of processes.
+    """
+    from concurrent.futures import ProcessPoolExecutor  # most runs need none
+    from multiprocessing import get_context
+
+    return ProcessPoolExecutor(count, get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    threading.Thread(target=_await_parent, daemon=True).start()
+
+
+def _await_parent() -> None:
+    from multiprocessing import parent_process
+
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def thread_count() -> int:

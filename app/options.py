@@ -35,6 +35,19 @@ class Option(click.Option):
         self.heading = heading
 
 
+class GivenPath(click.Path):
+    """A path, but not an empty one: an unset variable of a script would name the folder that it runs in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        """See click; what is given on the command line is text."""
+        if value == "":
+            self.fail("an empty path; is a variable unset?", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = GivenPath(path_type=pathlib.Path)
+
+
 class Command(click.Command):
     """A command that lists its options under their headings, in the order of their first option."""
 
@@ -60,12 +73,12 @@ def options_of_input(command: Callable[..., None]) -> Callable[..., None]:
     """Add the arguments and options that say which scans, and what is written of them."""
     for add in reversed(
         (
-            click.argument("paths", metavar="INPUT OUTPUT", nargs=-1, type=click.Path(path_type=pathlib.Path)),
+            click.argument("paths", metavar="INPUT OUTPUT", nargs=-1, type=PATH),
             from_input(
                 "--list",
                 "list_file",
                 metavar="FILE",
-                type=click.Path(path_type=pathlib.Path),
+                type=PATH,
                 help="Read the scans' paths from FILE, one per line, instead of INPUT.",
             ),
             from_input("--recursive", is_flag=True, help="Look for NIfTI in subfolders too; OUTPUT mirrors them."),
@@ -108,7 +121,7 @@ def options_of_model(command: Callable[..., None]) -> Callable[..., None]:
             of_model(
                 "--weights",
                 metavar="FILE",
-                type=click.Path(path_type=pathlib.Path),
+                type=PATH,
                 help="Your own weights file instead of a bundled model.",
             ),
             of_model(

@@ -59,7 +59,7 @@ class Segmenter:
     @classmethod
     def load(
         cls,
-        name: str | pathlib.Path | None = None,
+        name: str | os.PathLike[str] | None = None,
         device: str = "auto",
         batch_size: int | None = None,
         postprocess: bool = True,
@@ -82,7 +82,7 @@ class Segmenter:
         if device == "auto" and chosen == "cpu":
             log.warning("running on the CPU: no usable NVIDIA GPU (a container needs --gpus all)")
         name = name or DEFAULT_MODEL[chosen]
-        is_file = isinstance(name, pathlib.Path) or name.endswith(MODEL_SUFFIX)
+        is_file = not isinstance(name, str) or name.endswith(MODEL_SUFFIX)
         checkpoint = load_checkpoint(pathlib.Path(name) if is_file else find_model(str(name)))
         return cls(kind.load(checkpoint, chosen), batch_size=batch_size, postprocess=postprocess)
 
@@ -123,6 +123,8 @@ class Segmenter:
             InferenceError: there is not enough memory.
         """
         is_path = isinstance(source, (str, os.PathLike))
+        if is_path and not os.fspath(source):
+            raise VolumeError("an empty path instead of a scan's; is a variable unset?")
         if is_path and affine is not None:
             raise VolumeError(f"{source}: an affine was given besides a file, which has its own; leave it out")
         # Absolute: outputs read from the scan, or must not overwrite it, wherever the program works by then.

@@ -7,16 +7,21 @@ safe, and `merge-logs` makes one of them.
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from .errors import InputError
-from .run_log import RUN_LOG, read_records, rewrite
+from .run_log import RUN_LOG, SHARD_LOGS, read_records, rewrite
+
+log = logging.getLogger(__package__)
 
 OPTION = "--shard"
+LOG_NAME = re.compile(r"run_log-(\d+)-of-(\d+)\.jsonl$")
 SLURM, KUBERNETES = "SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"
 
 
@@ -122,12 +127,23 @@ def merge_logs(output: pathlib.Path) -> int:
     records = read_records(output)
     if not records:
         raise InputError(f"{output}: no run log; give the folder of a run's masks")
+    missing = _missing(output)
+    if missing:
+        log.warning("%s: no log of shard %s; it had no scan, or was not run", output, ", ".join(missing))
     merged = best_records(records)
     try:
         rewrite(output, merged)
     except OSError as error:
         raise InputError(f"{output / RUN_LOG}: cannot be written ({error.strerror})") from error
     return len(merged)
+
+
+def _missing(output: pathlib.Path) -> list[str]:
+    """The shards without a log, as I/N, of runs in which others have one."""
+    there = [
+        tuple(map(int, found.groups())) for path in output.glob(SHARD_LOGS) if (found := LOG_NAME.match(path.name))
+    ]
+    return [f"{i}/{n}" for n in sorted({n for _, n in there}) for i in range(1, n + 1) if (i, n) not in there]
 
 
 def best_records(records: Iterable[dict[str, object]]) -> list[dict[str, object]]:

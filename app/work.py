@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .cases import Case
-from .errors import AppError
+from .errors import AppError, InputError
 from .failures import clear_failure, note_attempt, read_failure
 from .run_log import RUN_LOG, CaseRecord, append
 from .volumes import NotCt
@@ -132,3 +132,10 @@ def exit_status(command: Callable[[], int]) -> int:
     except AppError as error:
         log.error("%s", error)
         return error.exit_code
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        log.error(
+            "no thread can be started; raise the limit of processes (--pids-limit, ulimit -u) or memory (ulimit -v)"
+        )
+        return InputError.exit_code

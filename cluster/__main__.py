@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from cluster.workers import Needs
 
 
+AMOUNT = click.FloatRange(min=0, min_open=True)
+
+
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @options_of_input
 @options_of_model
@@ -36,10 +39,21 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="At most N; default: as many as the cluster has room for.",
 )
-@of_machines("--cpus-per-worker", type=float, default=1, show_default=True, help="Processors of each worker.")
-@of_machines("--gpus-per-worker", type=float, default=0, show_default=True, help="GPUs of each; may be a fraction.")
+@of_machines("--cpus-per-worker", type=AMOUNT, default=1, show_default=True, help="Processors of each worker.")
 @of_machines(
-    "--memory-per-worker", "memory_mib", type=int, default=1500, show_default=True, help="Memory of each, in MiB."
+    "--gpus-per-worker",
+    type=click.FloatRange(min=0),
+    default=0,
+    show_default=True,
+    help="GPUs of each; may be a fraction.",
+)
+@of_machines(
+    "--memory-per-worker",
+    "memory_mib",
+    type=click.IntRange(min=1),
+    default=1500,
+    show_default=True,
+    help="Memory of each, in MiB.",
 )
 def main(
     address: str | None,
@@ -58,6 +72,8 @@ def main(
     """
     set_up(verbose)
     request, choice = Request.taken_from(options), ModelChoice.taken_from(options)
+    if gpus_per_worker > 1 and gpus_per_worker % 1:
+        raise click.UsageError(f"--gpus-per-worker {gpus_per_worker:g}: expected a fraction of 1, or a whole number")
 
     def command() -> int:
         with request.cases() as (cases, results):
@@ -90,7 +106,7 @@ def _start_ray(address: str | None, verbose: bool, cpus: float, gpus: float, mem
         raise InputError(f"a run on a cluster needs {error.name or 'ray'}; pip install '.[cluster]'") from error
     try:
         ray.init(address, log_to_driver=verbose, logging_level=logging.WARNING, include_dashboard=None)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())
         what = f"--address {address}: no Ray cluster that can be used" if address else "Ray cannot be started here"
         raise InputError(f"{what} ({line})") from error

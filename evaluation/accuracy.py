@@ -15,7 +15,7 @@ from app.volumes import Geometry
 from app.volumes.nifti import extension_of
 from evaluation.labels import LabelError, check_same_grid, read_labels
 from evaluation.metrics import Protocol, Score, score_case
-from evaluation.names import NamesError, case_name, masks_by_case
+from evaluation.names import NamesError, case_name, check_meanings, masks_by_case
 from evaluation.processes import ProcessError, in_processes
 
 LISTED = 5  # names that a message gives
@@ -115,6 +115,8 @@ def find_pairs(predictions: pathlib.Path, references: pathlib.Path, cases: Seque
     """
     try:
         wanted, masks = masks_by_case(references), masks_by_case(predictions)
+        for folder in (predictions, references, references.parent):  # nnU-Net describes what it writes, too
+            check_meanings(folder)
     except NamesError as error:
         raise EvaluationError(str(error)) from error
     if not wanted:

@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from app.organs import ORGANS, Organ
 from app.run_log import RUN_LOG, read_records
 from app.segmenter import CHECK_BELOW
+from app.volumes.nifti import extension_of
 from evaluation.accuracy import CaseScores, EvaluationError, listed
 from evaluation.figures import FACE, ORGAN_COLORS
 from evaluation.names import case_name
@@ -38,7 +39,7 @@ def points(predictions: pathlib.Path, scored: Sequence[CaseScores]) -> dict[Orga
     records = read_records(predictions)
     if not records:
         raise EvaluationError(f"{predictions}: no readable {RUN_LOG} there; run python -m app into this folder")
-    sure = {case_name(record["case"]): record for record in records if record.get("confidence")}
+    sure = {_mask_name(record["case"]): record for record in records if record.get("confidence")}
     if not sure:
         raise EvaluationError(f"{predictions}: the run log has no confidence; segment the scans again")
     by_organ: dict[Organ, list[Point]] = {organ: [] for organ in ORGANS}
@@ -52,6 +53,11 @@ def points(predictions: pathlib.Path, scored: Sequence[CaseScores]) -> dict[Orga
         names = listed(case.name for case in scored)
         raise EvaluationError(f"{predictions}: the run log has none of the scored cases: {listed(sure)}, not {names}")
     return by_organ
+
+
+def _mask_name(case: str) -> str:
+    """The name under which a case of the log is scored: that of `a.nii` is the scan's whole name, its mask's is `a`."""
+    return case_name(case.removesuffix(extension_of(pathlib.Path(case)) or ""))
 
 
 def markdown(by_organ: Mapping[Organ, Sequence[Point]]) -> str:

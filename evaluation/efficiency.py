@@ -23,6 +23,7 @@ from app.gpu_memory import INTERVAL_S, MIB, nvml_reader, peak_flare2021
 from app.volumes.nifti import CHANNEL, extension_of
 from evaluation.names import case_name
 
+SHOWN_LINES = 3  # of what a command that failed said last
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -98,9 +99,15 @@ def run_case(scan: pathlib.Path, outputs: pathlib.Path, image: str | None, gpu: 
         words = command(inputs, outputs.resolve(), image, gpu)
 
         def run() -> None:
-            shown = subprocess.run(words, capture_output=True, text=True, check=False)
+            try:
+                shown = subprocess.run(words, capture_output=True, text=True, check=False)
+            except OSError as error:
+                raise EfficiencyError(
+                    f"{words[0]}: cannot be run ({error.strerror}); install it, or set DOCKER"
+                ) from error
             if shown.returncode:
-                raise EfficiencyError(f"{scan.name}: exit {shown.returncode}: {shown.stderr.strip().splitlines()[-1:]}")
+                said = "; ".join(shown.stderr.strip().splitlines()[-SHOWN_LINES:])
+                raise EfficiencyError(f"{scan.name}: exit {shown.returncode}: {said}")
 
         return measure(run, read_gpu_mib)
 
@@ -143,18 +150,25 @@ def measure_folder(inputs: pathlib.Path, outputs: pathlib.Path, image: str | Non
     """Run every scan of a folder alone, write the JSON and both years' CSV into `outputs`, return the rows of 2023.
 
     Raises:
-        EfficiencyError: there is no scan, or a case failed.
+        EfficiencyError: there is no scan, or some failed; the others are measured and in the CSV.
     """
     scans = sorted(path for path in inputs.iterdir() if extension_of(path))
     if not scans:
         raise EfficiencyError(f"{inputs}: no .nii.gz files")
     outputs.mkdir(parents=True, exist_ok=True)
-    measured = {}
+    measured, problems = {}, []
     for scan in scans:
         name = case_name(scan.name.removesuffix(extension_of(scan) or "").removesuffix(CHANNEL))
-        measured[name] = run_case(scan, outputs, image, gpu)
+        try:
+            measured[name] = run_case(scan, outputs, image, gpu)
+        except EfficiencyError as error:
+            problems.append(str(error))
+            continue
         (outputs / f"{name}.json").write_text(json.dumps(asdict(measured[name])) + "\n")
-    write_rows([row_2021(name, samples) for name, samples in measured.items()], outputs / "efficiency_2021.csv")
     rows = [row_2023(name, samples) for name, samples in measured.items()]
-    write_rows(rows, outputs / "efficiency_2023.csv")
+    if rows:
+        write_rows([row_2021(name, samples) for name, samples in measured.items()], outputs / "efficiency_2021.csv")
+        write_rows(rows, outputs / "efficiency_2023.csv")
+    if problems:
+        raise EfficiencyError("\nerror: ".join(dict.fromkeys(problems)))
     return rows

@@ -131,7 +131,8 @@ def panels(results: Sequence[CaseScores], images: Mapping[str, pathlib.Path]) ->
 def three_planes(scan: pathlib.Path, mask: pathlib.Path) -> Figure:
     """A scan in axial, coronal and sagittal planes through its organs, with the organs' outlines and a legend."""
     volume = open_volume(scan)
-    labels, _ = read_labels(mask, list(Organ))
+    labels, geometry = read_labels(mask, list(Organ))
+    check_same_grid(mask, geometry, volume.geometry)
     hounsfield = np.empty(labels.shape, np.int16)
     for z, plane in volume.slices():
         hounsfield[z] = plane

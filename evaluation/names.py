@@ -68,16 +68,17 @@ def labelled_scans(folder: pathlib.Path) -> list[Labelled]:
         raise NamesError(f"{labels / missing[0]}.nii.gz: no label for case {missing[0]}; add it or remove the image")
     if alone := sorted(masks.keys() - scans.keys()):
         log.warning("%s: %d labels have no scan of their name, such as %s; left out", labels, len(alone), alone[0])
-    _check_meanings(folder / DESCRIPTION)
+    check_meanings(folder)
     return [(name, image, masks[name]) for name, image in scans.items()]
 
 
-def _check_meanings(description: pathlib.Path) -> None:
-    """See that a data set's labels mean what they mean here, where it says what that is.
+def check_meanings(folder: pathlib.Path) -> None:
+    """See that the labels of a data set, or of masks, mean what they mean here, where their folder says what that is.
 
     Raises:
         NamesError: one has the name of something else.
     """
+    description = folder / DESCRIPTION
     names = dict(_label_names(description))
     for organ in ORGANS:
         name = names.get(organ, organ.key)

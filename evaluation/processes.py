@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from typing import TypeVar
 
 from tqdm import tqdm
 
-from app.host import allowed_cpus
+from app.host import process_pool, usable_cpus
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -21,14 +18,10 @@ class ProcessError(Exception):
     """A process was ended from outside; the message says what to do."""
 
 
-def usable_cpus() -> int:
-    """CPUs that this process may run on, or has time for in its container."""
-    ours = len(os.sched_getaffinity(0))
-    return min(ours, allowed_cpus() or ours)
-
-
 def in_processes(function: Callable[[Item], Outcome], items: Sequence[Item], title: str) -> list[Outcome]:
     """The function's outcome for every item, in order, with a bar of progress on a terminal.
+
+    Where processes cannot be had, this one does it all.
 
     Args:
         function: of a module, since processes are spawned; its first exception ends the work and is raised here.
@@ -41,7 +34,11 @@ def in_processes(function: Callable[[Item], Outcome], items: Sequence[Item], tit
     if not items:
         return []
     try:
-        with ProcessPoolExecutor(min(len(items), usable_cpus()), get_context("spawn")) as pool:
+        pool = process_pool(min(len(items), usable_cpus()))
+    except OSError:  # no writable /dev/shm
+        return list(tqdm(map(function, items), title, len(items), disable=None))
+    try:
+        with pool:
             return list(tqdm(pool.map(function, items), title, len(items), disable=None))
     except BrokenProcessPool as error:
         raise ProcessError(

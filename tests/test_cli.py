@@ -388,7 +388,7 @@ def test_a_terminal_gets_a_progress_bar(folders: Folders, tiny_weights: pathlib.
     assert re.search(r"\[1/1\] good +\[#+\] +100%", shown)
 
 
-@pytest.mark.parametrize("comes_by", ["HOME", "PYTHONPATH", "PYTHONHOME", "PYTHONPLATLIBDIR"])
+@pytest.mark.parametrize("comes_by", ["HOME", "PYTHONPATH", "PYTHONHOME", "PYTHONPLATLIBDIR", "PYTHON"])
 def test_predict_sh_imports_nothing_of_the_hosts(folders: Folders, tmp_path: pathlib.Path, comes_by: str) -> None:
     """Apptainer mounts the host's home folder and passes its environment on."""
     inputs, outputs = folders
@@ -404,14 +404,16 @@ def test_predict_sh_imports_nothing_of_the_hosts(folders: Folders, tmp_path: pat
         if path.name != "site-packages":
             (prefix / path.name).symlink_to(path)
     (prefix / "site-packages").symlink_to(sysconfig.get_path("purelib"))
-    interpreter = tmp_path / "python"
+    interpreter = tmp_path / "bin" / "python3"
+    interpreter.parent.mkdir()
     program = pathlib.Path(sys.base_prefix) / "bin" / version
     interpreter.write_text(f'#!/bin/sh\nPYTHONHOME="${{PYTHONHOME:-{tmp_path}/prefix}}" exec "{program}" "$@"\n')
     interpreter.chmod(0o755)
     of_host = {"HOME": tmp_path / "home", "PYTHONPATH": packages, "PYTHONHOME": tmp_path, "PYTHONPLATLIBDIR": "none"}
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")} | {
-        "PYTHON": str(interpreter),
-        comes_by: str(of_host[comes_by]),
+        "APPTAINER_CONTAINER": "image.sif",
+        "PATH": f"{interpreter.parent}:{os.environ['PATH']}",
+        comes_by: str(of_host.get(comes_by, "/opt/of-the-host/bin/python")),
     }
     command = ["sh", str(ROOT / "predict.sh"), str(inputs), str(outputs), "--list-series"]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -557,3 +559,15 @@ def test_an_interrupt_while_libraries_are_imported_prints_no_traceback() -> None
     )
     ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (128 + signal.SIGINT, "", "")
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_empty_path_is_not_the_folder_that_the_program_runs_in(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    monkeypatch.chdir(folders[0])
+    arguments = [str(folder) for folder in folders]
+    arguments[place] = ""
+    result = CliRunner().invoke(main, [*arguments, "--list-series"])
+    assert result.exit_code == 2
+    assert "an empty path; is a variable unset?" in result.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from app.cases import Case, check_output, find_cases
 from app.errors import InputError
@@ -306,3 +308,11 @@ def test_a_model_that_no_worker_can_load_is_one_line(scans: pathlib.Path, tmp_pa
     assert len(lines) == 1
     assert "missing" in lines[0]
     assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize("wish", [("cpus", "0"), ("cpus", "-1"), ("gpus", "-1"), ("gpus", "1.5"), ("memory", "0")])
+def test_what_no_worker_can_have_is_a_usage_error(tmp_path: pathlib.Path, wish: tuple[str, str]) -> None:
+    arguments = [str(tmp_path), str(tmp_path / "out"), f"--{wish[0]}-per-worker", wish[1]]
+    result = CliRunner().invoke(importlib.import_module("cluster.__main__").main, arguments)
+    assert result.exit_code == 2
+    assert f"--{wish[0]}-per-worker" in result.output

@@ -99,3 +99,14 @@ def test_without_a_log_that_tells_it_says_what_to_do(
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1
     assert f"{predictions}: {line}" in result.output
+
+
+def test_a_case_that_has_the_whole_name_of_its_scan(
+    scored: tuple[pathlib.Path, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    """As a plain .nii has in the log."""
+    lines = [record(n, 0.9 - n / 100).replace(f"case{n}", f"case{n}.nii") for n in range(4)]
+    (scored[0] / "run_log.jsonl").write_text("".join(lines))
+    result = CliRunner().invoke(main, ["confidence", *map(str, scored), "--out", str(tmp_path / "report")])
+    assert result.exit_code == 0, result.output
+    assert "| all | 12 |" in result.output

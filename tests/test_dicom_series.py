@@ -610,7 +610,7 @@ def test_a_scan_whose_slices_all_have_uids_of_their_own_is_refused_and_not_passe
 class _BrokenPool:
     """A pool one of whose processes is killed after three files."""
 
-    def __init__(self, processes: int, **_: object) -> None:
+    def __init__(self, processes: int) -> None:
         assert processes == 3
 
     def __enter__(self) -> _BrokenPool:
@@ -630,7 +630,7 @@ def test_a_killed_reader_is_replaced_by_this_process(tmp_path: pathlib.Path, mon
     write(tmp_path)
     monkeypatch.setattr(dicom_series, "MANY_FILES", 8)
     monkeypatch.setattr(dicom_series, "usable_cpus", lambda: 3)
-    monkeypatch.setattr(dicom_series, "ProcessPoolExecutor", _BrokenPool)
+    monkeypatch.setattr(dicom_series, "process_pool", _BrokenPool)
     seen: list[int] = []
     scans = find_scans(tmp_path, FindOptions(on_header=lambda done, total: seen.append(done)))
     assert ready(scans) == [sweep()]

@@ -344,6 +344,11 @@ def test_a_picture_of_a_scan_and_its_mask(phantom_path: pathlib.Path, tmp_path: 
     result = CliRunner().invoke(main, ["picture", str(phantom_path), str(phantom_path), str(picture)])
     assert result.exit_code == 1
     assert "labels are 0, 1, 2, 3, 4" in result.output
+    image = nib.load(mask)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[1:], image.affine), tmp_path / "cut.nii.gz")
+    result = CliRunner().invoke(main, ["picture", str(phantom_path), str(tmp_path / "cut.nii.gz"), str(picture)])
+    assert result.exit_code == 1
+    assert "cut.nii.gz: shape" in result.output
 
 
 def test_no_damaged_byte_of_a_mask_goes_unseen(folders: tuple[pathlib.Path, pathlib.Path]) -> None:
@@ -375,3 +380,25 @@ def test_a_damaged_mask_is_named_and_the_others_are_scored(
     assert "skipped, no masks: ._b.nii.gz, notes.txt" in result.output
     rows = (tmp_path / "report" / "scores.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == ["b.nii.gz"]
+
+
+@pytest.mark.parametrize("place", ["p", "r", "."])
+def test_labels_that_mean_other_organs_are_not_scored(
+    folders: tuple[pathlib.Path, pathlib.Path], tmp_path: pathlib.Path, place: str
+) -> None:
+    """nnU-Net writes such a file beside its masks; in a data set it lies above the labels."""
+    (tmp_path / place / "dataset.json").write_text('{"labels": {"background": 0, "spleen": 1, "liver": 3}}')
+    with pytest.raises(EvaluationError, match=r"dataset\.json: calls label 1 'spleen', which is liver here"):
+        evaluate(*folders, FLARE21)
+
+
+def test_masks_are_scored_where_no_process_can_be_started(
+    folders: tuple[pathlib.Path, pathlib.Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Semaphores need a writable /dev/shm."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", refuse)
+    assert [case.name for case in evaluate(*folders, FLARE21).scored] == ["a", "b"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pathlib
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from app import host
 from app.cli import main
 from app.engines import torch_engine
 from app.host import allowed_cpus, allowed_memory
+from tests.conftest import ROOT
 
 
 def cgroup(folder: pathlib.Path, **files: str) -> pathlib.Path:
@@ -148,3 +152,16 @@ def test_a_figure_that_cannot_be_had_is_null(
     assert record["host_peak_rss_mib"] is None
     assert record["seconds"]["start_up"] is None
     assert record["status"] == "done"
+
+
+def test_processes_end_with_the_one_that_started_them() -> None:
+    """However it ends: one that is killed cannot tell them."""
+    code = "import os; from app.host import process_pool; p = process_pool(1); print(p.submit(os.getpid).result()); "
+    command = [sys.executable, "-c", code + "os.kill(os.getpid(), 9)"]
+    killed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    process = pathlib.Path("/proc", killed.stdout.decode().strip())
+    assert process.name.isdecimal()
+    end = time.monotonic() + 20
+    while process.exists() and "Z" not in (process / "stat").read_text().split()[2]:
+        assert time.monotonic() < end, "it waits for more work"
+        time.sleep(0.02)

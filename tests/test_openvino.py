@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -425,3 +426,24 @@ def test_memory_that_runs_out_beside_the_network_is_one_clear_line_and_the_next_
     one, two = map(json.loads, (tmp_path / "out" / "run_log.jsonl").read_text().splitlines())
     assert one["error"].startswith("cpu: not enough memory for a slice of 64 x 64; free memory")
     assert two["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "line"),
+    [
+        ("core.cpp:117:\ncan't protect\n", "OpenVINO cannot compile the network (can't protect); where the system"),
+        ("node.cpp:823:\n[CPU] Interpolate node can't alloc\n", "cpu: not enough memory for a slice of 64 x 64"),
+    ],
+)
+def test_a_network_that_cannot_be_compiled_is_one_clear_line(
+    phantom_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, tiny_weights: pathlib.Path, trouble: str, line: str
+) -> None:
+    """Memory that can be written and executed may be forbidden; memory may be limited by `ulimit -v`."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError(trouble)
+
+    monkeypatch.setattr("app.engines.openvino_engine.compile_network", fail)
+    segmenter = Segmenter.load(tiny_weights, "cpu", engine="openvino")
+    with pytest.raises(InferenceError, match=re.escape(line)):
+        segmenter.run(phantom_path)

@@ -168,3 +168,35 @@ def test_the_organisers_command_and_a_failing_one(tmp_path: pathlib.Path, monkey
         efficiency.run_case(tmp_path / "x_0000.nii.gz", tmp_path / "out", "team", 0)
     with pytest.raises(EfficiencyError, match=r"no \.nii\.gz files"):
         efficiency.measure_folder(ROOT / "app", tmp_path, None, 0)
+
+
+def test_a_scan_that_fails_does_not_lose_what_was_measured_of_the_others(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}_0000.nii.gz").touch()
+
+    def run_case(scan: pathlib.Path, *_: object) -> Samples:
+        if scan.name.startswith("b"):
+            raise EfficiencyError("b: exit 1: no such image")
+        return Samples()
+
+    monkeypatch.setattr(efficiency, "run_case", run_case)
+    with pytest.raises(EfficiencyError, match=r"^b: exit 1: no such image$"):
+        efficiency.measure_folder(tmp_path, tmp_path / "out", None, 0)
+    rows = list(csv.DictReader((tmp_path / "out" / "efficiency_2023.csv").read_text().splitlines()))
+    assert [row["Name"] for row in rows] == ["a.nii.gz", "c.nii.gz"]
+
+
+def test_a_command_that_cannot_be_run_says_what_it_said(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x_0000.nii.gz").touch()
+    docker = tmp_path / "docker"
+    monkeypatch.setitem(os.environ, "DOCKER", str(docker))
+    with pytest.raises(EfficiencyError, match=r"docker: cannot be run \(No such file.*; install it, or set DOCKER"):
+        efficiency.run_case(tmp_path / "x_0000.nii.gz", tmp_path, "team", 0)
+    docker.write_text("#!/bin/sh\necho 'no such image' >&2\necho 'See --help.' >&2\nexit 125\n")
+    docker.chmod(0o755)
+    with pytest.raises(EfficiencyError, match=r"x_0000\.nii\.gz: exit 125: no such image; See --help\.$"):
+        efficiency.run_case(tmp_path / "x_0000.nii.gz", tmp_path, "team", 0)

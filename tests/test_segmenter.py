@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import pathlib
 import pickle
 import shutil
@@ -168,16 +169,15 @@ def test_a_caller_chooses_what_the_network_sees(segmenter: Segmenter, phantom_pa
 def test_a_record_saves_outputs(segmenter: Segmenter, phantom_path: pathlib.Path, tmp_path: pathlib.Path) -> None:
     found = segmenter.run(phantom_path)
     for name in ("nifti", "nifti-named", "statistics", "preview", "viewer"):
-        found.save(str(tmp_path / name), name)
+        found.save(str(tmp_path / f"{name}.nii" if name.startswith("nifti") else tmp_path / name), name)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "nifti",
-        "nifti-named",
+        "nifti-named.nii",
+        "nifti.nii",
         "preview",
         "statistics",
         "viewer",
     ]
-    (tmp_path / "nifti").rename(tmp_path / "x.nii")
-    np.testing.assert_array_equal(nib.load(tmp_path / "x.nii").dataobj, found.mask)
+    np.testing.assert_array_equal(nib.load(tmp_path / "nifti.nii").dataobj, found.mask)
     organs = json.loads((tmp_path / "statistics").read_text())["organs"]
     assert {name: row["voxels"] for name, row in organs.items()} == {o.key: n for o, n in found.voxels.items()}
     with Image.open(tmp_path / "preview") as picture:
@@ -262,6 +262,7 @@ def test_a_model_cannot_be_sent_to_another_process(segmenter: Segmenter, send: C
     [
         ("dicom-seg", ResultError, "a DICOM segmentation needs a DICOM scan; save nifti instead"),
         ("statistics", ResultError, "statistics need the scan's values, which were not gathered"),
+        ("nifti", ResultError, r"the name of a mask must end with \.nii\.gz or \.nii"),
         ("nifty", InputError, "'nifty': no such output; choose from nifti, nifti-named, dicom-seg"),
     ],
 )
@@ -279,16 +280,34 @@ def test_what_cannot_be_saved_says_why(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_in_capital_letters_is_compressed_too(
+    segmenter: Segmenter, phantom_path: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    found = segmenter.run(phantom_path)
+    found.save(tmp_path / "X.NII.GZ")
+    np.testing.assert_array_equal(nib.load(tmp_path / "X.NII.GZ").dataobj, found.mask)
+
+
 def test_a_folder_that_is_not_there_is_one_line(
     segmenter: Segmenter, phantom_path: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     found = segmenter.run(phantom_path)
     for name in ("nifti", "statistics"):
         with pytest.raises(ResultError, match=r"cannot be written \(No such file or directory\); check the folder"):
-            found.save(tmp_path / "missing" / "x", name)
+            found.save(tmp_path / "missing" / "x.nii.gz", name)
 
 
 # What is no scan
+
+
+class Foreign:
+    """An image that is read voxel by voxel, as SimpleITK's are by NumPy."""
+
+    def __len__(self) -> int:
+        return 512 * 512 * 100
+
+    def __getitem__(self, index: int) -> int:
+        raise AssertionError("it takes minutes to read")
 
 
 AFFINE = np.diag([-3.0, -3.0, 10.0, 1.0])
@@ -328,7 +347,10 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "complex": ((VOXELS.astype(complex), AFFINE), "array: expected Hounsfield units as integers or floats, .* 'c'"),
     "true or false": ((VOXELS > 0, AFFINE), "array: expected Hounsfield units as integers or floats, .* 'b'"),
-    "nothing": ((None, AFFINE), "array: expected Hounsfield units as integers or floats, .* 'O'"),
+    "nothing": ((None, AFFINE), "expected a path, a nibabel image, or an array with its affine, got a NoneType"),
+    "the bytes of a file": ((b"\x1f\x8b",), "expected a path, .* got a bytes"),
+    "another library's image": ((Foreign(), AFFINE), "expected a path, .* got a Foreign"),
+    "an empty path": (("",), "an empty path instead of a scan's; is a variable unset?"),
     "metres": ((VOXELS, np.diag([-3000.0, -3000.0, 10.0, 1.0])), "array: the scan measures .*, larger than any"),
     "no file": (("missing.nii.gz",), r"missing\.nii\.gz: "),
     "no scan": ((pathlib.Path(__file__),), r"test_segmenter\.py: not a scan; expected"),
@@ -369,8 +391,15 @@ def test_an_affine_that_was_changed_in_place_counts(phantom_path: pathlib.Path) 
     np.testing.assert_array_equal(mask_header(volume).get_best_affine(), image.affine)
 
 
-@pytest.mark.parametrize("name", ["slow", "slow.safetensors", pathlib.Path("slow")])
-def test_a_model_that_is_not_there_is_one_line(name: str | pathlib.Path) -> None:
+class Place:
+    """A path of another library."""
+
+    def __fspath__(self) -> str:
+        return "slow"
+
+
+@pytest.mark.parametrize("name", ["slow", "slow.safetensors", pathlib.Path("slow"), Place()])
+def test_a_model_that_is_not_there_is_one_line(name: str | os.PathLike[str]) -> None:
     with pytest.raises(CheckpointError, match="slow"):
         Segmenter.load(name, "cpu")
 

@@ -337,3 +337,11 @@ def test_a_shard_without_ct_is_no_usage_error(tmp_path: pathlib.Path, tiny_weigh
     ]
     assert codes == [0, 0]
     assert {record["status"] for record in read_records(tmp_path / "out")} == {"done", "ignored"}
+
+
+def test_a_shard_without_a_log_is_named(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A task of an array that never ran leaves nothing else behind."""
+    for index in (1, 3):
+        (tmp_path / Shard(index, 4).log_name).write_text(json.dumps({"case": f"{index}", "status": "done"}) + "\n")
+    assert CliRunner().invoke(merge, [str(tmp_path)]).exit_code == 0
+    assert f"{tmp_path}: no log of shard 2/4, 4/4; it had no scan, or was not run" in caplog.text

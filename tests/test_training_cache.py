@@ -269,3 +269,34 @@ def test_separate_slices_are_their_own_neighbours(cases: list[CachedCase]) -> No
     assert (images == images[:, :1]).all()
     images, _, _ = SliceSampler([cases[0]], [1.0], tiny(batch=8, neighbour_mm=16.0), seed=0).batch()
     assert not (images == images[:, :1]).all()
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize(
+    ("shown", "line"),
+    [((1, 4), "no training case shows kidneys, spleen; a model"), ((), "no training case shows liver, ")],
+)
+def test_organs_that_no_case_shows_are_named(
+    small: pathlib.Path, caplog: pytest.LogCaptureFixture, shown: tuple[int, ...], line: str
+) -> None:
+    label = next((small / "labelsTr").iterdir())
+    image = nib.load(label)
+    labels = np.asarray(image.dataobj)
+    nib.save(nib.Nifti1Image(np.where(np.isin(labels, shown), labels, 0).astype(np.uint8), image.affine), label)
+    options = DataOptions([small], small / "cache")
+    if shown:
+        options.load(TINY.model)
+        assert line in caplog.text
+    else:
+        with pytest.raises(DataError, match=line):
+            options.load(TINY.model)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_scan_without_hounsfield_units_is_a_warning(small: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = next((small / "imagesTr").iterdir())
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) // 10, image.affine), path)
+    load_small(small)
+    assert f"warning: {path}: intensities (percentiles" in caplog.text
+    assert "do not look like Hounsfield units" in caplog.text

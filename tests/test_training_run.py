@@ -405,6 +405,25 @@ def test_a_run_that_was_stopped_is_saved_and_does_not_look_finished(
     assert torch.load(tmp_path / "run" / LAST, weights_only=True)["progress"]["step"] >= 20
 
 
+def test_processes_that_cannot_be_joined_are_one_line(
+    data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """WORLD_SIZE may be left over from another program."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    result = CliRunner().invoke(main, ["train", "fast", str(tmp_path / "run"), "--data", str(data)])
+    assert result.exit_code == 1
+    assert "error: the processes of WORLD_SIZE=2 cannot be joined" in result.output
+    assert "torchrun, or unset WORLD_SIZE" in result.output
+
+
+def test_held_out_cases_without_an_organ_do_not_end_a_run(cases: list[CachedCase], tmp_path: pathlib.Path) -> None:
+    empty = [replace(case, images=case.images[:1], labels=np.zeros_like(case.labels[:1])) for case in cases[:1]]
+    run = Run(RunState(tmp_path, tiny(patience=1), torch.device("cpu")), Timing(validate_minutes=1.0))
+    assert run.validate(empty) == {}
+    assert run.state.progress == Progress()
+
+
 @pytest.fixture
 def bundled(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
     """The network of a model `start` that takes the place of the bundled ones."""

@@ -6,6 +6,7 @@ import json
 import logging
 import pathlib
 import shutil
+import threading
 from dataclasses import replace
 
 import pytest
@@ -115,3 +116,19 @@ def test_an_error_that_ends_the_run_is_one_line_and_its_class_s_status(
     assert exit_status(command) == error.exit_code
     assert caplog.messages == [str(error)]
     assert exit_status(lambda: SOME_FAILED) == SOME_FAILED
+
+
+def test_a_limit_of_threads_is_one_line(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `docker run --pids-limit` sets one."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading._start_new_thread", refuse)
+
+    def command() -> int:
+        threading.Thread(target=print).start()
+        return 0
+
+    assert exit_status(command) == 2
+    assert "no thread can be started; raise the limit of processes" in caplog.text

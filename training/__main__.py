@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 from app.checkpoint import WEIGHTS_DIR
 from app.errors import AppError
+from app.options import PATH
 from training.cache import DataError
 from training.data import Cases, DataOptions
 from training.engine import Run, Timing
@@ -38,7 +39,7 @@ RANK_SEED = 1_000_003  # sets the processes' random batches apart
 STOPPED = 128 + signal.SIGTERM  # the exit status of a run that SIGTERM ended early, as a shell has it
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a write that fails for these names no file
-FOLDER = click.Path(path_type=pathlib.Path)
+FOLDER = PATH
 MINUTES = click.FloatRange(min=0, min_open=True)
 Command = Callable[..., None]
 
@@ -252,11 +253,17 @@ def with_steps(recipe: Recipe, cases: Cases) -> Recipe:
 @contextlib.contextmanager
 def joined_processes(device: str) -> Iterator[tuple[int, int]]:
     """Join the processes that torchrun started, if it did; how many there are, and which one this is."""
-    world, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
-    if world > 1:
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-        if device.startswith("cuda"):
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    try:
+        world, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+        if world > 1:
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    except (ValueError, RuntimeError) as error:
+        raise TrainingError(
+            f"the processes of WORLD_SIZE={os.environ['WORLD_SIZE']} cannot be joined ({error}); start them with "
+            "torchrun, or unset WORLD_SIZE"
+        ) from error
+    if world > 1 and device.startswith("cuda"):
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
         yield world, rank
     finally:
@@ -350,7 +357,7 @@ def export(
 
 
 @main.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=pathlib.Path))
+@click.argument("files", nargs=-1, required=True, type=FOLDER)
 @click.option("--to", "folder", type=FOLDER, default=WEIGHTS_DIR, show_default="weights/", help="Folder for the model.")
 def convert(files: tuple[pathlib.Path, ...], folder: pathlib.Path) -> None:
     """Write a model of before version 0.7, in one file or in shards, in today's format, with weights in 8 bits."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import pathlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from app.checkpoint import ModelConfig
 from app.engines.torch_images import windowed_slice
 from app.errors import VolumeError
 from app.inference.grid import network_grid
+from app.inference.intensities import Intensities
 from app.inference.plan import neighbour_step
 from app.inference.slabs import slabs
 from app.organs import IGNORE, Organ, bounding_box
@@ -26,6 +28,8 @@ from app.whole_file import clear_stale, whole_file
 from evaluation.labels import LabelError, check_same_grid, read_labels
 from evaluation.names import Labelled, NamesError, labelled_scans
 from evaluation.processes import ProcessError, in_processes
+
+log = logging.getLogger(__name__)
 
 CACHE_VERSION = 4  # raise when what is stored changes
 ABOUT = "case.json"
@@ -174,12 +178,17 @@ def _on_grid(
     grid = network_grid((height, width), scan.geometry.spacing_zyx_mm[1:], model.spacing_mm)
     images, labels = np.empty((depth, *grid), np.uint8), np.empty((depth, *grid), np.uint8)
     classes = torch.tensor([*Organ, IGNORE], dtype=torch.uint8)
+    intensities = Intensities()
     for z, hounsfield in scan.slices() if is_separate else _slabs(scan):
+        intensities.add(hounsfield)
         windowed = windowed_slice(torch.from_numpy(hounsfield), model.window_hu, grid)
         images[z] = windowed.round_().clamp_(0, 255).byte().numpy()
         shares = (torch.from_numpy(reference[z])[None] == classes[:, None, None]).float()[None]
         # A grid pixel takes the label that covers most of it.
         labels[z] = classes[functional.interpolate(shares, grid, mode="bilinear", antialias=True)[0].argmax(0)].numpy()
+    for doubt in (*scan.warnings, intensities.doubts()):
+        if doubt:
+            log.warning("warning: %s: %s", scan.path, doubt)
     return images, labels
 
 

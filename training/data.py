@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from app.checkpoint import ModelConfig
+from app.organs import ORGANS
 from evaluation.names import Labelled, case_name
 from training.cache import CachedCase, DataError, find_pairs, load_cases
 from training.folds import FOLDS
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ class DataOptions:
         """The cases as a model of this configuration sees them.
 
         Raises:
-            DataError: a file cannot be used, a held-out case is not there, or nothing is left to train on.
+            DataError: a file cannot be used, a held-out case is not there, nothing is left to train on, or no organ is
+                labelled in it.
         """
         cases = load_cases(self.folders, self.cache, model, [case_name(prefix) for prefix in self.separate_slices])
         names = self._held_out()
@@ -63,7 +70,9 @@ class DataOptions:
         weights = [self._weight(case.name) for case in training]
         if not any(weights):
             raise DataError("every case has the sampling weight 0, none is left to train on; give one of them more")
-        return Cases(training, weights, [case for case in cases if case.name in names])
+        held_out = [case for case in cases if case.name in names]
+        _check_shown(training, held_out)
+        return Cases(training, weights, held_out)
 
     def held_out_pairs(self) -> list[Labelled]:
         """Name, image and label of every held-out case."""
@@ -75,3 +84,24 @@ class DataOptions:
     def _weight(self, name: str) -> float:
         weights = self.sampling_weights.items()
         return next((weight for prefix, weight in weights if name.startswith(case_name(prefix))), 1.0)
+
+
+def _check_shown(training: Sequence[CachedCase], held_out: Sequence[CachedCase]) -> None:
+    """Warn of organs that no case shows: a network unlearns them, since their place is labelled as background.
+
+    Raises:
+        DataError: the training cases show none.
+    """
+    shown = _shown(training)
+    missing = [organ.key for organ in ORGANS if organ not in shown]
+    if len(missing) == len(ORGANS):
+        raise DataError(f"no training case shows {', '.join(missing)}; check the values of the labels")
+    if missing:
+        log.warning("warning: no training case shows %s; a model of this run will not find it", ", ".join(missing))
+    if held_out and not _shown(held_out).intersection(ORGANS):
+        log.warning("warning: no held-out case shows an organ, so that there is nothing to validate on")
+
+
+def _shown(cases: Sequence[CachedCase]) -> set[int]:
+    """The labels that some case has."""
+    return {int(label) for case in cases for label in np.flatnonzero(np.bincount(case.labels.ravel()))}

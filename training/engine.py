@@ -180,7 +180,8 @@ class Run:
         if not (self.state.is_first and held_out and self.timing.validate_minutes):
             return {}
         scores = grid_dice(self.state.average, held_out, self.state.recipe.model)
-        self.state.note_validation(float(np.mean(list(scores.values()))))
+        if scores:  # the held-out cases show an organ
+            self.state.note_validation(float(np.mean(list(scores.values()))))
         return scores
 
     def _agree(self, stop: bool) -> bool:

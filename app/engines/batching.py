@@ -13,9 +13,9 @@ from ..strides import LOGITS_STRIDE
 from .engine import Array, Session
 
 LEAST_OF_ESTIMATE = 0.2  # of the estimated memory that a slice takes at least, see tests/test_budget.py
-# How PyTorch, its CPU, CUDA, cuDNN and cuBLAS say it, and C++.
+# How PyTorch, its CPU, CUDA, cuDNN, cuBLAS and OpenVINO say it, and C++.
 OUT_OF_MEMORY = (
-    "can't allocate memory",
+    "can't alloc",  # "can't allocate memory" too
     "could not create a memory",
     "out of memory",
     "STATUS_ALLOC_FAILED",

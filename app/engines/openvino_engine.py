@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..checkpoint import Checkpoint, folded
 from ..errors import DeviceError, InferenceError, NoMemoryError
 from ..host import available_memory, has_fast_bfloat16, thread_count
-from .batching import activation_bytes, memory_errors, require_memory
+from .batching import activation_bytes, is_out_of_memory, memory_errors, require_memory
 from .engine import Array, Box, EngineInfo
 from .numpy_images import prepared, to_labels
 from .openvino_graph import network_graph
@@ -181,8 +181,21 @@ class OpenvinoEngine:
 
     @property
     def compiled(self) -> ov.CompiledModel:
-        """The compiled network; waits until it is."""
-        return self._compiled.result()
+        """The compiled network; waits until it is.
+
+        Raises:
+            InferenceError: it cannot be compiled.
+        """
+        try:
+            return self._compiled.result()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            reason = str(error).strip().splitlines()[-1]
+            raise InferenceError(
+                f"OpenVINO cannot compile the network ({reason}); where the system forbids memory that can be both "
+                "written and executed (MemoryDenyWriteExecute of systemd, execmem of SELinux), allow it"
+            ) from error
 
     def about(self) -> EngineInfo:
         """See `Engine.about`."""

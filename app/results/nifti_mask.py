@@ -56,6 +56,8 @@ class NiftiMask(Result):
 
     def write(self, segmentation: Segmentation, path: pathlib.Path) -> None:
         """Write the mask, compressed if its name ends with .gz; see `Result.write`."""
+        if not path.name.lower().endswith(EXTENSIONS):
+            raise ResultError(f"{path}: the name of a mask must end with .nii.gz or .nii; choose such a name")
         header, extension = self.header(mask_header(segmentation.volume))
         voxels = segmentation.mask.reshape(-1, order="F").data
         about = f"{PROGRAM} {__version__} ".encode()
@@ -64,7 +66,7 @@ class NiftiMask(Result):
         try:
             with (
                 whole_file(path) as raw,
-                compressing(raw) if path.suffix == ".gz" else contextlib.nullcontext(raw) as stream,
+                compressing(raw) if path.suffix.lower() == ".gz" else contextlib.nullcontext(raw) as stream,
             ):
                 stream.write(header.binaryblock + extension)
                 for start in range(0, len(voxels), CHUNK_BYTES):

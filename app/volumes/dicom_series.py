@@ -20,11 +20,10 @@ import sys
 import types
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import current_process, get_context
+from multiprocessing import current_process
 
-from ..host import usable_cpus
+from ..host import process_pool, usable_cpus
 from .dicom_arrange import Series, arrange, hash_of, one_place, series_name, torn_apart
 from .dicom_groups import groups
 from .dicom_header import read_slices
@@ -87,8 +86,7 @@ def _read_all(paths: Sequence[pathlib.Path]) -> Iterator[list[Slice] | OtherObje
     processes = min(usable_cpus(), MOST_PROCESSES)
     if len(paths) >= MANY_FILES and processes > 1 and not current_process().daemon:
         try:
-            # Not forked: the child of a process with threads may wait for a lock that none of its own will free.
-            with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            with process_pool(processes) as pool:
                 with _without_script():  # here they are started
                     results = pool.map(read_slices, paths, chunksize=MANY_FILES // 8)
                 for read in results:

@@ -67,6 +67,10 @@ def open_image(image: Any, affine: Any = None) -> ImageVolume:  # noqa: ANN401 (
         voxels, affine = image.dataobj, image.affine
         header = nib.Nifti1Header.from_header(image.header, check=False)
     else:
+        if not hasattr(image, "__array__"):  # NumPy would take SimpleITK's images voxel by voxel, for minutes
+            raise VolumeError(
+                f"expected a path, a nibabel image, or an array with its affine, got a {type(image).__name__}"
+            )
         path, voxels, header = pathlib.Path("array"), np.asarray(image), nib.Nifti1Header()
         affine = _checked_affine(path, affine)
         if isinstance(image, np.ma.MaskedArray):
