@@ -28,10 +28,8 @@ demo: $(VENV)/.app  ## segment a synthetic CT and print its organ volumes
 	$(BIN)/python -m phantom inputs/phantom_0000.nii.gz
 	PYTHON=$(BIN)/python sh predict.sh inputs outputs
 
-# One worker more than processors, since many tests wait for programs that they start.
-test: $(VENV)/.dev  ## the whole test suite, in processes of one thread
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder \
-	    --max-worker-restart 0
+test: $(VENV)/.dev  ## the whole test suite, a process of one thread per processor
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .

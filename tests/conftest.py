@@ -18,16 +18,6 @@ settings.register_profile("any machine", deadline=None)  # a busy machine is no 
 settings.load_profile("any machine")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Files of tests that take longest, a minute or more each, in the order of the time they take.
-LONGEST = [
-    f"test_{name}.py"
-    for name in ("training_run", "openvino", "cluster", "viewer", "cli", "phantom", "organs", "soak", "training_cache")
-]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: begun last, one would keep its worker busy while the others have nothing left to do."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
