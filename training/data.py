@@ -7,10 +7,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from app.checkpoint import ModelConfig
-from app.organs import ORGANS
+from app.organs import ORGANS, Organ
 from evaluation.names import Labelled, case_name
 from training.cache import CachedCase, DataError, find_pairs, load_cases
 from training.folds import FOLDS
@@ -92,16 +90,15 @@ def _check_shown(training: Sequence[CachedCase], held_out: Sequence[CachedCase])
     Raises:
         DataError: the training cases show none.
     """
-    shown = _shown(training)
-    missing = [organ.key for organ in ORGANS if organ not in shown]
+    missing = [organ.key for organ in ORGANS if not _show(training, organ)]
     if len(missing) == len(ORGANS):
         raise DataError(f"no training case shows {', '.join(missing)}; check the values of the labels")
     if missing:
         log.warning("warning: no training case shows %s; a model of this run will not find it", ", ".join(missing))
-    if held_out and not _shown(held_out).intersection(ORGANS):
+    if held_out and not any(_show(held_out, organ) for organ in ORGANS):
         log.warning("warning: no held-out case shows an organ, so that there is nothing to validate on")
 
 
-def _shown(cases: Sequence[CachedCase]) -> set[int]:
-    """The labels that some case has."""
-    return {int(label) for case in cases for label in np.flatnonzero(np.bincount(case.labels.ravel()))}
+def _show(cases: Sequence[CachedCase], organ: Organ) -> bool:
+    """Whether an organ is labelled in some case; most often the first tells."""
+    return any((case.labels == organ).any() for case in cases)

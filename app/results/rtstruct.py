@@ -28,10 +28,14 @@ from .outlines import outlines
 from .result import PROGRAM
 
 PATIENT_GROUPS = (0x0010, 0x0012)  # whose patient and trial it is, who issued the ID, how it was de-identified
-STUDY = (
-    *(*MAY_BE_EMPTY, "StudyInstanceUID", "StudyDescription", "IssuerOfAccessionNumberSequence"),
-    *("PhysiciansOfRecord", "FrameOfReferenceUID"),
-)
+STUDY = {
+    *MAY_BE_EMPTY,
+    "StudyInstanceUID",
+    "StudyDescription",
+    "IssuerOfAccessionNumberSequence",
+    "PhysiciansOfRecord",
+    "FrameOfReferenceUID",
+}
 FRAME_OF_REFERENCE_CLASS = "1.2.840.10008.3.1.2.3.1"  # retired, and still what the attribute asks for (C.8.8.5)
 
 
