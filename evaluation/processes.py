@@ -21,7 +21,7 @@ class ProcessError(Exception):
 def in_processes(function: Callable[[Item], Outcome], items: Sequence[Item], title: str) -> list[Outcome]:
     """The function's outcome for every item, in order, with a bar of progress on a terminal.
 
-    Where processes cannot be had, this one does it all.
+    Where processes cannot be had, or one would do, this one does it all.
 
     Args:
         function: of a module, since processes are spawned; its first exception ends the work and is raised here.
@@ -31,11 +31,12 @@ def in_processes(function: Callable[[Item], Outcome], items: Sequence[Item], tit
     Raises:
         ProcessError: a process was killed.
     """
-    if not items:
-        return []
+    count = min(len(items), usable_cpus())
     try:
-        pool = process_pool(min(len(items), usable_cpus()))
+        pool = process_pool(count) if count > 1 else None
     except OSError:  # no writable /dev/shm
+        pool = None
+    if pool is None:
         return list(tqdm(map(function, items), title, len(items), disable=None))
     try:
         with pool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import multiprocessing
 import os
 import pathlib
 import re
@@ -36,6 +37,7 @@ FLARE21 = PROTOCOLS["flare21"]
 
 def die(*_: object, **__: object) -> None:
     """As a process dies that takes too much memory."""
+    assert multiprocessing.parent_process(), "this is the process of the tests"
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -326,6 +328,8 @@ def test_a_scoring_in_which_nothing_belongs_together_is_an_error(
 def test_a_process_that_is_killed_while_it_scores_is_an_error(
     folders: tuple[pathlib.Path, pathlib.Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shutil.copy(folders[0] / "a.nii.gz", folders[0] / "b.nii.gz")  # alone, it would be scored in this process
+    monkeypatch.setattr("evaluation.processes.usable_cpus", lambda: 2)
     monkeypatch.setattr("evaluation.accuracy._score_or_error", die)
     with pytest.raises(EvaluationError, match="scoring: a process was killed, most often for want of memory"):
         evaluate(*folders, FLARE21)

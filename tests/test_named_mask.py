@@ -63,15 +63,24 @@ def test_both_kinds_of_mask_exclude_each_other() -> None:
         make_results(("nifti", "nifti-named"))
 
 
-@pytest.mark.parametrize("name", ["labels.json", "labels.ctbl", "labels.itksnap.txt", "statistics.csv", "index.html"])
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("nifti-named", ("labels.json", "labels.ctbl", "labels.itksnap.txt")),
+        ("statistics", ("statistics.csv",)),
+        ("viewer", ("index.html",)),
+    ],
+)
 def test_files_of_the_folder_that_others_wrote_stay(
-    tmp_path: pathlib.Path, tiny_weights: pathlib.Path, name: str
+    tmp_path: pathlib.Path, tiny_weights: pathlib.Path, kind: str, names: tuple[str, ...]
 ) -> None:
-    kind = {"statistics.csv": "statistics", "index.html": "viewer"}.get(name, "nifti-named")
-    write_phantom(tmp_path / "in" / "x_0000.nii.gz", None, (72, 80, 12), (4.0, 3.5, 20.0))
+    write_phantom(tmp_path / "in" / "x_0000.nii.gz", None, (36, 40, 6), (8.0, 7.0, 40.0))
     arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--weights", str(tiny_weights), "--save", kind]
     for _ in range(2):  # its own are replaced
         assert CliRunner().invoke(main, arguments).exit_code == 0
-    (tmp_path / "out" / name).write_text("somebody's")
-    assert CliRunner().invoke(main, arguments).exit_code == 1
-    assert (tmp_path / "out" / name).read_text() == "somebody's"
+    for name in names:
+        own = (tmp_path / "out" / name).read_text()
+        (tmp_path / "out" / name).write_text("somebody's")
+        assert CliRunner().invoke(main, arguments).exit_code == 1
+        assert (tmp_path / "out" / name).read_text() == "somebody's"
+        (tmp_path / "out" / name).write_text(own)

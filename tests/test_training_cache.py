@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -116,6 +117,7 @@ def test_a_label_without_a_scan_is_a_warning(small: pathlib.Path, caplog: pytest
 
 def die(*_: object, **__: object) -> None:
     """As a process dies that takes too much memory."""
+    assert multiprocessing.parent_process(), "this is the process of the tests"
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -127,18 +129,11 @@ def small(tmp_path: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spares the time in which processes start."""
-    monkeypatch.setattr("training.cache.in_processes", lambda function, items, _title: [function(one) for one in items])
-
-
 def load_small(small: pathlib.Path) -> CachedCase:
     (case,) = load_cases([small], small / "cache", TINY.model)
     return case
 
 
-@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize(
     "left",
     ["nothing but the folder", "no case.json", "images cut short", "labels empty", "case.json empty", "other shape"],
@@ -168,7 +163,6 @@ def test_what_a_killed_run_left_in_the_cache_is_written_again(small: pathlib.Pat
     assert again.spacing_z_mm == whole.spacing_z_mm == 60
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_hidden_folders_of_an_older_versions_killed_run_are_left_alone(small: pathlib.Path) -> None:
     load_small(small)
     (entry,) = (small / "cache").iterdir()
@@ -183,12 +177,17 @@ def test_hidden_folders_of_an_older_versions_killed_run_are_left_alone(small: pa
 def test_a_process_that_is_killed_while_it_caches_ends_training_in_one_line(
     small: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for folder, name in (
+        ("imagesTr", "{}_0000.nii.gz"),
+        ("labelsTr", "{}.nii.gz"),
+    ):  # one alone is cached here
+        shutil.copy(small / folder / name.format("one"), small / folder / name.format("two"))
+    monkeypatch.setattr("evaluation.processes.usable_cpus", lambda: 2)
     monkeypatch.setattr("training.cache._store", die)
     with pytest.raises(DataError, match="caching: a process was killed, most often for want of memory"):
         load_small(small)
 
 
-@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("damage", ["empty", "cut short", "no gzip", "dangling link"])
 def test_a_damaged_image_ends_training_in_one_line(small: pathlib.Path, damage: str) -> None:
     image = small / "imagesTr" / "one_0000.nii.gz"
@@ -206,14 +205,12 @@ def test_a_damaged_image_ends_training_in_one_line(small: pathlib.Path, damage: 
     assert result.output.count("\n") == 1
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_a_cache_that_cannot_be_written_is_named(small: pathlib.Path) -> None:
     (small / "cache").write_bytes(b"")
     with pytest.raises(DataError, match=r"cache/one-.*: cannot be written \(Not a directory\); free disk space, or"):
         load_small(small)
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_plain_nifti_and_letters_of_either_unicode_form_belong_together(small: pathlib.Path) -> None:
     image, label = small / "imagesTr" / "one_0000.nii.gz", small / "labelsTr" / "one.nii.gz"
     composed, decomposed = (unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD"))
@@ -271,7 +268,6 @@ def test_separate_slices_are_their_own_neighbours(cases: list[CachedCase]) -> No
     assert not (images == images[:, :1]).all()
 
 
-@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize(
     ("shown", "line"),
     [((1, 4), "no training case shows kidneys, spleen; a model"), ((), "no training case shows liver, ")],
@@ -292,7 +288,6 @@ def test_organs_that_no_case_shows_are_named(
             options.load(TINY.model)
 
 
-@pytest.mark.usefixtures("in_this_process")
 def test_a_scan_without_hounsfield_units_is_a_warning(small: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
     path = next((small / "imagesTr").iterdir())
     image = nib.load(path)
