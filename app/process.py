@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 
 from .whole_file import printable
 
@@ -21,6 +24,25 @@ ENDING = [
     )
     if hasattr(signal, name)
 ]
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a write that fails for these names no file
+
+
+@contextlib.contextmanager
+def full_disk_in_one_line() -> Iterator[None]:
+    """A full disk ends the process with a line on standard error, also one that standard output goes to.
+
+    A reader that closed its end of a pipe ends it without one; click sees to that.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (what the other still holds would fail at exit too)
+        where = error.filename or "standard output or a file"
+        sys.exit(f"error: {where}: {error.strerror}; free disk space, or write elsewhere")
 
 
 def set_up(verbose: bool) -> None:

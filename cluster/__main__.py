@@ -13,7 +13,7 @@ import click
 from app.cases import Case, check_output
 from app.errors import InputError
 from app.options import Command, ModelChoice, Request, of_machines, options_of_input, options_of_model
-from app.process import set_up
+from app.process import full_disk_in_one_line, set_up
 from app.results import finish_all
 from app.run_log import CaseRecord
 from app.work import RunLog, exit_status, settle
@@ -141,4 +141,5 @@ def room(needs: Needs) -> int:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m cluster")
+    with full_disk_in_one_line():
+        main(prog_name="python -m cluster")
