@@ -268,6 +268,26 @@ def test_a_name_that_the_manifest_cannot_hold_is_refused(tmp_path: pathlib.Path,
         export(tmp_path, name, "1", "phantoms", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["fast", "FAST"])
+def test_a_bundled_model_is_not_replaced(cases: list[CachedCase], tmp_path: pathlib.Path, name: str) -> None:
+    train(tmp_path / "run", cases, tiny(steps=1))
+    bundled = tmp_path / "weights"
+    path = export(tmp_path / "run", "fast", "1", "phantoms", bundled)  # there is no card yet
+    (bundled / "fast.md").write_text("# Model card")
+    before = path.read_bytes()
+    command = ["export", str(tmp_path / "run"), "--name", name, "--version", "2", "--trained-on", "phantoms"]
+    result = CliRunner().invoke(main, [*command, "--to", str(bundled)])
+    assert result.exit_code == 1
+    line = f"error: {bundled}/{name}.safetensors: would replace the bundled model; choose another name, or a folder"
+    assert result.output.startswith(line)
+    assert path.read_bytes() == before
+    result = CliRunner().invoke(main, ["convert", str(path), "--to", str(bundled)])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"error: {path}: would replace the bundled model")
+    assert CliRunner().invoke(main, [*command, "--to", str(tmp_path / "mine")]).exit_code == 0
+    assert export(tmp_path / "run", "mine", "2", "phantoms", bundled) == bundled / "mine.safetensors"
+
+
 @pytest.mark.parametrize("seen", [{"spacing_mm": 4.0}, {"window_hu": (-100.0, 200.0)}, {"neighbour_mm": 5.0}])
 def test_a_recipe_that_sees_scans_otherwise_does_not_resume(tmp_path: pathlib.Path, seen: dict[str, Any]) -> None:
     """Its tensors would fit."""
