@@ -15,6 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -350,6 +351,10 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "nothing": ((None, AFFINE), "expected a path, a nibabel image, or an array with its affine, got a NoneType"),
     "the bytes of a file": ((b"\x1f\x8b",), "expected a path, .* got a bytes"),
     "another library's image": ((Foreign(), AFFINE), "expected a path, .* got a Foreign"),
+    "a tensor of bfloat16": ((torch.zeros(40, 40, 5).bfloat16(), AFFINE), "array: a Tensor .*BFloat16.*float"),
+    "a tensor elsewhere": ((torch.zeros(40, 40, 5, device="meta"), AFFINE), r"array: a Tensor .*\.cpu\(\)"),
+    "an affine with a gradient": ((VOXELS, torch.eye(4, requires_grad=True)), "array: a Tensor that NumPy cannot take"),
+    "a ragged affine": ((VOXELS, [[1, 2], [3]]), "array: a list that NumPy cannot take"),
     "an empty path": (("",), "an empty path instead of a scan's; is a variable unset?"),
     "metres": ((VOXELS, np.diag([-3000.0, -3000.0, 10.0, 1.0])), "array: the scan measures .*, larger than any"),
     "no file": (("missing.nii.gz",), r"missing\.nii\.gz: "),
