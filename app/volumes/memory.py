@@ -16,7 +16,7 @@ from ..errors import VolumeError
 from ..hounsfield import AIR
 from .nifti_header import Header, checked_geometry, reading
 from .read_ahead import ReadAhead
-from .volume import Geometry, Slices, ahead_of_network, implausible, to_int16
+from .volume import Geometry, Slices, ahead_of_network, implausible, is_rigid, to_int16
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,14 @@ def open_image(image: Any, affine: Any = None) -> ImageVolume:  # noqa: ANN401 (
     if max(shape, default=0) > np.iinfo(np.int16).max:
         raise VolumeError(f"{path}: expected a 3-D CT, got shape {shape}; cut it to the abdomen")
     header.set_data_shape(shape)
-    if not (_is_in_header(image) or _is_unoriented(image)):
+    is_ours = not (_is_in_header(image) or _is_unoriented(image))
+    if is_ours:
         header.set_sform(affine, code="scanner")
         header["qform_code"] = 0
         header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
     geometry, warnings = checked_geometry(path, header)
+    if is_ours and is_rigid(affine):  # ITK opens the mask by it where the axes are not quite at right angles
+        header.set_qform(affine, code="scanner")
     return ImageVolume(path, header, geometry, (*warnings, *implausible(path, geometry)), voxels)
 
 
