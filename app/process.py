@@ -40,9 +40,14 @@ def full_disk_in_one_line() -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (what the other still holds would fail at exit too)
+        drop_standard_output()
         where = error.filename or "standard output or a file"
         sys.exit(f"error: {where}: {error.strerror}; free disk space, or write elsewhere")
+
+
+def drop_standard_output() -> None:
+    """Print to nowhere from now on, and leave out what a standard output that failed still holds."""
+    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (for the process's life)
 
 
 def set_up(verbose: bool) -> None:

@@ -36,7 +36,6 @@ from training.state import RunState
 from training.weights import TrainingError
 
 RANK_SEED = 1_000_003  # sets the processes' random batches apart
-STOPPED = 128 + signal.SIGTERM  # the exit status of a run that SIGTERM ended early, as a shell has it
 
 FOLDER = PATH
 MINUTES = click.FloatRange(min=0, min_open=True)
@@ -211,9 +210,12 @@ def train(
         seed = recipe.seed + state.progress.step + rank * RANK_SEED
         sampler = SliceSampler(cases.training, cases.weights, share, seed, state.device)
         torch.backends.cudnn.benchmark = True  # every batch has the same size
-        is_over = Run(state, timing).train(sampler, cases.held_out)
-    if not is_over:
-        sys.exit(STOPPED)
+        stopped_by = Run(state, timing).train(sampler, cases.held_out)
+    if stopped_by:
+        with contextlib.suppress(OSError):  # the terminal is gone
+            name, step = signal.Signals(stopped_by).name, state.progress.step
+            click.echo(f"{run_dir}: stopped by {name} at step {step} and saved; the same command goes on", err=True)
+        sys.exit(128 + stopped_by)  # as a shell has it
 
 
 def find_recipe(name: str) -> Recipe:
