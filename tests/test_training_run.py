@@ -423,10 +423,13 @@ def test_a_run_that_was_stopped_is_saved_and_does_not_look_finished(
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        assert process.stdout.readline().startswith("step=20 ")
-        process.send_signal(number)
-        assert process.wait(60) == 128 + number
-        line = process.stderr.read()
+        try:
+            assert process.stdout.readline().startswith("step=20 ")
+            process.send_signal(number)
+            assert process.wait(60) == 128 + number
+            line = process.stderr.read()
+        finally:
+            process.kill()  # or the end of the block waits for it
     step = torch.load(tmp_path / "run" / LAST, weights_only=True)["progress"]["step"]
     assert step >= 20
     assert line == f"{tmp_path / 'run'}: stopped by {number.name} at step {step} and saved; the same command goes on\n"
