@@ -212,9 +212,10 @@ def train(
         torch.backends.cudnn.benchmark = True  # every batch has the same size
         stopped_by = Run(state, timing).train(sampler, cases.held_out)
     if stopped_by:
-        with contextlib.suppress(OSError):  # the terminal is gone
-            name, step = signal.Signals(stopped_by).name, state.progress.step
-            click.echo(f"{run_dir}: stopped by {name} at step {step} and saved; the same command goes on", err=True)
+        name, step = signal.Signals(stopped_by).name, state.progress.step
+        if state.is_first:
+            with contextlib.suppress(OSError):  # the terminal is gone
+                click.echo(f"{run_dir}: stopped by {name} at step {step} and saved; the same command goes on", err=True)
         sys.exit(128 + stopped_by)  # as a shell has it
 
 
