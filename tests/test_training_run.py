@@ -65,17 +65,17 @@ def train(folder: pathlib.Path, cases: list[CachedCase], recipe: Recipe) -> RunS
 
 
 def test_training_learns_resumes_and_exports(cases: list[CachedCase], tmp_path: pathlib.Path) -> None:
-    recipe = tiny(steps=60, learning_rate=1e-2, ema_decay=0.9)
-    half = train(tmp_path, cases, tiny(steps=30, learning_rate=1e-2, ema_decay=0.9))
+    recipe = tiny(steps=40, learning_rate=1e-2, ema_decay=0.9)
+    half = train(tmp_path, cases, tiny(steps=20, learning_rate=1e-2, ema_decay=0.9))
     before = {name: tensor.clone() for name, tensor in half.network.state_dict().items()}
     resumed = RunState(tmp_path, recipe, torch.device("cpu"))
     resumed.resume()
-    assert resumed.progress.step == 30
+    assert resumed.progress.step == 20
     assert learning_rate(resumed.progress, recipe.optimiser, None) == pytest.approx(recipe.optimiser.learning_rate / 2)
     for name, tensor in resumed.network.state_dict().items():
         assert torch.equal(tensor, before[name])
     run = train(tmp_path, cases, recipe)
-    assert run.progress.step == 60
+    assert run.progress.step == 40
     rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()]
     losses = [float(row[3]) for row in rows[1:]]
     assert losses[-1] < 0.8 * losses[0]
@@ -378,12 +378,14 @@ def test_torchrun_takes_no_option_of_ours_for_its_own() -> None:
 
 @pytest.fixture
 def own_recipe(tmp_path: pathlib.Path) -> Callable[[int], list[str]]:
-    """Writes a recipe of one's own, of so many steps; gives the arguments of `train` for it."""
+    """Writes a recipe of one's own, of so many steps, that logs every other; gives the arguments of `train` for it."""
 
     def write(steps: int) -> list[str]:
         path = tmp_path / "own.py"
         lines = [
+            "import training.engine",
             "from tests.tiny import tiny",
+            "training.engine.LOG_STEPS = 2",
             f"RECIPE = tiny(steps={steps})",
         ]
         path.write_text("\n".join(lines) + "\n")
@@ -398,7 +400,7 @@ def test_two_processes_train_together(
     """Started by torchrun with a recipe of one's own; one of them logs and saves."""
     torchrun = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
     shown = subprocess.run(
-        [sys.executable, "-m", *torchrun, "-m", "training", *own_recipe(20), "--data", str(data)],
+        [sys.executable, "-m", *torchrun, "-m", "training", *own_recipe(4), "--data", str(data)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -407,8 +409,8 @@ def test_two_processes_train_together(
         timeout=300,
     )
     assert shown.returncode == 0, shown.stderr[-2000:]
-    assert shown.stdout.count("step=20 ") == 1
-    assert torch.load(tmp_path / "run" / LAST, weights_only=True)["progress"]["step"] == 20
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["step=2", "step=4"]
+    assert torch.load(tmp_path / "run" / LAST, weights_only=True)["progress"]["step"] == 4
     assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -424,14 +426,14 @@ def test_a_run_that_was_stopped_is_saved_and_does_not_look_finished(
         assert process.stdout is not None
         assert process.stderr is not None
         try:
-            assert process.stdout.readline().startswith("step=20 ")
+            assert process.stdout.readline().startswith("step=2 ")
             process.send_signal(number)
             assert process.wait(60) == 128 + number
             line = process.stderr.read()
         finally:
             process.kill()  # or the end of the block waits for it
     step = torch.load(tmp_path / "run" / LAST, weights_only=True)["progress"]["step"]
-    assert step >= 20
+    assert step >= 2
     assert line == f"{tmp_path / 'run'}: stopped by {number.name} at step {step} and saved; the same command goes on\n"
 
 
@@ -533,9 +535,11 @@ def test_another_batch_changes_the_learning_rate_by_its_root() -> None:
 
 
 def test_export_averages_with_the_model_it_started_from_and_other_runs(
-    cases: list[CachedCase], tmp_path: pathlib.Path, bundled: torch.nn.Module
+    tmp_path: pathlib.Path, bundled: torch.nn.Module
 ) -> None:
-    one, other = (train(tmp_path / str(seed), cases, tiny(steps=2, seed=seed)) for seed in (1, 2))
+    one, other = (RunState(tmp_path / str(seed), tiny(seed=seed), torch.device("cpu")) for seed in (1, 2))
+    one.save()
+    other.save()
     arguments = tmp_path / "1", "mine", "1", "phantoms", tmp_path / "weights"
     exported = load_checkpoint(export(*arguments, average_with=[str(tmp_path / "2"), "start"]))
     every = [network.state_dict() for network in (one.average.module, other.average.module, bundled)]
@@ -544,6 +548,6 @@ def test_export_averages_with_the_model_it_started_from_and_other_runs(
         np.testing.assert_allclose(tensor, mean, rtol=1e-6, atol=1e-6 + largest_rounding(mean))
     with pytest.raises(TrainingError, match=r"nowhere/last\.pt: no checkpoint there"):
         export(*arguments, average_with=["nowhere"])
-    train(tmp_path / "wide", cases, tiny(steps=2, width=6))
+    RunState(tmp_path / "wide", tiny(width=6), torch.device("cpu")).save()
     with pytest.raises(TrainingError, match="wide: its network is not that of"):
         export(*arguments, average_with=[str(tmp_path / "wide")])
