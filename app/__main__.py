@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 from . import quick_imports
-from .process import leave
+from .process import full_disk_in_one_line, leave
 
 
 def entry() -> None:
@@ -16,7 +16,8 @@ def entry() -> None:
     except KeyboardInterrupt:  # which `set_up` has not replaced yet
         raise SystemExit(128 + signal.SIGINT) from None
     try:
-        main()
+        with full_disk_in_one_line():
+            main()
     except SystemExit as end:
         leave(end.code)
         raise

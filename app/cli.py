@@ -88,7 +88,7 @@ Exit status: 0 all done, 1 some case failed, 2 wrong usage.
 @from_input("--list-series", is_flag=True, help="Dry run: list what INPUT holds and what would be done.")
 @options_of_model
 @of_machines(
-    "--shard", metavar="I/N", help="Do the I-th of N parts; default: what a SLURM array or Kubernetes job says."
+    "--shard", metavar="I/N", help="Do the I-th of N parts; default: what a SLURM, AWS Batch or Kubernetes array says."
 )
 @click.version_option(__version__, prog_name="app")
 def main(shard: str | None, list_series: bool, verbose: bool, **options: Any) -> None:  # noqa: ANN401 (see Request, ModelChoice)
@@ -124,6 +124,12 @@ def _part_of(cases: list[Case], part: Shard) -> list[Case]:
     A shard that nobody asked for is a warning where it leaves out scans: a task may have a folder of its own.
     """
     scans = sum(not isinstance(case.scan.state, NotCt) for case in cases)
+    if part.count == 1 and not part.was_asked_for and scans > 1:
+        _log.warning(
+            "%s is set: this task of an array does all %d cases; --shard I/N gives each a part, --shard 1/1 is for all",
+            part.source,
+            len(cases),
+        )
     if part.count == 1 or (scans <= 1 and not part.was_asked_for):
         return cases
     mine = part.pick(cases)

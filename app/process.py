@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 
 from .whole_file import printable
 
@@ -21,6 +24,30 @@ ENDING = [
     )
     if hasattr(signal, name)
 ]
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a write that fails for these names no file
+
+
+@contextlib.contextmanager
+def full_disk_in_one_line() -> Iterator[None]:
+    """A full disk ends the process with a line on standard error, also one that standard output goes to.
+
+    A reader that closed its end of a pipe ends it without one; click sees to that.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        drop_standard_output()
+        where = error.filename or "standard output or a file"
+        sys.exit(f"error: {where}: {error.strerror}; free disk space, or write elsewhere")
+
+
+def drop_standard_output() -> None:
+    """Print to nowhere from now on, and leave out what a standard output that failed still holds."""
+    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (for the process's life)
 
 
 def set_up(verbose: bool) -> None:

@@ -22,7 +22,11 @@ log = logging.getLogger(__package__)
 
 OPTION = "--shard"
 LOG_NAME = re.compile(r"run_log-(\d+)-of-(\d+)\.jsonl$")
-SLURM, KUBERNETES = "SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"
+SLURM = "SLURM_ARRAY_TASK_ID"
+FROM_0 = {"JOB_COMPLETION_INDEX": "JOB_COMPLETIONS", "AWS_BATCH_JOB_ARRAY_INDEX": "AWS_BATCH_JOB_ARRAY_SIZE"}
+# Numbers of a task that do not say of how many; LSF's is 0 where there is no array, Grid Engine's `undefined`.
+OTHERS = (SLURM, *FROM_0, "SGE_TASK_ID", "PBS_ARRAY_INDEX", "PBS_ARRAYID", "LSB_JOBINDEX")
+NO_ARRAY = {"LSB_JOBINDEX": "0"}
 
 
 class Sized(Protocol):
@@ -75,9 +79,10 @@ class Shard:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Shard:
-        """The share of a task of a SLURM job array, or of a pod of an indexed Kubernetes job; else all.
+        """The share of a task of a SLURM or AWS Batch array, or of a pod of an indexed Kubernetes job; else all.
 
-        A pod does not know how many there are, so that the manifest has to set JOB_COMPLETIONS; without it all is done.
+        A pod does not know how many there are, so that the manifest has to set JOB_COMPLETIONS. A task that does not
+        know that does all, and its variable is the source.
 
         Raises:
             InputError: the array's numbers have gaps, so that a task cannot know which one of them it is.
@@ -93,11 +98,13 @@ class Shard:
                         f"{SLURM} {number}: the array's numbers have gaps; say which part it is: --shard I/N"
                     )
                 return cls((number - low) // step + 1, count, SLURM)
-            if KUBERNETES in environment and "JOB_COMPLETIONS" in environment:
-                return cls(int(environment[KUBERNETES]) + 1, int(environment["JOB_COMPLETIONS"]), KUBERNETES)
+            for number_name, count_name in FROM_0.items():
+                if number_name in environment and count_name in environment:
+                    return cls(int(environment[number_name]) + 1, int(environment[count_name]), number_name)
         except ValueError as error:
             raise InputError(f"the job array's variables are not numbers ({error}); give --shard I/N") from error
-        return cls()
+        arrays = (name for name in OTHERS if environment.get(name, "").isdecimal())
+        return cls(source=next((name for name in arrays if environment[name] != NO_ARRAY.get(name)), OPTION))
 
     def pick(self, items: Sequence[Item]) -> list[Item]:
         """The shard's items, in their order: the largest first, each goes to the shard that has least so far."""

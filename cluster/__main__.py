@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import click
 from app.cases import Case, check_output
 from app.errors import InputError
 from app.options import Command, ModelChoice, Request, of_machines, options_of_input, options_of_model
-from app.process import set_up
+from app.process import full_disk_in_one_line, set_up
 from app.results import finish_all
 from app.run_log import CaseRecord
 from app.work import RunLog, exit_status, settle
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from cluster.workers import Needs
 
 
+ANSWER_SECONDS = 10.0
 AMOUNT = click.FloatRange(min=0, min_open=True)
 
 
@@ -104,15 +106,36 @@ def _start_ray(address: str | None, verbose: bool, cpus: float, gpus: float, mem
         import ray  # takes a second, and usage errors need none of it
     except ImportError as error:
         raise InputError(f"a run on a cluster needs {error.name or 'ray'}; pip install '.[cluster]'") from error
+    named = (os.environ.get("RAY_ADDRESS") if address in (None, "auto") else None) or address
+    if named:
+        logging.getLogger("app").info("joining the Ray cluster at %s", named)
+        _find(named)
     try:
         ray.init(address, log_to_driver=verbose, logging_level=logging.WARNING, include_dashboard=None)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())
-        what = f"--address {address}: no Ray cluster that can be used" if address else "Ray cannot be started here"
+        what = f"{named}: no Ray cluster that can be used" if named else "Ray cannot be started here"
         raise InputError(f"{what} ({line})") from error
     from cluster.workers import Needs
 
     return Needs(cpus, gpus, memory_mib)
+
+
+def _find(address: str) -> None:
+    """Connect to a cluster's address, and hang up: Ray itself would try for a quarter of an hour, without a word.
+
+    Raises:
+        InputError: nobody answers there.
+    """
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if not port.isdecimal():
+        return  # `local`, or what Ray knows to read
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"{address}: no Ray cluster answers there ({error}); correct --address or RAY_ADDRESS, or unset both"
+        ) from error
 
 
 def _drive(
@@ -141,4 +164,5 @@ def room(needs: Needs) -> int:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m cluster")
+    with full_disk_in_one_line():
+        main(prog_name="python -m cluster")

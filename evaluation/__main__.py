@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from app.checkpoint import bundled_models
 from app.errors import AppError
+from app.process import full_disk_in_one_line
 from app.segmenter import Segmenter
 from evaluation import confidence as confidences
 from evaluation import figures, hard, report, scores, summary
@@ -248,4 +249,5 @@ def efficiency(inputs: pathlib.Path, outputs: pathlib.Path, image: str | None, g
 
 
 if __name__ == "__main__":
-    main()
+    with full_disk_in_one_line():
+        main()

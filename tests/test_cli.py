@@ -446,12 +446,32 @@ def test_the_program_ends_without_dismantling_what_it_imported(arguments: list[s
     assert "dismantled" not in shown.stdout
 
 
-def test_output_that_cannot_be_written_is_no_success() -> None:
-    code = "from app.__main__ import entry; entry()"
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "app SCANS OUT --list-series",
+        "app merge-logs --help",
+        "cluster --help",
+        "evaluation accuracy --help",
+        "training train --help",
+    ],
+)
+def test_standard_output_on_a_full_disk_is_one_line(folders: Folders, command: str, buffered: bool) -> None:
+    words = [{"SCANS": str(folders[0]), "OUT": str(folders[1])}.get(word, word) for word in command.split()]
     with pathlib.Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-c", code, "--version"]
-        shown = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert shown.returncode != 0
+        shown = subprocess.run(
+            [sys.executable, "-m", *words],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONUNBUFFERED": "" if buffered else "1"},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert shown.returncode == 1
+    assert shown.stderr.splitlines()[-1].startswith("error: standard output or a file: No space left on device; free")
+    assert "Traceback" not in shown.stderr
 
 
 def test_help_lists_every_option_under_one_heading() -> None:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -260,7 +261,7 @@ def test_without_ray_one_line_says_what_to_install(scans: pathlib.Path, tmp_path
 
 @pytest.mark.parametrize(
     ("address", "line"),
-    [("localhost:1", "--address localhost:1: no Ray cluster that can be used ("), (None, "Ray cannot")],
+    [("auto", "auto: no Ray cluster that can be used ("), (None, "Ray cannot")],
 )
 def test_a_cluster_that_cannot_be_used_is_one_line(
     scans: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, address: str | None, line: str
@@ -281,6 +282,24 @@ def test_a_cluster_that_cannot_be_used_is_one_line(
         monkeypatch.setattr(ray, "init", fail)
         with pytest.raises(InputError, match=re.escape(line)):
             front._start_ray(address, False, 1, 0, 100)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://localhost:{}", "[::1]:{}", "127.0.0.1:99999"])
+@pytest.mark.parametrize("given", ["option", "variable"])
+def test_an_address_where_nobody_answers_is_one_line_at_once(
+    monkeypatch: pytest.MonkeyPatch, address: str, given: str
+) -> None:
+    """Ray tries for minutes."""
+    from cluster import __main__ as front
+
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was asked"))
+    with socket.socket() as taken:  # but not listening
+        taken.bind(("127.0.0.1", 0))
+        address = address.format(taken.getsockname()[1])
+        if given == "variable":
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(InputError, match=re.escape(f"{address}: no Ray cluster answers there (")):
+            front._start_ray(address if given == "option" else None, False, 1, 0, 100)
 
 
 def test_a_worker_measures_what_a_plain_run_measures(

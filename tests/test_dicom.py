@@ -11,9 +11,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import data_store
+import imagecodecs
 import jpeg_ls
 import nibabel as nib
 import numpy as np
@@ -89,19 +91,41 @@ def test_every_transfer_syntax(tmp_path: pathlib.Path, hounsfield: NDArray[np.in
     assert open_volume(tmp_path).geometry.spacing_zyx_mm == pytest.approx(SPACING[::-1])
 
 
+def in_jpeg_ls(pixels: NDArray[np.uint16]) -> bytes:
+    return bytes(jpeg_ls.encode_buffer(pixels.tobytes(), *pixels.shape, 1, 16))
+
+
+def in_jpeg_2000(pixels: NDArray[Any]) -> bytes:
+    """Of signed pixels, the stream says so."""
+    return bytes(imagecodecs.jpeg2k_encode(pixels, level=0, codecformat="j2k", reversible=True, bitspersample=16))
+
+
 @pytest.mark.parametrize("signed", [True, False], ids=["signed", "overlay in the high bits"])
-def test_jpeg_ls_values_are_as_wide_as_the_header_says(
-    tmp_path: pathlib.Path, hounsfield: NDArray[np.int16], signed: bool
+@pytest.mark.parametrize(
+    ("syntax", "encode"),
+    [
+        (JPEGLSLossless, in_jpeg_ls),
+        (JPEG2000Lossless, in_jpeg_2000),
+        (JPEG2000Lossless, lambda pixels: in_jpeg_2000(pixels.view(np.int16))),
+    ],
+    ids=["JPEG-LS", "JPEG 2000", "signed JPEG 2000"],
+)
+def test_compressed_values_are_as_wide_as_the_header_says(
+    tmp_path: pathlib.Path,
+    hounsfield: NDArray[np.int16],
+    syntax: str,
+    encode: Callable[[NDArray[np.uint16]], bytes],
+    signed: bool,
 ) -> None:
-    """As DCMTK writes them: 16 bits in the stream, 12 in the header."""
+    """As DCMTK writes JPEG-LS: 16 bits in the stream, 12 in the header."""
     for path in write_series(tmp_path, hounsfield, SPACING):
         one = pydicom.dcmread(path)
         stored = one.pixel_array.astype(np.int32) - OFFSET * signed
         wide = (stored & 0xFFF | (0 if signed else 0x8000)).astype(np.uint16)
         one.BitsStored, one.HighBit, one.PixelRepresentation = 12, 11, int(signed)
         one.RescaleIntercept = 0 if signed else -OFFSET
-        one.PixelData = pydicom.encaps.encapsulate([bytes(jpeg_ls.encode_buffer(wide.tobytes(), *wide.shape, 1, 16))])
-        one["PixelData"].VR, one.file_meta.TransferSyntaxUID = "OB", JPEGLSLossless
+        one.PixelData = pydicom.encaps.encapsulate([encode(wide)])
+        one["PixelData"].VR, one.file_meta.TransferSyntaxUID = "OB", syntax
         one.save_as(path)
     np.testing.assert_array_equal(read_volume(tmp_path), hounsfield.transpose(2, 1, 0))
 

@@ -78,5 +78,24 @@ def test_other_scales_are_doubted(change: Callable[[np.ndarray], np.ndarray]) ->
     assert "check the scan's rescaling" in doubt
 
 
-def test_inverted_values_are_doubted() -> None:
-    assert "do not look like Hounsfield units" in str(phantom_values(lambda volume: -volume).doubts())
+def noisy(volume: np.ndarray, sigma: float) -> np.ndarray:
+    return volume + np.random.default_rng(0).normal(0, sigma, volume.shape).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda volume: -volume,
+        lambda volume: -noisy(volume, 50),
+        lambda volume: -corners(noisy(volume, 20).clip(-1024), -1024),
+        lambda volume: -corners(noisy(volume, 20).clip(-1024), -2000),
+        lambda volume: 3071 - volume,  # 12 bits without a sign
+        lambda volume: 2047 - volume,
+        lambda volume: 1024 - volume,
+    ],
+)
+def test_inverted_values_have_no_offset_to_subtract(change: Callable[[np.ndarray], np.ndarray]) -> None:
+    doubt = phantom_values(change).doubts()
+    assert doubt is not None
+    assert "subtract" not in doubt
+    assert "inverted" in doubt

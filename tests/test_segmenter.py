@@ -15,6 +15,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -29,7 +31,7 @@ from app.volumes.nifti import mask_header
 from app.volumes.volume import to_int16
 from phantom import make_phantom
 from phantom.dicom import write_series
-from tests.nifti_files import save, volume_lps
+from tests.nifti_files import save, volume_lps, write_mask
 from tests.tiny import segmentation_of
 
 
@@ -350,6 +352,10 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "nothing": ((None, AFFINE), "expected a path, a nibabel image, or an array with its affine, got a NoneType"),
     "the bytes of a file": ((b"\x1f\x8b",), "expected a path, .* got a bytes"),
     "another library's image": ((Foreign(), AFFINE), "expected a path, .* got a Foreign"),
+    "a tensor of bfloat16": ((torch.zeros(40, 40, 5).bfloat16(), AFFINE), "array: a Tensor .*BFloat16.*float"),
+    "a tensor elsewhere": ((torch.zeros(40, 40, 5, device="meta"), AFFINE), r"array: a Tensor .*\.cpu\(\)"),
+    "an affine with a gradient": ((VOXELS, torch.eye(4, requires_grad=True)), "array: a Tensor that NumPy cannot take"),
+    "a ragged affine": ((VOXELS, [[1, 2], [3]]), "array: a list that NumPy cannot take"),
     "an empty path": (("",), "an empty path instead of a scan's; is a variable unset?"),
     "metres": ((VOXELS, np.diag([-3000.0, -3000.0, 10.0, 1.0])), "array: the scan measures .*, larger than any"),
     "no file": (("missing.nii.gz",), r"missing\.nii\.gz: "),
@@ -363,6 +369,18 @@ def test_what_is_no_scan_is_one_line(segmenter: Segmenter, kind: str) -> None:
     with pytest.raises(VolumeError, match=line) as caught:
         segmenter.run(*arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("drift", [3e-4, 2.5e-3])
+def test_the_mask_of_an_array_whose_axes_drift_can_be_opened_by_itk(tmp_path: pathlib.Path, drift: float) -> None:
+    sheared = np.eye(4)
+    sheared[1, 2] = drift
+    affine = sheared @ AFFINE
+    volume = open_image(VOXELS, affine)
+    assert not any("disagree" in warning for warning in volume.warnings)
+    write_mask(np.ones(VOXELS.shape, np.uint8), volume, tmp_path / "mask.nii.gz")
+    assert SimpleITK.ReadImage(str(tmp_path / "mask.nii.gz")).GetSpacing() == pytest.approx((3.0, 3.0, 10.0), rel=1e-4)
+    np.testing.assert_allclose(nib.load(tmp_path / "mask.nii.gz").affine, affine, rtol=1e-6, atol=1e-7)
 
 
 def test_voxels_of_nan_are_air(segmenter: Segmenter, phantom_path: pathlib.Path) -> None:

@@ -64,11 +64,42 @@ def test_what_is_no_shard_is_said(text: str) -> None:
         ({"SLURM_ARRAY_TASK_ID": "7"}, (1, 1)),
         ({"JOB_COMPLETION_INDEX": "0", "JOB_COMPLETIONS": "5"}, (1, 5)),
         ({"JOB_COMPLETION_INDEX": "4"}, (1, 1)),
+        ({"AWS_BATCH_JOB_ARRAY_INDEX": "9", "AWS_BATCH_JOB_ARRAY_SIZE": "10"}, (10, 10)),
+        ({"AWS_BATCH_JOB_ARRAY_SIZE": "10"}, (1, 1)),  # of the job that the others belong to
     ],
 )
 def test_job_arrays_say_which_shard_it_is(environment: dict[str, str], expected: tuple[int, int]) -> None:
     shard = Shard.from_environment(environment)
     assert (shard.index, shard.count) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"SGE_TASK_ID": "3"}, "SGE_TASK_ID"),
+        ({"SGE_TASK_ID": "undefined"}, None),
+        ({"PBS_ARRAY_INDEX": "0"}, "PBS_ARRAY_INDEX"),
+        ({"PBS_ARRAYID": "0"}, "PBS_ARRAYID"),
+        ({"LSB_JOBINDEX": "2"}, "LSB_JOBINDEX"),
+        ({"LSB_JOBINDEX": "0"}, None),
+        ({"JOB_COMPLETION_INDEX": "0"}, "JOB_COMPLETION_INDEX"),
+    ],
+)
+def test_a_task_that_does_all_says_so(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], named: str | None
+) -> None:
+    for name in "ab":
+        write_phantom(tmp_path / f"{name}.nii.gz", None, (40, 40, 6), (6.0, 7.0, 40.0))
+    arguments = [str(tmp_path), str(tmp_path / "out"), "--list-series"]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    line = f"WARNING: {named} is set: this task of an array does all 2 cases; --shard I/N gives each a part"
+    shown = app(*arguments)
+    assert shown.returncode == 0
+    assert shown.stdout.count("to be segmented") == 2
+    assert ("is set" in shown.stderr) == (named is not None)
+    assert named is None or line in shown.stderr
+    assert "is set" not in app(*arguments, "--shard", "1/1").stderr
 
 
 def test_an_array_with_gaps_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 import signal
@@ -28,7 +29,7 @@ from tests.conftest import ROOT
 from tests.tiny import TINY, largest_rounding, tiny
 from training.__main__ import alone_in, main, with_batch
 from training.cache import CachedCase
-from training.engine import Every, Run, Timing, learning_rate
+from training.engine import Every, Run, Timing, learning_rate, noted_signals
 from training.export import export
 from training.log import TrainingLog
 from training.recipes import Recipe
@@ -268,6 +269,26 @@ def test_a_name_that_the_manifest_cannot_hold_is_refused(tmp_path: pathlib.Path,
         export(tmp_path, name, "1", "phantoms", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["fast", "FAST"])
+def test_a_bundled_model_is_not_replaced(cases: list[CachedCase], tmp_path: pathlib.Path, name: str) -> None:
+    train(tmp_path / "run", cases, tiny(steps=1))
+    bundled = tmp_path / "weights"
+    path = export(tmp_path / "run", "fast", "1", "phantoms", bundled)  # there is no card yet
+    (bundled / "fast.md").write_text("# Model card")
+    before = path.read_bytes()
+    command = ["export", str(tmp_path / "run"), "--name", name, "--version", "2", "--trained-on", "phantoms"]
+    result = CliRunner().invoke(main, [*command, "--to", str(bundled)])
+    assert result.exit_code == 1
+    line = f"error: {bundled}/{name}.safetensors: would replace the bundled model; choose another name, or a folder"
+    assert result.output.startswith(line)
+    assert path.read_bytes() == before
+    result = CliRunner().invoke(main, ["convert", str(path), "--to", str(bundled)])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"error: {path}: would replace the bundled model")
+    assert CliRunner().invoke(main, [*command, "--to", str(tmp_path / "mine")]).exit_code == 0
+    assert export(tmp_path / "run", "mine", "2", "phantoms", bundled) == bundled / "mine.safetensors"
+
+
 @pytest.mark.parametrize("seen", [{"spacing_mm": 4.0}, {"window_hu": (-100.0, 200.0)}, {"neighbour_mm": 5.0}])
 def test_a_recipe_that_sees_scans_otherwise_does_not_resume(tmp_path: pathlib.Path, seen: dict[str, Any]) -> None:
     """Its tensors would fit."""
@@ -337,7 +358,7 @@ def test_stops_when_validation_gets_no_better_and_exports_the_best(
     monkeypatch.setattr("training.engine.grid_dice", lambda *_: {Organ.LIVER: next(scores)})
     run = RunState(tmp_path, recipe, torch.device("cpu"))
     every_step = Timing(validate_minutes=1e-9)
-    assert Run(run, every_step).train(SliceSampler(cases, [1.0, 1.0], recipe, seed=0), cases)
+    assert Run(run, every_step).train(SliceSampler(cases, [1.0, 1.0], recipe, seed=0), cases) is None
     assert run.progress == Progress(4, run.progress.seconds, best_dice=0.5, validations_since_best=2)
     best, last = (torch.load(tmp_path / name, weights_only=True) for name in (BEST, LAST))
     assert (best["progress"]["step"], last["progress"]["step"]) == (2, 4)
@@ -357,7 +378,7 @@ def test_torchrun_takes_no_option_of_ours_for_its_own() -> None:
 
 @pytest.fixture
 def own_recipe(tmp_path: pathlib.Path) -> Callable[[int], list[str]]:
-    """Writes a recipe of one's own, of so many steps; gives the arguments of `train` for it, which log every other one."""
+    """Writes a recipe of one's own, of so many steps, that logs every other; gives the arguments of `train` for it."""
 
     def write(steps: int) -> list[str]:
         path = tmp_path / "own.py"
@@ -393,18 +414,60 @@ def test_two_processes_train_together(
     assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_was_stopped_is_saved_and_does_not_look_finished(
-    data: pathlib.Path, tmp_path: pathlib.Path, own_recipe: Callable[[int], list[str]]
+    data: pathlib.Path, tmp_path: pathlib.Path, own_recipe: Callable[[int], list[str]], number: signal.Signals
 ) -> None:
     """What comes after it, as in training/bundled.sh, must not begin."""
     command = [sys.executable, "-m", "training", *own_recipe(1_000_000), "--data", str(data)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("step=2 ")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 128 + signal.SIGTERM
-    assert torch.load(tmp_path / "run" / LAST, weights_only=True)["progress"]["step"] >= 2
+        assert process.stderr is not None
+        try:
+            assert process.stdout.readline().startswith("step=2 ")
+            process.send_signal(number)
+            assert process.wait(60) == 128 + number
+            line = process.stderr.read()
+        finally:
+            process.kill()  # or the end of the block waits for it
+    step = torch.load(tmp_path / "run" / LAST, weights_only=True)["progress"]["step"]
+    assert step >= 2
+    assert line == f"{tmp_path / 'run'}: stopped by {number.name} at step {step} and saved; the same command goes on\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU])
+def test_signals_that_come_during_a_run_are_noted(number: signal.Signals) -> None:
+    """A second one, during the save of the first, does no harm; but nobody has to wait for the end of a step."""
+    numbers = [number, signal.SIGTERM, signal.SIGINT]
+    before = [signal.signal(one, signal.default_int_handler) for one in numbers]
+    with noted_signals() as noted:
+        signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)
+        assert noted == [number, signal.SIGTERM]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.signal(*pair) for pair in zip(numbers, before, strict=True)] == [signal.default_int_handler] * 3
+
+
+class Gone(io.StringIO):
+    """A closed pipe or terminal."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_a_reader_of_its_lines_that_is_gone_ends_no_run(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Gone())
+    log = TrainingLog(tmp_path, batch=2)
+    for step in (1, 2):
+        log.add(loss=0.5, seconds=1.0, waited=0.1)
+        log.write(Progress(step, 60.0 * step), 1e-3, torch.device("cpu"), {})
+    assert log.path.read_text().splitlines()[-1].startswith("2,2.0,0.001,0.5,")
+    sys.stdout.close()
 
 
 def test_processes_that_cannot_be_joined_are_one_line(

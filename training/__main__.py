@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import functools
 import importlib
@@ -24,6 +23,7 @@ import torch.distributed as dist
 from app.checkpoint import WEIGHTS_DIR
 from app.errors import AppError
 from app.options import PATH
+from app.process import full_disk_in_one_line
 from training.cache import DataError
 from training.data import Cases, DataOptions
 from training.engine import Run, Timing
@@ -36,9 +36,7 @@ from training.state import RunState
 from training.weights import TrainingError
 
 RANK_SEED = 1_000_003  # sets the processes' random batches apart
-STOPPED = 128 + signal.SIGTERM  # the exit status of a run that SIGTERM ended early, as a shell has it
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a write that fails for these names no file
 FOLDER = PATH
 MINUTES = click.FloatRange(min=0, min_open=True)
 Command = Callable[..., None]
@@ -161,10 +159,10 @@ def errors_in_one_line() -> Iterator[None]:
     except (DataError, TrainingError, AppError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        if error.filename is None and error.errno not in FULL:
+        if error.filename is None:
             raise
-        where = error.filename or "a file"
-        sys.exit(f"error: {where}: {error.strerror}; check the folder, its permissions and the disk's free space")
+        reason = f"{error.strerror}; check the folder, its permissions and the disk's free space"
+        sys.exit(f"error: {error.filename}: {reason}")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -212,9 +210,13 @@ def train(
         seed = recipe.seed + state.progress.step + rank * RANK_SEED
         sampler = SliceSampler(cases.training, cases.weights, share, seed, state.device)
         torch.backends.cudnn.benchmark = True  # every batch has the same size
-        is_over = Run(state, timing).train(sampler, cases.held_out)
-    if not is_over:
-        sys.exit(STOPPED)
+        stopped_by = Run(state, timing).train(sampler, cases.held_out)
+    if stopped_by:
+        name, step = signal.Signals(stopped_by).name, state.progress.step
+        if state.is_first:
+            with contextlib.suppress(OSError):  # the terminal is gone
+                click.echo(f"{run_dir}: stopped by {name} at step {step} and saved; the same command goes on", err=True)
+        sys.exit(128 + stopped_by)  # as a shell has it
 
 
 def find_recipe(name: str) -> Recipe:
@@ -383,4 +385,5 @@ def compare(out: pathlib.Path, data: DataOptions, minutes: float, device: str) -
 
 
 if __name__ == "__main__":
-    main()
+    with full_disk_in_one_line():
+        main()

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import math
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import nn
 
 from app.engines.torch_engine import best_dtype
 from app.organs import Organ
+from app.process import ENDING
 from app.volumes.read_ahead import ReadAhead
 from training.augment import augment
 from training.cache import CachedCase
@@ -71,14 +71,27 @@ class Every:
 
 
 @contextlib.contextmanager
-def set_by_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets inside the block, instead of ending the process."""
-    event = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+def noted_signals() -> Iterator[list[int]]:
+    """The signals that came inside the block and would have ended the process, by their numbers; the list grows.
+
+    A second Ctrl-C ends it at once. Not under torchrun, which passes on what the terminal has sent to all.
+    """
+    noted: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if number == signal.SIGINT and noted and not dist.is_initialized():
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    before = {number: signal.getsignal(number) for number in ENDING}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, note)
     try:
-        yield event
+        yield noted
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def learning_rate(progress: Progress, optimiser: Optimiser, minutes: float | None) -> float:
@@ -101,14 +114,14 @@ class Run:
     def __init__(self, state: RunState, timing: Timing = Timing()) -> None:
         self.state, self.timing = state, timing
 
-    def train(self, sampler: SliceSampler, held_out: Sequence[CachedCase] = ()) -> bool:
+    def train(self, sampler: SliceSampler, held_out: Sequence[CachedCase] = ()) -> int | None:
         """Train until the recipe's steps, or the minutes, are used up.
 
-        A thread draws the batches ahead of the steps. SIGTERM saves the checkpoint and ends the loop after the
-        current step.
+        A thread draws the batches ahead of the steps. A signal that would end the process saves the checkpoint and ends
+        the loop after the current step.
 
         Returns:
-            Whether the run is over; False where SIGTERM ended it early.
+            The number of the signal that ended it early; None where the run is over.
 
         Raises:
             TrainingError: the loss is no longer a number.
@@ -120,8 +133,8 @@ class Run:
         keeping_due = Every(self.timing.keep_minutes * 60, progress.seconds)
         saving_due = Every(SAVE_SECONDS, progress.seconds)
         ahead = ReadAhead((sampler.batch() for _ in itertools.count()), BATCHES_AHEAD)
-        with contextlib.closing(ahead) as batches, set_by_sigterm() as stopped:
-            while not self._agree(self.is_over or stopped.is_set()):
+        with contextlib.closing(ahead) as batches, noted_signals() as signals:
+            while not self._agree(self.is_over or bool(signals)):
                 begin = time.monotonic()
                 rate = self.set_learning_rate()
                 batch = next(batches)
@@ -138,9 +151,9 @@ class Run:
                 scores = self.validate(held_out) if validation_due.due(progress.seconds) or self.is_over else {}
                 if state.is_first and (log_due.due(progress.step) or scores):
                     log.write(progress, rate, state.device, scores)
-                if saving_due.due(progress.seconds) or self.is_over or stopped.is_set():
+                if saving_due.due(progress.seconds) or self.is_over or signals:
                     state.save()
-        return not stopped.is_set()
+        return signals[0] if signals else None
 
     @property
     def is_over(self) -> bool:

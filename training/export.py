@@ -37,11 +37,12 @@ def export(
             al., "Model soups", ICML 2022, and "Robust fine-tuning of zero-shot models", CVPR 2022).
 
     Raises:
-        TrainingError: it cannot be called so, there is no such run, its network is not HRNet-OCR, or not that of what
-            it is averaged with.
+        TrainingError: it cannot be called so, a bundled model has the name, there is no such run, its network is not
+            HRNet-OCR, or not that of what it is averaged with.
     """
     if not re.fullmatch(NAME, name):
         raise TrainingError(f"'{name}': not a model's name; expected letters, digits, and _ . - between them")
+    _check_place(name, folder)
     state = load_run(run_dir)
     config = replace(run_config(run_dir, state), name=name, version=version, training_data=training_data)
     weights = averaged_weights(state)
@@ -58,9 +59,23 @@ def convert(paths: Sequence[pathlib.Path], folder: pathlib.Path) -> pathlib.Path
 
     Raises:
         CheckpointError: a file is not a checkpoint of this program, or the shards are not all of one model.
+        TrainingError: a bundled model has its name.
     """
     parts = [read_file(path) for path in paths]
     config = parts[0][0]
     tensors = {name: tensor for _, part in parts for name, tensor in part.items()}
+    _check_place(config.name, folder)
     check(paths[0], config, tensors)
     return save_checkpoint(config, tensors, folder)
+
+
+def _check_place(name: str, folder: pathlib.Path) -> None:
+    """Keep a model from replacing a bundled one: those have model cards beside them, on any file system.
+
+    Raises:
+        TrainingError: there is a card of that name.
+    """
+    if name.casefold() in (card.stem.casefold() for card in folder.glob("*.md")):
+        raise TrainingError(
+            f"{folder / name}.safetensors: would replace the bundled model; choose another name, or a folder with --to"
+        )

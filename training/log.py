@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from app.gpu_memory import MIB
 from app.host import peak_rss_mib
 from app.organs import ORGANS, Organ
+from app.process import drop_standard_output
 from app.whole_file import whole_file
 from training.state import Progress
 
@@ -62,7 +63,10 @@ class TrainingLog:
         }
         dice = {organ.key: round(score, 4) for organ, score in scores.items()}
         row = values | dice
-        print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+        try:
+            print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+        except OSError:  # a full disk, a terminal or a pipe that was closed: no reason to lose a run
+            drop_standard_output()
         with self.path.open("a+", newline="") as stream:
             writer = csv.DictWriter(stream, COLUMNS)
             stream.seek(0)

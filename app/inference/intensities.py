@@ -11,8 +11,8 @@ STRIDE = 4  # every fourth row and column is enough
 LEAST_FAT = 0.005  # of the body's voxels; even thin patients have several times as much
 BRIGHT_SHARE = 0.002  # of the body's voxels; at least as many are brighter than `hounsfield.BRIGHT`
 MOST_DENSE = 0.2  # of the body's voxels are denser than `hounsfield.DENSE`; in 56 scans it was 0.013
-OFFSET_HU = 1024  # of scanners' stored values; soft tissue then lies in the following range
-OFFSET_TISSUE = (900, 1250)
+OFFSET_HU = 1024  # of scanners' stored values
+LEAST_SOFT_TISSUE = 0.2  # of the body's voxels
 FEWEST = 1000  # voxels of a body that can be judged
 
 
@@ -38,21 +38,36 @@ class Intensities:
         part = self._counts[low - self._lowest :]
         return low + int(np.searchsorted(np.cumsum(part), part.sum() * percent / 100))
 
+    def _share(self, low: int, high: int | None = None, *, offset: int) -> float:
+        """Of a body's voxels, those from `low` up to, not including, `high`, in values less an offset."""
+        body = self._count(hounsfield.BODY + offset)
+        return self._count(low + offset, None if high is None else high + offset) / max(body, 1)
+
+    def _may_be_hounsfield(self, offset: int = 0) -> bool:
+        """Whether the values, less an offset, show the fat, the bright and the dense voxels of a body."""
+        return (
+            self._share(*hounsfield.FAT, offset=offset) >= LEAST_FAT
+            and self._share(hounsfield.BRIGHT, offset=offset) >= BRIGHT_SHARE
+            and self._share(hounsfield.DENSE, offset=offset) <= MOST_DENSE
+        )
+
+    def _lacks_offset(self) -> bool:
+        """Whether they are Hounsfield units plus the usual offset, and not the noise of inverted air near 1000."""
+        return (
+            self._may_be_hounsfield(OFFSET_HU)
+            and self._share(*hounsfield.SOFT_TISSUE, offset=OFFSET_HU) >= LEAST_SOFT_TISSUE
+            and self._share(hounsfield.BONE, offset=OFFSET_HU) >= BRIGHT_SHARE
+        )
+
     def doubts(self) -> str | None:
         """A sentence for the user if these are not Hounsfield units; None if they may be."""
-        body = self._count(hounsfield.BODY)
-        if body < FEWEST:
+        if self._count(hounsfield.BODY) < FEWEST or self._may_be_hounsfield():
             return None
-        has_fat = self._count(*hounsfield.FAT) >= LEAST_FAT * body
-        has_bright = self._count(hounsfield.BRIGHT) >= BRIGHT_SHARE * body
-        if has_fat and has_bright and self._count(hounsfield.DENSE) <= MOST_DENSE * body:
-            return None
-        low, middle, high = (self._percentile(hounsfield.PADDING, percent) for percent in (1, 50, 99))
-        tissue = self._percentile(OFFSET_HU // 2, 50)  # above what would be air and lung with the offset
-        if self._count(*OFFSET_TISSUE) > 0.2 * body and OFFSET_TISSUE[0] <= tissue <= OFFSET_TISSUE[1]:
-            remedy = f"soft tissue lies near {tissue}: subtract {OFFSET_HU}, the offset that was not applied"
+        if self._lacks_offset():
+            remedy = f"subtract {OFFSET_HU}, the offset that was not applied"
         else:
-            remedy = "check the scan's rescaling"
+            remedy = "check the scan's rescaling: slope, intercept, and sign (inverted values make air the brightest)"
+        low, middle, high = (self._percentile(hounsfield.PADDING, percent) for percent in (1, 50, 99))
         return (
             f"intensities (percentiles 1, 50, 99: {low}, {middle}, {high}) do not look like Hounsfield units "
             f"(air near -1000, fat near -100, bone above 300); {remedy}; the mask may be wrong"

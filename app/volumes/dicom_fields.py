@@ -38,7 +38,7 @@ MARK_NAMES = (*MARKS, "InstanceNumber", *(f"DimensionIndexValues {i + 1}" for i 
 TAGS = [
     *("SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "ImageType", "Rows", "Columns"),
     *("NumberOfFrames", "RescaleSlope", "RescaleIntercept", "RescaleType", "PhotometricInterpretation"),
-    *("SamplesPerPixel", "PixelRepresentation", "BitsAllocated"),
+    *("SamplesPerPixel", "PixelRepresentation", "BitsAllocated", "BitsStored"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "SharedFunctionalGroupsSequence", "SliceLocation"),
     *("PerFrameFunctionalGroupsSequence", *GEOMETRY, *IDENTITY, *MARKS, *TIMES.values()),
 ]

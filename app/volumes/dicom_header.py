@@ -185,6 +185,7 @@ def _slice(
         slope=slope,
         intercept=None if first("RescaleIntercept") is None else intercept,
         padding=_padding(header, slope, intercept),
+        bits=header.get("BitsStored"),
         accession=str(header.get("AccessionNumber") or ""),
         unit=sys.intern(_text(first("RescaleType")).upper()),
         location=_location(first("SliceLocation")),

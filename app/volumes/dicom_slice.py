@@ -12,10 +12,6 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-# By default pydicom takes JPEG-LS values for as wide as their stream says. DCMTK writes signed ones of 12 bits as 16,
-# which then lose their sign.
-BY_BITS_STORED = {"apply_jls_sign_correction": False, "correct_unused_bits": True}
-
 
 @dataclass(frozen=True)
 class Slice:
@@ -37,6 +33,7 @@ class Slice:
         slope: of stored values to HU.
         intercept: likewise; None where the file gives none.
         padding: lowest and highest stored value that is not a measurement; None without padding.
+        bits: of a stored value, sign included, as BitsStored says; those above are no part of it. None: all are.
         accession: number that the hospital gave the study; may be empty.
         unit: of the rescaled values, as RescaleType says; may be empty.
         location: along the table, as SliceLocation says, mm; None where it says nothing.
@@ -57,6 +54,7 @@ class Slice:
     slope: float
     intercept: float | None
     padding: tuple[int, int] | None
+    bits: int | None = None
     accession: str = ""
     unit: str = ""
     location: float | None = None
@@ -117,7 +115,17 @@ class Unreadable:
 
 
 def stored_pixels(one: Slice) -> NDArray[Any]:
-    """The decoded pixels of a slice, (rows, columns), as they are stored."""
+    """The decoded pixels of a slice, (rows, columns), as they are stored.
+
+    pydicom takes those of JPEG-LS and JPEG 2000 for as wide as their stream says. Encoders also write 12 bits as 16, of
+    which the upper ones are zeros, whatever the sign, or an overlay.
+    """
+    pixels = _decoded(one)
+    unused = 0 if one.bits is None else 8 * pixels.itemsize - one.bits
+    return pixels << unused >> unused if unused > 0 else pixels
+
+
+def _decoded(one: Slice) -> NDArray[Any]:
     if one.frame is None:
         with BoundedFile(one.path) as file:
             image = pydicom.dcmread(file, force=True)
@@ -125,8 +133,8 @@ def stored_pixels(one: Slice) -> NDArray[Any]:
             implicit, little = image.original_encoding
             plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
             image.file_meta.TransferSyntaxUID = plain if little else ExplicitVRBigEndian
-        single: NDArray[Any] = pydicom.pixels.pixel_array(image, **BY_BITS_STORED)
+        single: NDArray[Any] = pydicom.pixels.pixel_array(image, correct_unused_bits=False)
         return single
-    with BoundedFile(one.path) as file:
-        frame: NDArray[Any] = pydicom.pixels.pixel_array(file, index=one.frame, **BY_BITS_STORED)  # reads no others
+    with BoundedFile(one.path) as file:  # no other frame is read
+        frame: NDArray[Any] = pydicom.pixels.pixel_array(file, index=one.frame, correct_unused_bits=False)
     return frame

@@ -16,7 +16,7 @@ from ..errors import VolumeError
 from ..hounsfield import AIR
 from .nifti_header import Header, checked_geometry, reading
 from .read_ahead import ReadAhead
-from .volume import Geometry, Slices, ahead_of_network, implausible, to_int16
+from .volume import Geometry, Slices, ahead_of_network, implausible, is_rigid, to_int16
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def open_image(image: Any, affine: Any = None) -> ImageVolume:  # noqa: ANN401 (
             raise VolumeError(
                 f"expected a path, a nibabel image, or an array with its affine, got a {type(image).__name__}"
             )
-        path, voxels, header = pathlib.Path("array"), np.asarray(image), nib.Nifti1Header()
+        path, header = pathlib.Path("array"), nib.Nifti1Header()
+        voxels = _as_array(path, image)
         affine = _checked_affine(path, affine)
         if isinstance(image, np.ma.MaskedArray):
             raise VolumeError(f"{path}: a masked array; say what lies under the mask, such as image.filled({AIR:.0f})")
@@ -83,12 +84,31 @@ def open_image(image: Any, affine: Any = None) -> ImageVolume:  # noqa: ANN401 (
     if max(shape, default=0) > np.iinfo(np.int16).max:
         raise VolumeError(f"{path}: expected a 3-D CT, got shape {shape}; cut it to the abdomen")
     header.set_data_shape(shape)
-    if not (_is_in_header(image) or _is_unoriented(image)):
+    is_ours = not (_is_in_header(image) or _is_unoriented(image))
+    if is_ours:
         header.set_sform(affine, code="scanner")
         header["qform_code"] = 0
         header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
     geometry, warnings = checked_geometry(path, header)
+    if is_ours and is_rigid(affine):  # ITK opens the mask by it where the axes are not quite at right angles
+        header.set_qform(affine, code="scanner")
     return ImageVolume(path, header, geometry, (*warnings, *implausible(path, geometry)), voxels)
+
+
+def _as_array(path: pathlib.Path, given: Any) -> NDArray[Any]:  # noqa: ANN401 (whatever was given)
+    """What is given in NumPy's own form.
+
+    Raises:
+        VolumeError: it has none, as a tensor of torch has that lies on a GPU, is of bfloat16 or wants a gradient.
+    """
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise VolumeError(
+            f"{path}: a {type(given).__name__} that NumPy cannot take ({reason}); give a NumPy array, "
+            "such as tensor.detach().cpu().float().numpy()"
+        ) from error
 
 
 def _checked_affine(path: pathlib.Path, affine: Any) -> NDArray[np.float64]:  # noqa: ANN401 (whatever was given)
@@ -98,9 +118,9 @@ def _checked_affine(path: pathlib.Path, affine: Any) -> NDArray[np.float64]:  # 
         VolumeError: it is none.
     """
     expected = f"{path}: expected its affine, (4, 4), voxel -> patient RAS in mm"
-    if affine is None or np.shape(affine) != (4, 4):
-        raise VolumeError(f"{expected}; got {np.shape(affine) or None}")
-    values = np.asarray(affine)
+    values = _as_array(path, affine)
+    if values.shape != (4, 4):
+        raise VolumeError(f"{expected}; got {values.shape or None}")
     if values.dtype.kind not in "iuf":
         raise VolumeError(f"{expected}; got an array of kind '{values.dtype.kind}'")
     if not np.array_equal(values[3], (0, 0, 0, 1)):
