@@ -422,6 +422,23 @@ def test_sform_and_pixdim_that_disagree_are_a_warning(path: pathlib.Path) -> Non
     assert scan.geometry.spacing_zyx_mm == pytest.approx((2.0, 0.75, 0.5))
 
 
+@pytest.mark.parametrize(
+    ("diagonal", "origin", "is_doubted"),
+    [
+        *(((1, 1, 1), 0, True), ((-1, -1, 1), 0, True)),  # of nibabel's users, and of ITK's
+        *(((1, 1, 1), -7, False), ((-1, -1, 1.5), 0, False)),
+    ],
+)
+def test_the_identity_is_doubted(
+    path: pathlib.Path, diagonal: tuple[float, float, float], origin: float, is_doubted: bool
+) -> None:
+    affine = np.diag([*diagonal, 1.0])
+    affine[2, 3] = origin
+    save(path, volume_lps(), affine)
+    for volume in (open_volume(path), open_image(volume_lps(), affine)):
+        assert any("its affine is the identity" in warning for warning in volume.warnings) == is_doubted
+
+
 @pytest.mark.parametrize("offset", [0.0, 100.0, 351.0, -5.0, np.nan, np.inf, 1e30])
 def test_voxels_cannot_begin_inside_the_header(path: pathlib.Path, offset: float) -> None:
     save(path, volume_lps())
