@@ -13,12 +13,14 @@ from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 
 from app.errors import ResultError, VolumeError
 from app.results import nifti_mask
 from app.volumes import nifti, open_image, open_volume
 from app.volumes.read_ahead import ReadAhead
+from phantom.dicom import write_series
 from tests.nifti_files import (
     SHAPE_LPS,
     SPACING_LPS,
@@ -435,7 +437,13 @@ def test_the_identity_is_doubted(
     affine = np.diag([*diagonal, 1.0])
     affine[2, 3] = origin
     save(path, volume_lps(), affine)
-    for volume in (open_volume(path), open_image(volume_lps(), affine)):
+    series = path.parent / "as DICOM"
+    write_series(series, volume_lps(), (*np.abs(diagonal),))
+    for slice_path in series.iterdir():
+        one = pydicom.dcmread(slice_path)
+        one.ImagePositionPatient = [0, 0, one.ImagePositionPatient[2] + origin]
+        one.save_as(slice_path)
+    for volume in (open_volume(path), open_image(volume_lps(), affine), open_volume(series)):
         assert any("its affine is the identity" in warning for warning in volume.warnings) == is_doubted
 
 

@@ -23,10 +23,6 @@ Header = Any  # nibabel is not typed: Nifti1Header or Nifti2Header
 TEXT_BYTES = 40  # shown of a text in a scan's place
 MAX_OFFSET = 1 << 31  # where voxels may begin; header extensions are far smaller
 UNIT_MM = {1: 1000.0, 3: 0.001}  # metre, micron; every other code, undefined ones included, is read as millimetres
-IDENTITY = (
-    "its affine is the identity, voxels of 1 mm from the origin on, as programs write it that know neither spacing nor "
-    "orientation: volumes and labels may be wrong; set the header's sform to the scan's own"
-)
 SAME_SPACING = 0.01  # share by which sform and pixdim may differ, since both are rounded
 SPACE_UNIT_BITS = 0x07  # of xyzt_units
 UNKNOWN_ORIENTATION = (
@@ -179,8 +175,6 @@ def _checked_affine(path: pathlib.Path, header: Header) -> tuple[NDArray[np.floa
             f"sform and pixdim disagree on the voxel spacing ({_listed(edges)} and {_listed(pixdim)}); the sform was "
             "used, and programs that use the other will show another size; repair the header"
         )
-    if np.array_equal(np.abs(affine), np.eye(4)):  # of ITK with -1, since its axes grow to the left and to the back
-        warnings.append(IDENTITY)
     return affine, tuple(warnings)
 
 
