@@ -22,6 +22,7 @@ from .volumes import Volume, identity
 LARGE_PIECE_ML, LARGE_PIECE = 10.0, 0.25
 # A spleen larger than this and than the liver is a doubt; in stacks of few slices, either may be cut.
 LARGE_SPLEEN_ML = 300.0
+MIRROR_ROWS = 4  # every fourth row is enough to say which of two organs lies to the left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +152,11 @@ class Segmentation:
         if spleen_ml > max(liver_ml, LARGE_SPLEEN_ML):
             return f"the spleen ({spleen_ml:.0f} ml) is larger than the liver ({liver_ml:.0f} ml)"
         counts = np.zeros((len(organs), self.labels_zyx.shape[2]))  # by column; these grow to the left
-        for plane in self.labels_zyx:  # a copy of all would take as much memory as the mask
+        for plane in self.labels_zyx[:, ::MIRROR_ROWS]:  # a copy of all would take as much memory as the mask
             if plane.any():
                 counts += [(plane == organ).sum(axis=0) for organ in organs]
+        if not counts.any(axis=1).all():
+            return None
         liver, spleen = counts @ np.arange(counts.shape[1]) / counts.sum(axis=1)
         return "the liver lies to the left of the spleen" if liver > spleen else None
 
