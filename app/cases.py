@@ -182,7 +182,7 @@ def _nothing_in(source: pathlib.Path, options: FindOptions) -> str:
     if source.name.upper() == "DICOMDIR" and source.is_file():
         return "only lists the files beside it; give the folder that it lies in"
     nothing = " and ".join(f"no {reader.accepts}" for reader in FORMATS.values())
-    deeper = [] if options.recursive else find_scans(source, replace(options, recursive=True))
+    deeper = [] if options.recursive or not source.is_dir() else find_scans(source, replace(options, recursive=True))
     return nothing + (f", but {len(deeper)} scans in subfolders; add --recursive" if deeper else "; check the path")
 
 

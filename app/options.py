@@ -45,6 +45,7 @@ class GivenPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+MOST_SHOWN = 4  # paths in a message
 PATH = GivenPath(path_type=pathlib.Path)
 
 
@@ -177,7 +178,10 @@ class Request:
         expected = 1 if request.list_file else 2
         if len(request.paths) != expected:
             wanted = "OUTPUT alone with --list" if expected == 1 else "INPUT and OUTPUT"
-            raise click.UsageError(f"expected {wanted}, got {' '.join(map(str, request.paths)) or 'neither'}")
+            few = request.paths[:MOST_SHOWN]
+            got = " ".join([*map(str, few), *["..."] * (len(request.paths) > len(few))]) or "neither"
+            several = "; for several scans give their folder, or --list FILE" if len(request.paths) > expected else ""
+            raise click.UsageError(f"expected {wanted}, got {got}{several}")
         return request
 
     @property

@@ -42,9 +42,15 @@ def marked(content: bytes) -> bytes:
     return content.replace(BLANK, mark_of([content]), 1)
 
 
+def mark_in(head: bytes) -> bytes | None:
+    """The mark in a file's first bytes; None where there is none."""
+    found = _MARK.search(head[:HEAD_BYTES])
+    return found[0] if found else None
+
+
 def has_mark(head: bytes) -> bool:
     """Whether there is a mark in a file's first bytes."""
-    return _MARK.search(head[:HEAD_BYTES]) is not None
+    return mark_in(head) is not None
 
 
 def fits_mark(head: bytes, length: int) -> bool:

@@ -17,7 +17,7 @@ from .failures import Failure, clear_failure, note_failure
 from .gpu_memory import MemorySampler, nvml_reader, peak_flare2021
 from .host import peak_rss_mib
 from .inference.labelling import OnSlice
-from .results import write_all
+from .results import left_behind, marks_of, write_all
 from .run_log import CaseRecord, Environment
 from .segmentation import Segmentation
 from .segmenter import Segmenter
@@ -52,12 +52,12 @@ def predict_case(
         read_used_mib: gives the GPU memory in use; None without a GPU.
     """
     begin = time.perf_counter()
-    segmentation, problem, seconds = None, None, dict[str, float | None]()
+    segmentation, problem, seconds, left = None, None, dict[str, float | None](), list[str]()
     segmenter.engine.peak_mib(reset=True)
     with MemorySampler(read_used_mib) as sampler:
         try:
             segmentation = _segment(segmenter, case, opened, progress)
-            _write(segmentation, case, seconds)
+            left = _write(segmentation, case, seconds)
         except Exception as error:  # whatever is wrong with one case, the others go on
             known = isinstance(error, AppError)
             problem = str(error) if known else f"{case.scan.path}: unexpected {type(error).__name__}: {error}"
@@ -69,6 +69,7 @@ def predict_case(
     record = CaseRecord.of(segmentation, surroundings) if segmentation else CaseRecord(case.name, **vars(surroundings))
     if problem is not None:
         record.status, record.error = "failed", problem
+    record.warnings += left
     record.seconds |= seconds | {"total": round(time.perf_counter() - begin, 3)}
     record.series_uid = case.scan.series_uid
     return record
@@ -82,13 +83,16 @@ def _segment(segmenter: Segmenter, case: Case, opened: Opened | None, progress: 
         return segmenter.segment_volume(volume, slices, case=case.name, gather=gather, on_slice=on_slice)
 
 
-def _write(segmentation: Segmentation, case: Case, seconds: dict[str, float | None]) -> None:
+def _write(segmentation: Segmentation, case: Case, seconds: dict[str, float | None]) -> list[str]:
     """Write the outputs of one case, and note how long that took.
+
+    Returns:
+        Warnings, see `left_behind`.
 
     Raises:
         ResultError: some could not be written; the others were.
     """
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), marks_of(case.outputs.values())
     try:
         case.base.parent.mkdir(parents=True, exist_ok=True)  # a folder of the mirrored tree
         write_all(segmentation, case.results, case.outputs)
@@ -98,6 +102,7 @@ def _write(segmentation: Segmentation, case: Case, seconds: dict[str, float | No
         ) from error
     finally:
         seconds["write"] = round(time.perf_counter() - begin, 3)
+    return left_behind(case.base, case.outputs.values(), before)
 
 
 def environment(segmenter: Segmenter, samples_mib: Sequence[int]) -> Environment:

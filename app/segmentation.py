@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from .volumes import Volume, identity
 
 # A removed piece is worth a word from this size on, and from this share of the smallest piece that was kept.
 LARGE_PIECE_ML, LARGE_PIECE = 10.0, 0.25
+# A spleen larger than this and than the liver is a doubt; in stacks of few slices, either may be cut.
+LARGE_SPLEEN_ML = 300.0
+MIRROR_ROWS = 4  # every fourth row is enough to say which of two organs lies to the left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +42,15 @@ class ModelInfo:
     organs: tuple[Organ, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # arrays have no one answer to ==, and no hash
 class Segmentation:
     """A segmented scan.
 
     Attributes:
         case: its name.
         volume: the scan.
-        mask: values of `Organ`, uint8, in the scan's stored axis order and shape, Fortran-contiguous.
+        mask: values of `Organ`, uint8, in the scan's stored axis order and shape, Fortran-contiguous; read-only, since
+            volumes and outputs are of this mask and no other.
         model: which model made it.
         confidence: of the network in every organ, see docs/OUTPUTS.md; None for an organ that it did not see.
         check: organs of which the network is so unsure that they should be looked at.
@@ -70,6 +75,16 @@ class Segmentation:
     network_slices: int = 0
     batch_size: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        mask = self.mask.view()
+        mask.flags.writeable = False
+        object.__setattr__(self, "mask", mask)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What arrives in another process is read-only there too."""
+        self.__dict__.update(state)
+        self.__post_init__()
 
     @property
     def organs(self) -> tuple[Organ, ...]:
@@ -106,6 +121,8 @@ class Segmentation:
             yield self.intensity_doubt
         if missing := [organ.key for organ, count in self.voxels.items() if not count]:
             yield f"no {', no '.join(missing)} found; check that this is an abdominal CT"
+        if self.volume.geometry.orientation_known and (odd := self._mirrored()):
+            yield f"{odd}: the scan's header may swap left and right; check its orientation"
         for organ, ml in self.volumes_ml.items():
             if ml > organ.largest_ml:
                 yield (
@@ -122,6 +139,26 @@ class Segmentation:
                     )
         for organ in self.check:
             yield f"check the {organ.key}: the network is unsure of it (confidence {self.confidence[organ]:.2f})"
+
+    def _mirrored(self) -> str | None:
+        """What tells that the body may be its mirror image; None if nothing does.
+
+        A network that saw no such body takes the liver on the wrong side for a spleen.
+        """
+        organs = (Organ.LIVER, Organ.SPLEEN)
+        liver_ml, spleen_ml = (self.volumes_ml.get(organ, 0.0) for organ in organs)
+        if not (liver_ml and spleen_ml):
+            return None
+        if spleen_ml > max(liver_ml, LARGE_SPLEEN_ML):
+            return f"the spleen ({spleen_ml:.0f} ml) is larger than the liver ({liver_ml:.0f} ml)"
+        counts = np.zeros((len(organs), self.labels_zyx.shape[2]))  # by column; these grow to the left
+        for plane in self.labels_zyx[:, ::MIRROR_ROWS]:  # a copy of all would take as much memory as the mask
+            if plane.any():
+                counts += [(plane == organ).sum(axis=0) for organ in organs]
+        if not counts.any(axis=1).all():
+            return None
+        liver, spleen = counts @ np.arange(counts.shape[1]) / counts.sum(axis=1)
+        return "the liver lies to the left of the spleen" if liver > spleen else None
 
     @property
     def labels_zyx(self) -> NDArray[np.uint8]:

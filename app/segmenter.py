@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import numbers
 import os
 import pathlib
 import time
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from .checkpoint import find_model, load_checkpoint
 from .engines import Engine, choose_engine
-from .errors import VolumeError
+from .errors import InputError, VolumeError
 from .inference.body import body_box
 from .inference.components import keep_largest
 from .inference.gathering import Gathering
@@ -49,9 +50,14 @@ class Segmenter:
         engine: the model on its device.
         batch_size: slices in the network at a time; None: the engine chooses.
         postprocess: keep only the largest components of each organ.
+
+    Raises:
+        InputError: the batch size is none.
     """
 
     def __init__(self, engine: Engine, *, batch_size: int | None = None, postprocess: bool = True) -> None:
+        if batch_size is not None and (not isinstance(batch_size, numbers.Integral) or batch_size < 1):
+            raise InputError(f"batch_size {batch_size!r}: expected a whole number from 1, or None")
         self.engine, self.batch_size, self.postprocess = engine, batch_size, postprocess
         config = engine.config
         self.model = ModelInfo(name=config.name, version=config.version, sha256=engine.sha256, organs=config.organs[1:])
@@ -77,11 +83,12 @@ class Segmenter:
         Raises:
             CheckpointError: the weights are missing, altered or foreign.
             DeviceError: the device or the engine is not there, or there is no room for the weights.
+            InputError: the batch size is none.
         """
-        kind, chosen = choose_engine(engine, device)
+        kind, chosen = choose_engine(engine, str(device))  # torch's own devices too
         if device == "auto" and chosen == "cpu":
             log.warning("running on the CPU: no usable NVIDIA GPU (a container needs --gpus all)")
-        name = name or DEFAULT_MODEL[chosen]
+        name = DEFAULT_MODEL[chosen] if name is None else name
         is_file = not isinstance(name, str) or name.endswith(MODEL_SUFFIX)
         checkpoint = load_checkpoint(pathlib.Path(name) if is_file else find_model(str(name)))
         return cls(kind.load(checkpoint, chosen), batch_size=batch_size, postprocess=postprocess)
@@ -103,7 +110,9 @@ class Segmenter:
         segmentation = self.run(path, gather=False)
         for warning in segmentation.warnings:
             log.warning("%s: %s", segmentation.volume.path.name, warning)
-        return segmentation.mask
+        mask = segmentation.mask
+        mask.flags.writeable = True  # it is the caller's now, and no record's
+        return mask
 
     def run(self, source: Any, affine: Any = None, *, gather: bool = True) -> Segmentation:  # noqa: ANN401
         """Segment one scan.

@@ -196,6 +196,12 @@ def test_what_cannot_start_is_a_usage_error(run: Run, folders: Folders, source: 
     assert sum(text.startswith(line.format(parent)) for text in outcome.lines) == 1
 
 
+def test_what_a_shell_makes_of_a_pattern_is_not_listed(run: Run, folders: Folders) -> None:
+    outcome = run("0.nii.gz", folders[1], *(f"{i}.nii.gz" for i in range(2000)))
+    assert outcome.code == 2
+    assert outcome.lines[-1].endswith("1.nii.gz ...; for several scans give their folder, or --list FILE")
+
+
 def test_an_output_folder_that_is_not_writable(run: Run, folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, outputs = folders
     outputs.mkdir()

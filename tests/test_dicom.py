@@ -618,9 +618,11 @@ def write_raw(paths: list[pathlib.Path], element: str, value: bytes, vr: str | N
 
 def test_a_file_that_stands_for_a_folder_is_said(tmp_path: pathlib.Path, hounsfield: NDArray[np.int16]) -> None:
     (one, *_) = write_series(tmp_path, hounsfield, SPACING)
-    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
-    with pytest.raises(InputError, match="DICOMDIR: only lists the files beside it; give the folder that it lies in"):
-        find_cases(tmp_path / "DICOMDIR", tmp_path / "out")
+    for name in ("DICOMDIR", "dicomdir"):  # as file systems of CDs show it
+        (tmp_path / name).write_bytes(bytes(128) + b"DICM")
+        with pytest.raises(InputError, match=f"{name}: only lists the files beside it; give the folder that it lies"):
+            find_cases(tmp_path / name, tmp_path / "out")
+    assert len(find_scans(tmp_path)) == 1
     with pytest.raises(InputError, match=r"a single image, not a volume\); give the folder of its series"):
         require_ct(find_cases(one, tmp_path / "out"), one)
 

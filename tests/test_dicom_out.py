@@ -335,9 +335,14 @@ def test_who_issued_the_patients_id_and_how_it_was_de_identified_is_kept(tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, about the values
-@pytest.mark.parametrize("how", ["no preamble", "thickness"])
+@pytest.mark.parametrize("how", ["no preamble", "thickness", "no class but in the file's own header"])
 def test_objects_are_made_of_whatever_was_read(tmp_path: pathlib.Path, how: str) -> None:
     for path in write_series(tmp_path / "in", np.zeros((12, 10, 4), np.int16), (30.0, 30.0, 5.0)):
+        if how.startswith("no class"):
+            one = pydicom.dcmread(path)
+            del one.SOPClassUID
+            pydicom.dcmwrite(path, one, enforce_file_format=False)
+            continue
         content = path.read_bytes()
         element = b"\x18\0\x50\0DS\4\0n/a "
         place = content.index(b"\x20\0\x0d\0UI")

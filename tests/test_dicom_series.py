@@ -215,6 +215,26 @@ def test_a_name_in_two_character_sets_is_one_patient(tmp_path: pathlib.Path) -> 
     assert ready(find_scans(tmp_path)) == [sweep()]
 
 
+@pytest.mark.parametrize(
+    ("keyword", "values"),
+    [
+        ("PatientID", ("id-7a", "ID-7A")),
+        ("PatientSex", ("Female", "F")),
+        ("PatientBirthDate", ("1950.01.02", "19500102")),
+        ("StudyDate", ("2020-02-01", "20200201")),
+    ],
+)
+def test_a_field_in_two_spellings_halves_no_scan(tmp_path: pathlib.Path, keyword: str, values: tuple[str, str]) -> None:
+    """As half of a series has them that was fetched before an archive rewrote its headers."""
+
+    def by_turns(one: Dataset, place: int) -> None:
+        tag = pydicom.datadict.tag_for_keyword(keyword)
+        one[keyword] = pydicom.DataElement(tag, "LO", values[place % 2])
+
+    write(tmp_path, change=by_turns)
+    assert ready(find_scans(tmp_path)) == [sweep()]
+
+
 # One phase
 
 

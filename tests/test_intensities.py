@@ -45,6 +45,26 @@ def test_hounsfield_units_raise_no_doubt(change: Callable[[np.ndarray], np.ndarr
     assert phantom_values(change).doubts() is None
 
 
+def fill(volume: np.ndarray, slices: slice, value: int) -> np.ndarray:
+    volume[:, :, slices] = value
+    return volume
+
+
+@pytest.mark.parametrize(
+    ("slices", "value", "count"),
+    [
+        (slice(8, 12), 0, 4),  # the end of a file that was not copied to its end
+        (slice(0, 3), 0, 3),
+        (slice(5, 7), -1024, 2),  # as zeros are with an offset
+        *((slice(0, 3), -1024, 0), (slice(9, 12), -3024, 0)),  # padding
+    ],
+)
+def test_slices_of_one_value_are_doubted(slices: slice, value: int, count: int) -> None:
+    """Between others, or of a value that the body has."""
+    doubt = phantom_values(lambda volume: fill(volume, slices, value)).doubts()
+    assert doubt is None if not count else str(doubt).startswith(f"{count} slices have one value throughout")
+
+
 @pytest.mark.parametrize(
     "change",
     [

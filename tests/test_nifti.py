@@ -13,12 +13,14 @@ from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 
 from app.errors import ResultError, VolumeError
 from app.results import nifti_mask
 from app.volumes import nifti, open_image, open_volume
 from app.volumes.read_ahead import ReadAhead
+from phantom.dicom import write_series
 from tests.nifti_files import (
     SHAPE_LPS,
     SPACING_LPS,
@@ -420,6 +422,29 @@ def test_sform_and_pixdim_that_disagree_are_a_warning(path: pathlib.Path) -> Non
         for warning in scan.warnings
     )
     assert scan.geometry.spacing_zyx_mm == pytest.approx((2.0, 0.75, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("diagonal", "origin", "is_doubted"),
+    [
+        *(((1, 1, 1), 0, True), ((-1, -1, 1), 0, True)),  # of nibabel's users, and of ITK's
+        *(((1, 1, 1), -7, False), ((-1, -1, 1.5), 0, False)),
+    ],
+)
+def test_the_identity_is_doubted(
+    path: pathlib.Path, diagonal: tuple[float, float, float], origin: float, is_doubted: bool
+) -> None:
+    affine = np.diag([*diagonal, 1.0])
+    affine[2, 3] = origin
+    save(path, volume_lps(), affine)
+    series = path.parent / "as DICOM"
+    write_series(series, volume_lps(), (*np.abs(diagonal),))
+    for slice_path in series.iterdir():
+        one = pydicom.dcmread(slice_path)
+        one.ImagePositionPatient = [0, 0, one.ImagePositionPatient[2] + origin]
+        one.save_as(slice_path)
+    for volume in (open_volume(path), open_image(volume_lps(), affine), open_volume(series)):
+        assert any("its affine is the identity" in warning for warning in volume.warnings) == is_doubted
 
 
 @pytest.mark.parametrize("offset", [0.0, 100.0, 351.0, -5.0, np.nan, np.inf, 1e30])

@@ -15,18 +15,46 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from app import Segmenter
+from app.cases import find_cases
 from app.cli import main
 from app.errors import InputError, ResultError
 from app.failures import read_failure
-from app.results import RESULTS, finish_all, make_results, write_all
+from app.ownership import BLANK, marked
+from app.results import BESIDE, RESULTS, finish_all, make_results, write_all
 from app.results.preview import Preview
 from app.results.result import Result, beside, write_whole
 from app.results.statistics import Statistics
+from app.run import predict_case
 from app.segmentation import Segmentation
 from app.volumes import open_volume
 from phantom import make_phantom, write_phantom
 from phantom.dicom import write_series
 from tests.tiny import segmentation_of
+
+
+def test_what_is_left_beside_a_mask_that_is_another_is_said(tiny_weights: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Statistics of an earlier run would be taken for those of the mask."""
+    engine = Segmenter.load(tiny_weights, "cpu").engine
+    write_phantom(tmp_path / "in" / "a_0000.nii.gz", shape=(40, 40, 4), spacing_mm=(9.0, 9.0, 40.0))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.statistics.json").write_bytes(marked(BLANK + b" of this program"))
+    (tmp_path / "out" / "a.preview.png").write_bytes(b"somebody's own")
+    (case,) = find_cases(tmp_path / "in", tmp_path / "out")
+
+    def said(postprocess: bool) -> list[str]:
+        record = predict_case(Segmenter(engine, postprocess=postprocess), case)
+        return [line for line in record.warnings if "earlier run" in line]
+
+    assert not said(postprocess=True)  # there was no mask, and then the same one
+    assert not said(postprocess=True)
+    line = "a.statistics.json: of an earlier run, which had another mask; save that again, or delete it"
+    assert said(postprocess=False) == [line]
+
+
+def test_the_files_beside_a_mask_are_those_of_the_outputs() -> None:
+    made = [make_results([name])[name].path(pathlib.Path("X"), None).name for name in RESULTS if name != "viewer"]
+    assert {"X.nii.gz", "X.viewer.html", *made} == {"X.nii.gz", *(f"X{extension}" for extension in BESIDE)}
 
 
 class Text(Result):

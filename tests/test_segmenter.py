@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 import os
@@ -85,6 +86,27 @@ def test_the_mask_alone(segmenter: Segmenter, phantom_path: pathlib.Path) -> Non
     np.testing.assert_array_equal(segmenter.segment(phantom_path), segmenter.run(str(phantom_path)).mask)
 
 
+def test_the_mask_of_a_record_is_not_changed_in_place(segmenter: Segmenter, phantom_path: pathlib.Path) -> None:
+    """Its volumes, warnings and outputs would be of another mask; the mask alone is the caller's."""
+    found = segmenter.run(phantom_path)
+    with pytest.raises(ValueError, match="read-only"):
+        found.mask[found.mask == Organ.PANCREAS] = 0
+    corrected = np.where(found.mask == Organ.PANCREAS, np.uint8(0), found.mask)
+    assert found.volumes_ml[Organ.PANCREAS] > 0
+    assert dataclasses.replace(found, mask=corrected).volumes_ml[Organ.PANCREAS] == 0
+    with pytest.raises(ValueError, match="read-only"):
+        pickle.loads(pickle.dumps(found)).mask[:] = 0
+    segmenter.segment(phantom_path)[:] = 0
+
+
+def test_records_can_be_compared_and_kept_in_sets(phantom_path: pathlib.Path) -> None:
+    """As caches and user interfaces do; each is itself alone."""
+    volume = open_volume(phantom_path)
+    one, other = (segmentation_of(volume, np.zeros(volume.geometry.shape, np.uint8)) for _ in range(2))
+    assert one != other
+    assert {one, other, one} == {one, other}
+
+
 # Warnings
 
 
@@ -110,6 +132,38 @@ def test_an_organ_larger_than_any_known_is_doubted(organ: Organ, ml: int) -> Non
     assert warning.startswith(f"{organ.key} of {ml} ml")
     mask.flat[ml - 2 : ml] = 0
     assert not any("larger than any known" in text for text in segmentation_of(volume, mask).warnings)
+
+
+@pytest.mark.parametrize("across", [0, 1, 2])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_liver_on_the_left_is_doubted(across: int, is_known: bool) -> None:
+    """Whichever stored axis runs from side to side, and in whichever direction."""
+    axes = np.roll(np.eye(3), across, axis=0) * 10.0
+    affine = np.eye(4)
+    affine[:3, :3] = axes.T
+    line = int(np.flatnonzero(affine[0, :3])[0])
+    for turn in (1, -1):
+        affine[0, line] = turn * 10.0  # with 1 the axis grows to the right
+        mask = np.zeros((12, 12, 12), np.uint8)
+        right, left = (slice(8, 11), slice(2, 5))[::turn]
+        mask[tuple(right if axis == line else slice(4, 8) for axis in range(3))] = Organ.LIVER
+        mask[tuple(left if axis == line else slice(4, 8) for axis in range(3))] = Organ.SPLEEN
+        for spot, expected in ((mask, False), (np.flip(mask, line), is_known)):
+            volume = open_image(np.zeros(mask.shape, np.int16), affine)
+            volume = dataclasses.replace(
+                volume, geometry=dataclasses.replace(volume.geometry, orientation_known=is_known)
+            )
+            said = segmentation_of(volume, spot).warnings
+            assert any("left of the spleen" in text for text in said) == expected
+
+
+@pytest.mark.parametrize(("liver", "spleen", "is_doubted"), [(240, 661, True), (700, 690, False), (20, 290, False)])
+def test_a_spleen_larger_than_the_liver_is_doubted(liver: int, spleen: int, is_doubted: bool) -> None:
+    """As `fast` finds them in the mirror image of a patient whose liver has 1369 ml."""
+    mask = np.zeros((20, 20, 40), np.uint8)
+    mask[:10].reshape(-1)[:spleen], mask[10:].reshape(-1)[:liver] = Organ.SPLEEN, Organ.LIVER
+    volume = open_image(np.zeros(mask.shape, np.int16), np.diag([10.0, 10.0, 10.0, 1.0]))  # voxels of 1 ml
+    assert any("larger than the liver" in text for text in segmentation_of(volume, mask).warnings) == is_doubted
 
 
 def test_missing_and_doubtful_organs_are_named(phantom_path: pathlib.Path) -> None:
@@ -416,10 +470,22 @@ class Place:
         return "slow"
 
 
-@pytest.mark.parametrize("name", ["slow", "slow.safetensors", pathlib.Path("slow"), Place()])
+@pytest.mark.parametrize("name", ["slow", "slow.safetensors", pathlib.Path("slow"), Place(), ""])
 def test_a_model_that_is_not_there_is_one_line(name: str | os.PathLike[str]) -> None:
-    with pytest.raises(CheckpointError, match="slow"):
+    """An unset variable of a script is none either, and not the default."""
+    with pytest.raises(CheckpointError, match=r"slow|model ''"):
         Segmenter.load(name, "cpu")
+
+
+@pytest.mark.parametrize("size", [0, -1, "4", 2.5])
+def test_a_batch_size_that_is_none_is_one_line(segmenter: Segmenter, size: Any) -> None:  # noqa: ANN401
+    """OpenVINO would take all slices at a time."""
+    with pytest.raises(InputError, match="expected a whole number from 1"):
+        Segmenter(segmenter.engine, batch_size=size)
+
+
+def test_a_device_of_torch_is_a_device(tiny_weights: pathlib.Path) -> None:
+    assert Segmenter.load(tiny_weights, torch.device("cpu"), np.int64(2)).batch_size == 2  # type: ignore[arg-type]
 
 
 def test_slices_of_a_scan_that_failed_are_closed(segmenter: Segmenter) -> None:

@@ -106,11 +106,11 @@ def test_what_is_passed_over_is_said(tree: pathlib.Path, caplog: pytest.LogCaptu
     save(tree / "x.nii.gz", volume_lps())
     (tree / "sub").mkdir()
     (tree / "sub" / "Patient").symlink_to("/nowhere/Patient")
-    for name in ("old.hdr", "old.img", "sub/study.ZIP", "notes.txt", "p.nii.bz2", "q.7z", "r.nii.gz.part"):
+    for name in ("old.hdr", "old.img", "sub/study.ZIP", "notes.txt", "p.nii.bz2", "q.7z", "r.nii.gz.part", "s.DCM.gz"):
         (tree / name).write_text("x")
     assert [scan.name for scan in find_scans(tree)] == ["x"]
     assert caplog.messages == [
-        f"{tree}: files that are not read, neither NIfTI nor DICOM; convert or unpack them: 6, such as old.hdr",
+        f"{tree}: files that are not read, neither NIfTI nor DICOM; convert or unpack them: 7, such as old.hdr",
         f"{tree}: links that lead to nothing; what they should lead to is left out: 1, such as sub/Patient",
     ]
 

@@ -1,4 +1,4 @@
-"""Whether a scan's values are Hounsfield units, judged by the body's values and not by single voxels."""
+"""Whether a scan's values are Hounsfield units, judged by the body's values and not by single voxels; and all there."""
 
 from __future__ import annotations
 
@@ -22,11 +22,19 @@ class Intensities:
     def __init__(self) -> None:
         self._lowest = int(np.iinfo(np.int16).min)
         self._counts = np.zeros(1 << 16, np.int64)
+        self._has_content = False  # whether a slice had more than one value
+        self._flat_waiting = self._flat = 0  # slices of one value: since the last one with content; that are a doubt
 
     def add(self, plane: NDArray[np.int16]) -> None:
         """Count a slice's values."""
         sample = plane[::STRIDE, ::STRIDE].astype(np.int64).ravel() - self._lowest
         self._counts += np.bincount(sample, minlength=len(self._counts))
+        if np.ptp(sample):
+            self._has_content, self._flat, self._flat_waiting = True, self._flat + self._flat_waiting, 0
+        elif plane[0, 0] > hounsfield.BODY:
+            self._flat += 1
+        elif self._has_content:
+            self._flat_waiting += 1
 
     def _count(self, low: int, high: int | None = None) -> int:
         """Values from `low` up to, not including, `high`."""
@@ -60,7 +68,20 @@ class Intensities:
         )
 
     def doubts(self) -> str | None:
-        """A sentence for the user if these are not Hounsfield units; None if they may be."""
+        """A sentence for the user if these are not Hounsfield units, or not all there; None if they may be."""
+        return "; ".join(doubt for doubt in (self._no_hounsfield(), self._no_content()) if doubt) or None
+
+    def _no_content(self) -> str | None:
+        """Slices of one value that is the body's, or between others: what a copy left that stopped, or a resampling."""
+        if not (self._flat and self._has_content):
+            return None
+        return (
+            f"{self._flat} slices have one value throughout; copy the file again if it was copied, or give the scan "
+            "before it was resampled"
+        )
+
+    def _no_hounsfield(self) -> str | None:
+        """What tells that these are no Hounsfield units."""
         if self._count(hounsfield.BODY) < FEWEST or self._may_be_hounsfield():
             return None
         if self._lacks_offset():

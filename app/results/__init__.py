@@ -16,17 +16,30 @@ To add an output, write a module with a class that satisfies `Result`, and give 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any
 
 from ..errors import InputError, ResultError
+from ..ownership import mark_in
 from ..segmentation import Segmentation
+from ..volumes.gzip_file import plain_head
 from ..volumes.nifti import EXTENSIONS
-from .result import Result, each_by_itself
+from ..volumes.walk import first_bytes
+from .result import Result, beside, each_by_itself
 
-__all__ = ["DEFAULT_RESULTS", "RESULTS", "Result", "finish_all", "make_results", "write_all"]
+__all__ = [
+    "BESIDE",
+    "DEFAULT_RESULTS",
+    "RESULTS",
+    "Result",
+    "finish_all",
+    "left_behind",
+    "make_results",
+    "marks_of",
+    "write_all",
+]
 
 # Name of an output -> its module and class; modules are imported when they are asked for, as are their libraries.
 RESULTS: dict[str, tuple[str, str]] = {
@@ -40,6 +53,8 @@ RESULTS: dict[str, tuple[str, str]] = {
     "viewer": ("viewer", "Viewer"),
 }
 DEFAULT_RESULTS = ("nifti",)  # the challenge wants the mask alone
+# What a case's files are called that are no masks: known here, so that nothing is imported to look for them.
+BESIDE = (".statistics.json", ".preview.png", ".viewer.html", ".seg.dcm", ".rtstruct.dcm", ".sr.dcm")
 
 
 def make_results(names: Sequence[str] = DEFAULT_RESULTS, **options: Any) -> dict[str, Result]:  # noqa: ANN401
@@ -125,6 +140,30 @@ def write_all(segmentation: Segmentation, results: Mapping[str, Result], paths: 
         each_by_itself((paths[name], partial(write, name)) for name in results)
     except ResultError as error:
         raise ResultError(f"{error} (written all the same: {', '.join(written)})" if written else str(error)) from error
+
+
+def marks_of(paths: Iterable[pathlib.Path]) -> dict[pathlib.Path, bytes]:
+    """The marks, see ownership.py, of those files that this program wrote."""
+    marks = {path: mark_in(plain_head(first_bytes(path)) or b"") for path in paths}
+    return {path: mark for path, mark in marks.items() if mark}
+
+
+def left_behind(
+    base: pathlib.Path, written: Collection[pathlib.Path], before: Mapping[pathlib.Path, bytes]
+) -> list[str]:
+    """A warning, if a case has files of an earlier run that were made from another mask, which was replaced now.
+
+    Args:
+        base: see `Result.path`.
+        written: the case's outputs.
+        before: their marks before they were written.
+    """
+    masks = {path: mark for path, mark in before.items() if path.name.endswith(EXTENSIONS)}
+    if marks_of(masks) == masks:
+        return []
+    others = {beside(base, extension) for extension in BESIDE} - {*written}
+    names = ", ".join(sorted(path.name for path in marks_of(others)))
+    return [f"{names}: of an earlier run, which had another mask; save that again, or delete it"] if names else []
 
 
 def finish_all(results: Mapping[str, Result], output: pathlib.Path) -> None:

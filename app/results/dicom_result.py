@@ -153,6 +153,9 @@ def source_headers(volume: DicomVolume) -> list[pydicom.Dataset]:
     """
     paths = dict.fromkeys(one.path for one in volume.files)
     sources = [_header_of(path) for path in paths]
+    for source in sources:
+        if not source.get("SOPClassUID") and (stored := source.file_meta.get("MediaStorageSOPClassUID")):
+            source.SOPClassUID = stored  # the reader takes it from there, too
     images = {source.get("SOPInstanceUID") or "" for source in sources}
     if len(images) < len(sources) or "" in images:
         raise ValueError("its images have no SOPInstanceUIDs of their own, by which the object would name them")

@@ -27,6 +27,7 @@ from ..errors import VolumeError
 from . import dicom, nifti
 from .archive import EXTENSIONS as ARCHIVES
 from .archive import clear_left_behind, is_archive, unpacked
+from .dicom_names import EXTENSIONS as DICOM_NAMES
 from .memory import open_image
 from .volume import (
     DEFAULT_OPTIONS,
@@ -75,6 +76,7 @@ log = logging.getLogger(__name__)
 NOT_READ = (
     *(".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgh", ".mgz", ".mnc"),
     *(".bz2", ".xz", ".zst", ".lzma", ".7z", ".rar"),
+    *(f"{extension}.gz" for extension in (".hdr", ".img", ".nrrd", ".mnc", *DICOM_NAMES)),
     *(".part", ".crdownload", ".filepart"),  # of a scan that is still on its way
     *ARCHIVES,
 )

@@ -65,7 +65,7 @@ class Dicom:
 
         A DICOMDIR only lists other files.
         """
-        if path.name == "DICOMDIR":
+        if path.name.upper() == "DICOMDIR":  # in small letters where a CD was mounted so
             return False
         if is_dicom(head) or path.suffix.lower() in EXTENSIONS:
             return True

@@ -243,14 +243,17 @@ def _directions(orientation: Sequence[float]) -> NDArray[np.float64]:
 
 
 def _comparable(name: str, value: object) -> str:
-    """An element of `IDENTITY` as text that does not depend on the character set that the file declares.
+    """An element of `IDENTITY` as text that does not depend on how it is written, nor in which character set.
 
-    Of a name only the alphabetic group is taken (PS3.5, 6.2), of which letters of the default repertoire are left.
+    Of a name only the alphabetic group is taken (PS3.5, 6.2), of which letters of the default repertoire are left; of a
+    date the digits (`1950.01.02`, as ACR-NEMA had it), of the sex the first letter (`Female`).
     """
-    text = str(value or "").encode("ascii", "ignore").decode()
+    text = str(value or "").encode("ascii", "ignore").decode().strip().casefold()
     if name == "PatientName":
-        return "".join(letter for letter in text.partition("=")[0].casefold() if letter.isalnum())
-    return text.strip()
+        return "".join(letter for letter in text.partition("=")[0] if letter.isalnum())
+    if name.endswith("Date"):
+        return "".join(letter for letter in text if letter.isdigit())
+    return text[:1] if name == "PatientSex" else text
 
 
 def _marks(first: Callable[[str], Any], frame: int | None) -> tuple[str, ...]:

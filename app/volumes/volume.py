@@ -126,7 +126,7 @@ def is_rigid(affine: NDArray[np.float64]) -> bool:
 
 
 def implausible(path: pathlib.Path, geometry: Geometry) -> list[str]:
-    """Warnings about a size that no patient has.
+    """Warnings about a size that no patient has, or a geometry that nobody knew.
 
     Raises:
         VolumeError: the slices are so large that their resampled copies would not fit into memory.
@@ -135,9 +135,15 @@ def implausible(path: pathlib.Path, geometry: Geometry) -> list[str]:
     size = f"{field_mm[1]:.4g} x {field_mm[0]:.4g} x {z_mm:.4g} mm"
     if not max(field_mm) <= LARGEST_FIELD_MM or not z_mm <= LARGEST_LENGTH_MM:
         raise VolumeError(f"{path}: the scan measures {size}, larger than any patient; correct its spacing or its unit")
+    warnings = []
     if min(field_mm) < SMALLEST_FIELD_MM:
-        return [f"the scan measures {size}, too little for an abdomen; check its spacing, or the unit of it"]
-    return []
+        warnings.append(f"the scan measures {size}, too little for an abdomen; check its spacing, or the unit of it")
+    if np.array_equal(np.abs(geometry.affine), np.eye(4)):  # ITK's is negative: its axes grow to the left and back
+        warnings.append(
+            "its affine is the identity, voxels of 1 mm from the origin on, as programs write it that know neither "
+            "spacing nor orientation: volumes and labels may be wrong; give the scan with its own geometry"
+        )
+    return warnings
 
 
 def to_int16(hounsfield: NDArray[Any]) -> NDArray[np.int16]:
