@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from app.checkpoint import bundled_models
 from app.errors import AppError
+from app.organs import ORGANS
 from app.process import full_disk_in_one_line
 from app.segmenter import Segmenter
 from evaluation import confidence as confidences
@@ -114,6 +115,9 @@ def accuracy(
     for case in results:
         if case.prediction is None:
             click.echo(f"warning: no prediction for {case.name}, scored 0", err=True)
+    for organ in ORGANS:
+        if any(case.prediction_ml[organ] for case in results) and not any(case.reference_ml[organ] for case in results):
+            click.echo(f"warning: no reference shows {organ.key}; where masks do, the score is 0", err=True)
     sys.exit(1 if evaluation.errors else 0)
 
 

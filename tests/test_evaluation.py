@@ -187,11 +187,27 @@ def test_a_missing_prediction_counts_as_zero_and_is_named(
     result = CliRunner().invoke(main, ["accuracy", *map(str, folders), "--out", str(tmp_path / "report")])
     assert result.exit_code == 0, result.output
     assert "no prediction for b, scored 0" in result.output
+    assert "no reference shows" not in result.output
     rows = list(csv.reader((tmp_path / "report" / "scores.csv").read_text().splitlines()))
     assert ",".join(rows[0]) == "Name,DSC_1,NSD-1mm_1,DSC_2,NSD-1mm_2,DSC_3,NSD-1mm_3,DSC_4,NSD-1mm_4"
     assert rows[1] == ["a.nii.gz", *["1.0000"] * 8]
     assert rows[2] == ["b.nii.gz", *["0.0000"] * 8]
     assert "| liver | 50.00 ± 70.71 | 50.00 ± 70.71 | 1 mm | 50.00 | 0.00 .. 100.00 |" in result.output
+
+
+def test_an_organ_that_no_reference_shows_is_a_warning(
+    folders: tuple[pathlib.Path, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    """As where one organ alone was annotated: its scores look like those of a bad mask."""
+    for path in folders[1].iterdir():
+        image = nib.load(path)
+        labels = np.asarray(image.dataobj).copy()
+        labels[labels == Organ.SPLEEN] = 0
+        nib.save(nib.Nifti1Image(labels, image.affine), path)
+    result = CliRunner().invoke(main, ["accuracy", *map(str, folders), "--out", str(tmp_path / "report")])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("warning: no reference shows ") == 1
+    assert "warning: no reference shows spleen; where masks do, the score is 0" in result.output
 
 
 @pytest.mark.parametrize(
