@@ -139,7 +139,8 @@ def _scans_of(source: pathlib.Path, output: pathlib.Path, options: FindOptions) 
     """
     try:
         if not source.exists():
-            raise InputError(f"{source}: no such file or folder; give a scan or a folder of scans")
+            place = "" if source.is_absolute() else f" in {pathlib.Path.cwd()}"
+            raise InputError(f"{source}: no such file or folder{place}; give a scan or a folder of scans")
         if source.is_dir() and output.is_dir() and identity(source) == identity(output):
             raise InputError(f"{output}: OUTPUT is the input folder; choose another, or masks would be taken for scans")
         scans = find_scans(source, options)

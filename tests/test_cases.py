@@ -274,6 +274,15 @@ def test_a_path_of_a_list_that_cannot_be_used_is_a_failed_case(
         find_cases([tmp_path / "gone", tmp_path / "gone too"], tmp_path / "out")
 
 
+def test_a_relative_path_that_is_not_there_says_where_it_was_looked_for(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a list that was written for another folder."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"scans/a.nii.gz: no such file or folder in {tmp_path}; give"):
+        find_cases([pathlib.Path("scans/a.nii.gz")], tmp_path / "out")
+
+
 def test_a_scan_that_is_named_twice_is_done_once(tmp_path: pathlib.Path, phantom_path: pathlib.Path) -> None:
     (tmp_path / "in").mkdir()
     scan = pathlib.Path(shutil.copy(phantom_path, tmp_path / "in" / "a_0000.nii.gz"))
