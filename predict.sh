@@ -14,8 +14,7 @@ if [ -n "${DROP_ROOT-}" ] && [ "$(id -u)" = 0 ] && owner=$(stat -c %u "$2" 2>/de
     become="setpriv --reuid $owner --regid $(stat -c %g "$2") --clear-groups --no-new-privs"
     if $become sh -c 'test -r "$1" && test -x "$2" && test -w "$2"' sh "$1" "$2" 2>/dev/null; then drop=$become; fi
 fi
-# Nothing is imported from the working directory (-P), from the user's own packages (-s), or from the Python that the
-# host's environment names: Apptainer brings the host's home folder and environment into the container.
-unset PYTHONHOME PYTHONPLATLIBDIR
-if [ -n "${APPTAINER_CONTAINER-}${SINGULARITY_CONTAINER-}" ]; then unset PYTHON; fi
+# Nothing is imported from the working directory (-P), from the user's own packages (-s), or in Apptainer, which brings
+# the host's home folder and environment into the container, from the Python that the host's environment names.
+if [ -n "${APPTAINER_CONTAINER-}${SINGULARITY_CONTAINER-}" ]; then unset PYTHON PYTHONHOME PYTHONPLATLIBDIR; fi
 PYTHONPATH="$here" exec $drop "${PYTHON:-python3}" -s -P -m app "$@"
