@@ -107,7 +107,7 @@ def options_of_input(command: Callable[..., None]) -> Callable[..., None]:
                 help="Type of the DICOM segmentation, with --save dicom-seg.",
             ),
             to_output("--skip-existing", is_flag=True, help="Skip cases that are done, or failed in an earlier run."),
-            to_output("--retry-failed", is_flag=True, help="With --skip-existing: retry failed cases."),
+            to_output("--retry-failed", is_flag=True, help="Like --skip-existing, but retry failed cases."),
         )
     ):
         command = add(command)
@@ -192,7 +192,7 @@ class Request:
     @property
     def resume(self) -> Resume:
         """What to do about cases that an earlier run dealt with."""
-        return Resume(self.skip_existing, self.retry_failed)
+        return Resume(self.skip_existing or self.retry_failed, self.retry_failed)
 
     @contextlib.contextmanager
     def cases(self, needs_ct: bool = True) -> Iterator[tuple[list[Case], dict[str, Result]]]:

@@ -262,9 +262,11 @@ def test_what_failed_is_not_tried_again_unless_asked(
     assert not (output / "a.nii.gz").exists()
     assert read_records(output)[-1]["status"] == "skipped"
     assert "failed before" in read_records(output)[-1]["error"]
-    assert invoke(*arguments, "--skip-existing", "--retry-failed") == 0
+    assert invoke(*arguments, "--retry-failed") == 0
     assert (output / "a.nii.gz").exists()
     assert not (output / "a.failed.json").exists()
+    assert invoke(*arguments, "--retry-failed") == 0
+    assert read_records(output)[-1]["status"] == "skipped"  # done by now
 
 
 def test_a_case_that_ends_its_process_is_given_up_after_some_attempts(
