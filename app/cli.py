@@ -26,7 +26,7 @@ from .shards import Shard, merge_logs
 from .version import __version__
 from .volumes import NotCt, Ready
 from .whole_file import printable
-from .work import DONE, RunLog, exit_status
+from .work import DONE, Resume, RunLog, exit_status, settle
 
 _log = logging.getLogger(__package__)
 
@@ -100,12 +100,12 @@ def main(shard: str | None, list_series: bool, verbose: bool, **options: Any) ->
         part = Shard.parse(shard) if shard else Shard.from_environment()
         with request.cases(needs_ct=not list_series) as (cases, results):
             cases = _part_of(cases, part)
-            return _list(cases) if list_series else _segment(request, choice, cases, results, part)
+            return _list(cases, request.resume) if list_series else _segment(request, choice, cases, results, part)
 
     sys.exit(exit_status(command))
 
 
-def _list(cases: list[Case]) -> int:
+def _list(cases: list[Case], resume: Resume) -> int:
     """Print what would be done with every case."""
     for case in cases:
         state = case.scan.state
@@ -114,6 +114,8 @@ def _list(cases: list[Case]) -> int:
             check_outputs(case)
         except ResultError as error:
             line = str(error) if isinstance(state, Ready) else line
+        if isinstance(state, Ready) and (record := settle(case, resume)):
+            line = f"skipped, {record.error or 'its outputs exist'}"
         click.echo(printable(f"{case.name}  {case.scan.path}  {line}"))
     return DONE
 

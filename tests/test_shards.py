@@ -262,7 +262,14 @@ def test_what_failed_is_not_tried_again_unless_asked(
     assert not (output / "a.nii.gz").exists()
     assert read_records(output)[-1]["status"] == "skipped"
     assert "failed before" in read_records(output)[-1]["error"]
+
+    def listed(option: str) -> str:
+        return CliRunner().invoke(main, [*map(str, arguments), "--list-series", option]).output
+
+    assert "skipped, it failed before (" in listed("--skip-existing")
+    assert "to be segmented" in listed("--retry-failed")
     assert invoke(*arguments, "--retry-failed") == 0
+    assert "skipped, its outputs exist" in listed("--retry-failed")
     assert (output / "a.nii.gz").exists()
     assert not (output / "a.failed.json").exists()
     assert invoke(*arguments, "--retry-failed") == 0
