@@ -108,16 +108,21 @@ def main(shard: str | None, list_series: bool, verbose: bool, **options: Any) ->
 def _list(cases: list[Case], resume: Resume) -> int:
     """Print what would be done with every case."""
     for case in cases:
-        state = case.scan.state
-        line = "to be segmented" if isinstance(state, Ready) else state.reason
-        try:
-            check_outputs(case)
-        except ResultError as error:
-            line = str(error) if isinstance(state, Ready) else line
-        if isinstance(state, Ready) and (record := settle(case, resume)):
-            line = f"skipped, {record.error or 'its outputs exist'}"
-        click.echo(printable(f"{case.name}  {case.scan.path}  {line}"))
+        click.echo(printable(f"{case.name}  {case.scan.path}  {_prospect(case, resume)}"))
     return DONE
+
+
+def _prospect(case: Case, resume: Resume) -> str:
+    """What would be done with a case, and why not more."""
+    if not isinstance(case.scan.state, Ready):
+        return case.scan.state.reason
+    if record := settle(case, resume):
+        return f"skipped, {record.error or 'its outputs exist'}"
+    try:
+        check_outputs(case)
+    except ResultError as error:
+        return str(error)
+    return "to be segmented"
 
 
 def _part_of(cases: list[Case], part: Shard) -> list[Case]:

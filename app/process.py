@@ -24,8 +24,6 @@ ENDING = [
     )
     if hasattr(signal, name)
 ]
-
-
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a write that fails for these names no file
 
 

@@ -177,11 +177,8 @@ def test_hidden_folders_of_an_older_versions_killed_run_are_left_alone(small: pa
 def test_a_process_that_is_killed_while_it_caches_ends_training_in_one_line(
     small: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for folder, name in (
-        ("imagesTr", "{}_0000.nii.gz"),
-        ("labelsTr", "{}.nii.gz"),
-    ):  # one alone is cached here
-        shutil.copy(small / folder / name.format("one"), small / folder / name.format("two"))
+    shutil.copy(small / "imagesTr" / "one_0000.nii.gz", small / "imagesTr" / "two_0000.nii.gz")  # one is cached here
+    shutil.copy(small / "labelsTr" / "one.nii.gz", small / "labelsTr" / "two.nii.gz")
     monkeypatch.setattr("evaluation.processes.usable_cpus", lambda: 2)
     monkeypatch.setattr("training.cache._store", die)
     with pytest.raises(DataError, match="caching: a process was killed, most often for want of memory"):
